@@ -1,0 +1,158 @@
+// Package api holds the public words of Lockstep: what its HTTP API and its CLI's JSON output say. It imports
+// only the standard library. Fields are only ever added.
+package api
+
+import "time"
+
+type Version struct {
+	Version string `json:"version"`
+	Commit  string `json:"commit,omitempty"`
+	Go      string `json:"go"`
+	Level   int    `json:"level"` // cluster level: the newest format this binary writes
+}
+
+type Node struct {
+	Name    string `json:"name"`
+	ID      string `json:"id"` // hex
+	Address string `json:"address"`
+	State   string `json:"state"` // up, down, joining
+	Version string `json:"version"`
+	Voter   bool   `json:"voter"` // votes in the control group
+	Self    bool   `json:"self,omitempty"`
+}
+
+type Replica struct {
+	Node       string  `json:"node"`
+	Role       string  `json:"role"` // leader, follower, learner, observer
+	Mode       string  `json:"mode"` // live, diff, snap, probe, down
+	Why        string  `json:"why"`
+	Applied    uint64  `json:"applied"`
+	LagEntries uint64  `json:"lag_entries"`
+	LagSeconds float64 `json:"lag_seconds"`
+}
+
+type Group struct {
+	Name     string    `json:"name"`
+	Kind     string    `json:"kind"` // control, files
+	Leader   string    `json:"leader"`
+	Term     uint64    `json:"term"`
+	Commit   uint64    `json:"commit"`
+	Ack      string    `json:"ack,omitempty"`
+	Replicas []Replica `json:"replicas"`
+}
+
+type Problem struct {
+	Path  string    `json:"path"`
+	What  string    `json:"what"` // one line: unreadable, not UTF-8 (shown escaped), skipped device, disk full …
+	Hint  string    `json:"hint,omitempty"`
+	Since time.Time `json:"since"`
+}
+
+type DirNode struct {
+	Node        string    `json:"node"`
+	Role        string    `json:"role"`
+	Path        string    `json:"path"`
+	Mode        string    `json:"mode"` // live, scan, diff, snap, stopped, down
+	Why         string    `json:"why,omitempty"`
+	Watcher     string    `json:"watcher"` // fanotify, inotify (why), poll (why)
+	Applied     uint64    `json:"applied"`
+	Placed      uint64    `json:"placed"` // everything up to this index is on disk
+	Digest      string    `json:"digest"`
+	BehindFiles uint64    `json:"behind_files"`
+	BehindBytes uint64    `json:"behind_bytes"`
+	LagSeconds  float64   `json:"lag_seconds"`
+	Pending     uint64    `json:"pending"` // local changes seen but not yet committed
+	Conflicts   uint64    `json:"conflicts"`
+	Problems    []Problem `json:"problems"`
+}
+
+type DirStatus struct {
+	Group    string    `json:"group"`
+	Position uint64    `json:"position"`
+	Digest   string    `json:"digest"`
+	Files    uint64    `json:"files"`
+	Bytes    uint64    `json:"bytes"`
+	Ack      string    `json:"ack"`
+	Conflict string    `json:"conflict"`
+	Topology string    `json:"topology"`
+	Nodes    []DirNode `json:"nodes"`
+}
+
+// DirCreate is the body of POST /v1/dirs.
+type DirCreate struct {
+	Name     string            `json:"name"`
+	Paths    map[string]string `json:"paths"`              // node name → directory
+	Ack      string            `json:"ack,omitempty"`      // local, quorum (default), all
+	Conflict string            `json:"conflict,omitempty"` // keep-both (default), first, newest, prefer:NODE
+	Mode     string            `json:"mode,omitempty"`     // readwrite (default), readonly
+	Topology string            `json:"topology,omitempty"` // star
+}
+
+type DirEntry struct {
+	Path    string    `json:"path"`
+	Kind    string    `json:"kind"` // file, dir, symlink
+	Size    int64     `json:"size"`
+	Mode    string    `json:"mode"` // octal
+	UID     uint32    `json:"uid"`
+	GID     uint32    `json:"gid"`
+	MTime   time.Time `json:"mtime"`
+	Hash    string    `json:"hash,omitempty"`
+	Target  string    `json:"target,omitempty"`
+	Version uint64    `json:"version"`
+}
+
+type DirWait struct {
+	Group    string   `json:"group"`
+	Position uint64   `json:"position"` // what was waited for
+	Reached  []string `json:"reached"`
+	Missing  []string `json:"missing"`
+	Seconds  float64  `json:"seconds"`
+}
+
+type DirVerify struct {
+	Group string          `json:"group"`
+	Nodes []DirVerifyNode `json:"nodes"`
+}
+
+type DirVerifyNode struct {
+	Node        string   `json:"node"`
+	Files       uint64   `json:"files"`
+	Bytes       uint64   `json:"bytes"`
+	Differences []string `json:"differences"` // at most 1000 paths, each with what differs
+	Damaged     []string `json:"damaged"`     // content changed while size, mtime and ctime did not
+	Err         string   `json:"error,omitempty"`
+}
+
+type Conflict struct {
+	Path  string    `json:"path"`
+	Copy  string    `json:"copy"`
+	Node  string    `json:"node"` // who wrote the copy
+	Time  time.Time `json:"time"`
+	Index uint64    `json:"index"`
+}
+
+type Token struct {
+	Token   string    `json:"token,omitempty"` // only in the answer to create
+	ID      string    `json:"id"`
+	Expires time.Time `json:"expires"`
+	Used    int       `json:"used"`
+}
+
+type Warning struct {
+	Name    string    `json:"name"` // stable identifier
+	Subject string    `json:"subject"`
+	Text    string    `json:"text"`
+	Hint    string    `json:"hint"`
+	Since   time.Time `json:"since"`
+}
+
+// Status is the answer of GET /v1/status: the node that was asked, and its view of the cluster.
+type Status struct {
+	Cluster  string      `json:"cluster"`
+	Node     Node        `json:"node"`
+	Ready    bool        `json:"ready"`
+	Nodes    []Node      `json:"nodes"`
+	Groups   []Group     `json:"groups"`
+	Dirs     []DirStatus `json:"dirs"`
+	Warnings []Warning   `json:"warnings"`
+}

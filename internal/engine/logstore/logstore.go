@@ -1,0 +1,55 @@
+// Package logstore keeps the raft logs of all groups of a node in one store: one writer, one sync in flight.
+//
+// A Write is the unit that raft calls MsgStorageAppend. Store.Write makes a slice of them durable with a
+// single sync (group commit); atomically for each group: entries, hard state and snapshot position are all
+// there after a crash, or none of that Write is.
+package logstore
+
+import (
+	"errors"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+)
+
+// ErrDamaged wraps what Open or a read finds when acknowledged data is missing or altered: that replica
+// must not vote again under its id.
+var ErrDamaged = errors.New("log damaged")
+
+// Write is one group's part of a synced append.
+type Write struct {
+	Group uint64
+	// Snapshot, when set, replaces the log: it then starts after Snapshot.Index with this term and
+	// configuration. It is applied before Entries.
+	Snapshot *raftpb.SnapshotMetadata
+	// Entries are appended; whatever the log held at Entries[0].Index and above is dropped first.
+	Entries   []*raftpb.Entry
+	HardState *raftpb.HardState // nil: unchanged
+}
+
+// Store is all logs of a node. Write, Compact, Remove and Create are called by one goroutine at a time;
+// logs may be read concurrently with them.
+type Store interface {
+	// Log opens the log of a group; found is false if the group has none.
+	Log(group uint64) (log Log, found bool, err error)
+	// Create makes an empty log that starts after snap (index ≥ 1) with snap's configuration, durably.
+	Create(group uint64, snap *raftpb.SnapshotMetadata) (Log, error)
+	// Write makes all writes durable with one sync. On error nothing may be assumed: the caller stops.
+	Write(writes []Write) error
+	// SetConfState records the configuration that is in force once everything up to index is applied;
+	// it becomes durable with the next Write or Compact and is what InitialState returns.
+	SetConfState(group uint64, index uint64, cs *raftpb.ConfState) error
+	// Compact drops entries up to and including index (≤ the applied index that is durable elsewhere).
+	Compact(group uint64, index uint64) error
+	// Remove forgets a group durably.
+	Remove(group uint64) error
+	Groups() ([]uint64, error)
+	Close() error
+}
+
+// Log is one group's log as raft reads it (raft.Storage), plus its size.
+type Log interface {
+	raft.Storage
+	// Bytes is the approximate size of the retained entries from lo to the end.
+	Bytes(lo uint64) uint64
+}

@@ -1,0 +1,55 @@
+// Package kv is the seam to the ordered key-value store that holds the applied state of every machine of
+// a node: Pebble in production, an in-memory B-tree with a crash model in tests and in the simulator.
+//
+// It is not a log and makes no promise of its own about durability: what a batch committed survives the
+// death of the process once Sync has returned; after a crash the store holds a prefix of the batches that
+// were committed, in commit order, and never half of one. The raft log closes the gap: every batch
+// carries the index that it applied up to, so replay starts exactly where the surviving prefix ends.
+//
+// The package starts no goroutine; Pebble starts its own and Close waits for them.
+package kv
+
+import "errors"
+
+// ErrStop, returned by a Scan visitor, ends the scan without an error.
+var ErrStop = errors.New("kv: stop")
+
+// Reader reads one consistent or live state. Keys compare bytewise.
+type Reader interface {
+	// Get returns a copy of the value, or found == false.
+	Get(key []byte) (value []byte, found bool, err error)
+	// Scan visits from ≤ key < to in order; nil `to` means no upper bound. The slices are valid only
+	// during the call. An error from visit ends the scan and is returned, except ErrStop.
+	Scan(from, to []byte, visit func(key, value []byte) error) error
+}
+
+// Tx is a Reader that also collects writes; its reads see its own writes.
+type Tx interface {
+	Reader
+	Set(key, value []byte) error // copies both
+	Delete(key []byte) error
+	DeleteRange(from, to []byte) error // from ≤ key < to
+}
+
+// Batch is a Tx that takes effect as a whole.
+type Batch interface {
+	Tx
+	Commit() error // atomic; visible at once; durable only after Sync
+	Discard()      // releases the batch; harmless after Commit
+}
+
+// View is a point-in-time state; it stays readable while the store goes on.
+type View interface {
+	Reader
+	Close() error
+}
+
+// Store is the whole state or, through Prefixed, one key prefix of it. Batches of disjoint prefixes may be
+// open and committed concurrently.
+type Store interface {
+	Reader
+	Batch() Batch
+	View() View
+	Sync() error // all that was committed before the call is durable when it returns
+	Close() error
+}
