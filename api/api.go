@@ -1,5 +1,9 @@
-// Package api holds the public words of Lockstep: what its HTTP API and its CLI's JSON output say. It imports
-// only the standard library. Fields are only ever added.
+// Package api holds the public words of Lockstep: what its HTTP API and its CLI's JSON output say, the table
+// of error codes and the table of routes. It imports only the standard library, starts no goroutine and does
+// no I/O. Fields are only ever added.
+//
+// File names may hold any byte, JSON strings may not: every path in a value of this package is in the form
+// that EscapePath gives it.
 package api
 
 import "time"
@@ -78,7 +82,7 @@ type DirStatus struct {
 	Nodes    []DirNode `json:"nodes"`
 }
 
-// DirCreate is the body of POST /v1/dirs.
+// DirCreate asks for a new files group.
 type DirCreate struct {
 	Name     string            `json:"name"`
 	Paths    map[string]string `json:"paths"`              // node name → directory
@@ -107,6 +111,7 @@ type DirWait struct {
 	Reached  []string `json:"reached"`
 	Missing  []string `json:"missing"`
 	Seconds  float64  `json:"seconds"`
+	Done     bool     `json:"done"` // what was asked for is reached; false: the timeout came first
 }
 
 type DirVerify struct {
