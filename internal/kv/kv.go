@@ -28,17 +28,19 @@ type Tx interface {
 	Reader
 	Set(key, value []byte) error // copies both
 	Delete(key []byte) error
-	DeleteRange(from, to []byte) error // from ≤ key < to
+	// DeleteRange deletes from ≤ key < to; nil `to` means no upper bound.
+	DeleteRange(from, to []byte) error
 }
 
-// Batch is a Tx that takes effect as a whole.
+// Batch is a Tx that takes effect as a whole. It reads the store as it is at each call, below its own writes;
+// a Scan visits the state at its begin even if visit writes. A batch is for one goroutine.
 type Batch interface {
 	Tx
 	Commit() error // atomic; visible at once; durable only after Sync
 	Discard()      // releases the batch; harmless after Commit
 }
 
-// View is a point-in-time state; it stays readable while the store goes on.
+// View is a point-in-time state; it stays readable while the store goes on. Views are closed before the store.
 type View interface {
 	Reader
 	Close() error

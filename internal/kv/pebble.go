@@ -1,0 +1,230 @@
+package kv
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/sstable"
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/lockstep-sync/lockstep/internal/kv/guard"
+)
+
+// Sizes of a store's buffers unless PebbleOptions says otherwise.
+const (
+	DefaultCacheBytes    = 8 << 20
+	DefaultMemTableBytes = 8 << 20
+)
+
+// PebbleOptions tunes OpenPebble; the zero value is right for a node.
+type PebbleOptions struct {
+	Log *slog.Logger // nil: silent
+	// OnError is told when the disk failed behind a batch: on Pebble's goroutine, perhaps with its locks
+	// held, so it must neither block nor use the store. After the first error that is not a full disk
+	// (ENOSPC, EDQUOT) every Commit, Sync and read fails, and Close may not return: the owner ends the
+	// process. nil: such an error panics.
+	OnError       func(error)
+	FS            vfs.FS // nil: the operating system's
+	CacheBytes    int64  // block cache; 0: DefaultCacheBytes
+	MemTableBytes uint64 // 0: DefaultMemTableBytes; up to three may exist for a moment
+}
+
+// OpenPebble opens the store in dir, or makes an empty one. Batches go to a write-ahead log that only
+// Sync makes durable.
+func OpenPebble(dir string, o PebbleOptions) (Store, error) {
+	g := guard.New(o.Log, o.OnError)
+	cache := pebble.NewCache(cmpOr(o.CacheBytes, DefaultCacheBytes))
+	defer cache.Unref()
+	opts := &pebble.Options{
+		FS:                          o.FS,
+		Cache:                       cache,
+		MemTableSize:                cmpOr(o.MemTableBytes, DefaultMemTableBytes),
+		MemTableStopWritesThreshold: 3,
+		FormatMajorVersion:          pebble.FormatValueSeparation,
+		CompactionConcurrencyRange:  func() (int, int) { return 1, 1 },
+		MaxOpenFiles:                256,
+		L0CompactionThreshold:       4,
+		L0StopWritesThreshold:       24,
+		LBaseMaxBytes:               32 << 20,
+	}
+	opts.Experimental.FileCacheShards = 1
+	opts.TargetFileSizes[0] = 4 << 20
+	for i := range opts.Levels {
+		opts.Levels[i].BlockSize = 16 << 10
+		opts.Levels[i].Compression = func() *sstable.CompressionProfile { return sstable.SnappyCompression }
+	}
+	g.Install(opts)
+	db, err := pebble.Open(dir, opts)
+	if err != nil {
+		return nil, fmt.Errorf("open store %s: %w", dir, err)
+	}
+	return &pebbleStore{pebbleReader{db, g}, db}, nil
+}
+
+func cmpOr[T int64 | uint64](v, def T) T {
+	if v == 0 {
+		return def
+	}
+	return v
+}
+
+// pebbleReader reads from a database, a batch or a snapshot.
+type pebbleReader struct {
+	r     pebble.Reader
+	guard *guard.Guard
+}
+
+func (p pebbleReader) Get(key []byte) ([]byte, bool, error) {
+	if err := p.guard.Err(); err != nil {
+		return nil, false, err
+	}
+	v, c, err := p.r.Get(key)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("read key %q: %w", key, err)
+	}
+	v = append(make([]byte, 0, len(v)), v...) // found values are never nil
+	if err := c.Close(); err != nil {
+		return nil, false, fmt.Errorf("read key %q: %w", key, err)
+	}
+	return v, true, nil
+}
+
+func (p pebbleReader) Scan(from, to []byte, visit func(key, value []byte) error) (err error) {
+	if err := p.guard.Err(); err != nil {
+		return err
+	}
+	if to != nil && bytes.Compare(from, to) >= 0 {
+		return nil
+	}
+	it, err := p.r.NewIter(&pebble.IterOptions{LowerBound: from, UpperBound: to})
+	if err != nil {
+		return fmt.Errorf("scan from %q: %w", from, err)
+	}
+	defer func() {
+		// Close repeats an error that stopped the iteration, and reports none of the visitor's.
+		if cerr := it.Close(); err == nil && cerr != nil {
+			err = fmt.Errorf("scan from %q: %w", from, cerr)
+		}
+	}()
+	for ok := it.First(); ok; ok = it.Next() {
+		v, err := it.ValueAndErr()
+		if err != nil {
+			return fmt.Errorf("scan from %q: %w", from, err)
+		}
+		if err := visit(it.Key(), v); err != nil {
+			if err == ErrStop {
+				return nil
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+type pebbleStore struct {
+	pebbleReader
+	db *pebble.DB
+}
+
+func (s *pebbleStore) Batch() Batch {
+	b := s.db.NewIndexedBatch()
+	return &pebbleBatch{pebbleReader{b, s.guard}, b}
+}
+
+func (s *pebbleStore) View() View {
+	snap := s.db.NewSnapshot()
+	return &pebbleView{pebbleReader{snap, s.guard}, snap}
+}
+
+func (s *pebbleStore) Sync() error {
+	if err := s.guard.Err(); err != nil {
+		return err
+	}
+	// An empty log record waits for a sync of the log, which covers everything written to it before.
+	if err := s.db.LogData(nil, pebble.Sync); err != nil {
+		return fmt.Errorf("sync store: %w", err)
+	}
+	return s.guard.Err()
+}
+
+func (s *pebbleStore) Close() error {
+	if err := s.db.Close(); err != nil {
+		return fmt.Errorf("close store: %w", err)
+	}
+	return s.guard.Err()
+}
+
+type pebbleView struct {
+	pebbleReader
+	snap *pebble.Snapshot
+}
+
+func (v *pebbleView) Close() error { return v.snap.Close() }
+
+type pebbleBatch struct {
+	pebbleReader
+	b *pebble.Batch // nil after Commit or Discard
+}
+
+func (b *pebbleBatch) Set(key, value []byte) error { return b.b.Set(key, value, nil) }
+func (b *pebbleBatch) Delete(key []byte) error     { return b.b.Delete(key, nil) }
+
+func (b *pebbleBatch) DeleteRange(from, to []byte) error {
+	if to == nil {
+		last, err := b.last()
+		if err != nil {
+			return err
+		}
+		to = append(last, 0)
+	}
+	if bytes.Compare(from, to) >= 0 {
+		return nil
+	}
+	return b.b.DeleteRange(from, to, nil)
+}
+
+// last is the greatest key; empty if there is none.
+func (b *pebbleBatch) last() (key []byte, err error) {
+	it, err := b.b.NewIter(nil)
+	if err != nil {
+		return nil, fmt.Errorf("find last key: %w", err)
+	}
+	if it.Last() {
+		key = bytes.Clone(it.Key())
+	}
+	if err := it.Close(); err != nil {
+		return nil, fmt.Errorf("find last key: %w", err)
+	}
+	return key, nil
+}
+
+func (b *pebbleBatch) Commit() error {
+	if err := b.guard.Err(); err != nil {
+		return err
+	}
+	if err := b.b.Commit(pebble.NoSync); err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	if err := b.guard.Err(); err != nil {
+		return err // the batch stays open: Pebble may still hold it
+	}
+	return b.close()
+}
+
+func (b *pebbleBatch) Discard() {
+	if b.b != nil && b.guard.Err() == nil {
+		_ = b.close() // an uncommitted batch has nothing that could fail
+	}
+}
+
+func (b *pebbleBatch) close() error {
+	err := b.b.Close()
+	b.b, b.r = nil, nil
+	return err
+}
