@@ -102,6 +102,9 @@ func (p pebbleReader) Scan(from, to []byte, visit func(key, value []byte) error)
 	if to != nil && bytes.Compare(from, to) >= 0 {
 		return nil
 	}
+	if len(from) == 0 {
+		from = nil // spares Pebble a seek
+	}
 	it, err := p.r.NewIter(&pebble.IterOptions{LowerBound: from, UpperBound: to})
 	if err != nil {
 		return fmt.Errorf("scan from %q: %w", from, err)
