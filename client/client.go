@@ -1,0 +1,282 @@
+// Package client is the public Go client of a Lockstep node's HTTP API: one method per route, no state but the
+// connections it keeps open. It is not a replica: it asks one node, which answers for the cluster.
+//
+// Every error is an *api.Error, or wraps one. A Client is safe for concurrent use and starts no goroutine but
+// those of net/http; Close releases idle connections.
+package client
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/lockstep-sync/lockstep/api"
+)
+
+// maxLine bounds one line of a streamed answer, maxAnswer a whole plain one, in bytes.
+const (
+	maxLine   = 64 << 20
+	maxAnswer = 256 << 20
+)
+
+// Client talks to one node.
+type Client struct {
+	server string
+	base   string
+	http   *http.Client
+}
+
+// New returns a client of the node at server: unix:///PATH or HOST:PORT. It does not connect yet.
+func New(server string) (*Client, error) {
+	transport := &http.Transport{MaxIdleConnsPerHost: 4, IdleConnTimeout: 30 * time.Second}
+	dialer := &net.Dialer{Timeout: 5 * time.Second}
+	base := "http://" + server
+	if path, ok := strings.CutPrefix(server, "unix://"); ok {
+		if !strings.HasPrefix(path, "/") {
+			return nil, badServer(server, "the path of a unix socket must be absolute")
+		}
+		base = "http://localhost"
+		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, "unix", path)
+		}
+	} else {
+		if _, port, err := net.SplitHostPort(server); err != nil || port == "" {
+			return nil, badServer(server, "not an address")
+		}
+		transport.DialContext = dialer.DialContext
+	}
+	return &Client{server: server, base: base, http: &http.Client{Transport: transport}}, nil
+}
+
+func badServer(server, why string) error {
+	return &api.Error{Code: api.CodeUsage, Op: "server address", Subject: strconv.Quote(server), Why: why,
+		Hint: "write unix:///PATH or HOST:PORT"}
+}
+
+// Close releases idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// Server is the address that New was given.
+func (c *Client) Server() string { return c.server }
+
+func (c *Client) Version(ctx context.Context) (api.Version, error) {
+	return call[api.Version](ctx, c, api.RouteVersion(), nil)
+}
+
+func (c *Client) Status(ctx context.Context) (api.Status, error) {
+	return call[api.Status](ctx, c, api.RouteStatus(), nil)
+}
+
+func (c *Client) Nodes(ctx context.Context) ([]api.Node, error) {
+	return call[[]api.Node](ctx, c, api.RouteNodes(), nil)
+}
+
+func (c *Client) Tokens(ctx context.Context) ([]api.Token, error) {
+	return call[[]api.Token](ctx, c, api.RouteTokens(), nil)
+}
+
+func (c *Client) TokenCreate(ctx context.Context, req api.TokenCreate) (api.Token, error) {
+	return call[api.Token](ctx, c, api.RouteTokenCreate(), req)
+}
+
+func (c *Client) TokenRevoke(ctx context.Context, id string) (api.Done, error) {
+	return call[api.Done](ctx, c, api.RouteTokenRevoke(), nil, id)
+}
+
+func (c *Client) Groups(ctx context.Context) ([]api.Group, error) {
+	return call[[]api.Group](ctx, c, api.RouteGroups(), nil)
+}
+
+func (c *Client) Group(ctx context.Context, group string) (api.Group, error) {
+	return call[api.Group](ctx, c, api.RouteGroup(), nil, group)
+}
+
+func (c *Client) GroupTransfer(ctx context.Context, group string, req api.GroupTransfer) (api.Done, error) {
+	return call[api.Done](ctx, c, api.RouteGroupTransfer(), req, group)
+}
+
+func (c *Client) DirCreate(ctx context.Context, req api.DirCreate) (api.Done, error) {
+	return call[api.Done](ctx, c, api.RouteDirCreate(), req)
+}
+
+func (c *Client) DirBind(ctx context.Context, group string, req api.DirBind) (api.Done, error) {
+	return call[api.Done](ctx, c, api.RouteDirBind(), req, group)
+}
+
+func (c *Client) DirUnbind(ctx context.Context, group, node string) (api.Done, error) {
+	return call[api.Done](ctx, c, api.RouteDirUnbind(), nil, group, node)
+}
+
+// DirConfirm lets a binding that a guard has stopped go on: what it held back is meant.
+func (c *Client) DirConfirm(ctx context.Context, group, node string) (api.Done, error) {
+	return call[api.Done](ctx, c, api.RouteDirConfirm(), nil, group, node)
+}
+
+func (c *Client) DirStatus(ctx context.Context, group string) (api.DirStatus, error) {
+	return call[api.DirStatus](ctx, c, api.RouteDirStatus(), nil, group)
+}
+
+func (c *Client) DirList(ctx context.Context, group string, req api.DirList) (api.DirEntries, error) {
+	q := url.Values{}
+	if req.Path != "" {
+		q.Set("path", req.Path)
+	}
+	if req.After != "" {
+		q.Set("after", req.After)
+	}
+	if req.Limit != 0 {
+		q.Set("limit", strconv.Itoa(req.Limit))
+	}
+	return call[api.DirEntries](ctx, c, api.RouteDirList(), q, group)
+}
+
+func (c *Client) DirConflicts(ctx context.Context, group string) ([]api.Conflict, error) {
+	return call[[]api.Conflict](ctx, c, api.RouteDirConflicts(), nil, group)
+}
+
+// DirWait returns when the position is reached or the request's timeout has passed (Done tells which).
+// progress may be nil; it is called from this goroutine.
+func (c *Client) DirWait(ctx context.Context, group string, req api.DirWaitFor, progress func(api.Progress)) (api.DirWait, error) {
+	return stream[api.DirWait](ctx, c, api.RouteDirWait(), req, progress, group)
+}
+
+// DirVerify reads everything on every node. progress may be nil; it is called from this goroutine.
+func (c *Client) DirVerify(ctx context.Context, group string, req api.DirVerifyRequest, progress func(api.Progress)) (api.DirVerify, error) {
+	return stream[api.DirVerify](ctx, c, api.RouteDirVerify(), req, progress, group)
+}
+
+func call[T any](ctx context.Context, c *Client, r api.Route, body any, values ...string) (T, error) {
+	var out T
+	resp, err := c.send(ctx, r, api.MediaJSON, body, values)
+	if err != nil {
+		return out, err
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(&out); err != nil {
+		return out, c.broken(ctx, r, err)
+	}
+	return out, nil
+}
+
+func stream[T any](ctx context.Context, c *Client, r api.Route, body any, progress func(api.Progress), values ...string) (T, error) {
+	var out T
+	resp, err := c.send(ctx, r, api.MediaStream, body, values)
+	if err != nil {
+		return out, err
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	lines.Buffer(make([]byte, 0, 4096), maxLine)
+	for lines.Scan() {
+		var line api.StreamLine
+		if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
+			return out, c.broken(ctx, r, err)
+		}
+		switch {
+		case line.Error != nil:
+			return out, line.Error
+		case line.Result != nil:
+			if err := json.Unmarshal(line.Result, &out); err != nil {
+				return out, c.broken(ctx, r, err)
+			}
+			return out, nil
+		case line.Progress != nil && progress != nil:
+			progress(*line.Progress)
+		}
+	}
+	err = lines.Err()
+	if err == nil {
+		err = io.ErrUnexpectedEOF
+	}
+	return out, c.broken(ctx, r, err)
+}
+
+// send returns a response with status 200, or an error.
+func (c *Client) send(ctx context.Context, r api.Route, accept string, body any, values []string) (*http.Response, error) {
+	target := c.base + r.URL(values...)
+	var payload io.Reader
+	switch b := body.(type) {
+	case nil:
+	case url.Values:
+		if len(b) > 0 {
+			target += "?" + b.Encode()
+		}
+	default:
+		js, err := json.Marshal(b)
+		if err != nil {
+			return nil, fmt.Errorf("encode request for %s: %w", r.Pattern(), err)
+		}
+		payload = bytes.NewReader(js)
+	}
+	req, err := http.NewRequestWithContext(ctx, r.Method, target, payload)
+	if err != nil {
+		return nil, badServer(c.server, err.Error())
+	}
+	req.Header.Set("Accept", accept)
+	if payload != nil {
+		req.Header.Set("Content-Type", api.MediaJSON)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.broken(ctx, r, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		defer resp.Body.Close()
+		return nil, c.refused(r, resp)
+	}
+	return resp, nil
+}
+
+// refused reads the error that the node answered with.
+func (c *Client) refused(r api.Route, resp *http.Response) error {
+	var e api.Error
+	js, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err == nil && json.Unmarshal(js, &e) == nil && e.Code != "" {
+		return &e
+	}
+	return &api.Error{Code: api.CodeFailed, Op: "ask node", Subject: c.server,
+		Why:  fmt.Sprintf("%s was answered with %s and not by Lockstep's words", r.Pattern(), resp.Status),
+		Hint: "check that the address is the API of a lockstep node"}
+}
+
+// broken describes an exchange that did not come to its end.
+func (c *Client) broken(ctx context.Context, r api.Route, err error) error {
+	if cause := ctx.Err(); cause != nil {
+		code := api.CodeInterrupted
+		if errors.Is(cause, context.DeadlineExceeded) {
+			code = api.CodeUnavailable
+		}
+		return &api.Error{Code: code, Op: "ask node", Subject: c.server, Why: cause.Error()}
+	}
+	var urlErr *url.Error
+	if errors.As(err, &urlErr) {
+		err = urlErr.Err
+	}
+	e := &api.Error{Code: api.CodeUnavailable, Op: "ask node", Subject: c.server, Why: err.Error(),
+		Hint: "see whether `lockstep serve` runs there; name another node with --server unix:///PATH or --server HOST:PORT"}
+	var opErr *net.OpError
+	if errors.As(err, &opErr) && opErr.Op == "dial" {
+		e.Op, e.Why = "connect to node", opErr.Err.Error()
+		if errors.Is(err, fs.ErrPermission) {
+			e.Code, e.Hint = api.CodeDenied, "run the command as root or as a member of the socket's group"
+		}
+		return e
+	}
+	var syntax *json.SyntaxError
+	if errors.As(err, &syntax) {
+		e.Code, e.Hint = api.CodeFailed, "check that the address is the API of a lockstep node"
+		e.Why = "the answer to " + r.Pattern() + " is not JSON: " + err.Error()
+	}
+	return e
+}

@@ -1,0 +1,59 @@
+// Package httpdoor serves a node's HTTP API: on a unix socket in the data directory for whoever may open it,
+// and on loopback. It translates between HTTP and the methods of Node and knows nothing of what is behind
+// them. It has no users and no passwords yet, so it refuses to listen anywhere but on loopback.
+//
+// Goroutines: net/http's own, one a listener and one a connection. Close ends them and waits.
+package httpdoor
+
+import (
+	"context"
+	"time"
+
+	"github.com/lockstep-sync/lockstep/api"
+)
+
+// Node is what the door needs of the node that it belongs to. An error is an *api.Error or wraps one;
+// anything else is reported as api.CodeFailed. Lists that are nil are answered as empty. All methods are
+// called concurrently and return soon after ctx has ended. Paths in arguments are raw bytes, paths in results
+// are as api.EscapePath makes them.
+type Node interface {
+	Version(ctx context.Context) (api.Version, error)
+	Status(ctx context.Context) (api.Status, error)
+	Ready(ctx context.Context) []api.Check // at least one; all OK: ready to serve
+	Nodes(ctx context.Context) ([]api.Node, error)
+
+	TokenCreate(ctx context.Context, ttl time.Duration) (api.Token, error) // ttl in (0, MaxTTL]
+	TokenList(ctx context.Context) ([]api.Token, error)
+	TokenRevoke(ctx context.Context, id string) error
+
+	Groups(ctx context.Context) ([]api.Group, error)
+	Group(ctx context.Context, group string) (api.Group, error)
+	TransferLeader(ctx context.Context, group, node string) error
+
+	DirCreate(ctx context.Context, req api.DirCreate) error
+	DirBind(ctx context.Context, group, node, path string) error
+	DirUnbind(ctx context.Context, group, node string) error
+	// DirConfirm lets the node's binding go on after a guard has stopped it.
+	DirConfirm(ctx context.Context, group, node string) error
+	DirStatus(ctx context.Context, group string) (api.DirStatus, error)
+	// DirList returns at most req.Limit (1 … api.DirListMax) entries directly below req.Path.
+	DirList(ctx context.Context, group string, req api.DirList) (api.DirEntries, error)
+	DirConflicts(ctx context.Context, group string) ([]api.Conflict, error)
+	// DirWait waits until req (Mode filled in, Timeout already in ctx) is reached. When ctx's deadline
+	// comes first, it returns what was reached, with Done false, and no error.
+	DirWait(ctx context.Context, group string, req api.DirWaitFor, progress func(api.Progress)) (api.DirWait, error)
+	// DirVerify reads and hashes everything on every node.
+	DirVerify(ctx context.Context, group string, repair bool, progress func(api.Progress)) (api.DirVerify, error)
+}
+
+// Limits of the door.
+const (
+	DefaultTTL = time.Hour
+	MaxTTL     = 30 * 24 * time.Hour
+
+	headerTimeout = 10 * time.Second
+	bodyTimeout   = 30 * time.Second
+	plainTimeout  = 60 * time.Second // of an operation that does not stream
+	writeTimeout  = 30 * time.Second // of one answer, or of one line of a stream
+	idleTimeout   = 2 * time.Minute
+)
