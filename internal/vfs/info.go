@@ -85,7 +85,12 @@ func FromStat(st *unix.Stat_t) Info {
 		Dev:   uint64(st.Dev),
 		Nlink: uint32(st.Nlink),
 	}
-	switch st.Mode & unix.S_IFMT {
+	in.setKind(st.Mode)
+	return in
+}
+
+func (in *Info) setKind(mode uint32) {
+	switch mode & unix.S_IFMT {
 	case unix.S_IFREG:
 		in.Kind = File
 	case unix.S_IFDIR:
@@ -95,5 +100,4 @@ func FromStat(st *unix.Stat_t) Info {
 	default:
 		in.Other = true
 	}
-	return in
 }
