@@ -5,6 +5,8 @@
 // One log entry carries a batch of proposals (everything that was queued while the last entry was on its
 // way), so raft's per-entry cost is paid once per batch. A proposal is identified by its session (Client,
 // Seq); the sessions' table is part of the replicated state (package replica).
+//
+// The package is not safe for concurrent use: one goroutine at a time owns a Group.
 package core
 
 import (
@@ -23,7 +25,7 @@ const (
 
 // Proposal is one client's write.
 type Proposal struct {
-	ID      uint64 // the runner's handle; comes back in the Answer
+	ID      uint64 // the runner's handle; comes back in the Answer; unique among what is pending
 	Ack     Ack
 	Client  [16]byte // session id; zero: no session, at-least-once
 	Seq     uint64   // > 0 and unique in the session
@@ -35,14 +37,26 @@ type Proposal struct {
 type Code uint8
 
 const (
-	Unknown      Code = iota // fate open: retry with the same Client and Seq
-	Accepted                 // AckLocal: synced on the leader at Position; may be lost by a failover
-	Committed                // committed and applied at Position
-	CommittedAll             // and durable on every member
-	NotLeader                // not taken; Leader names the replica to ask (0: none known)
-	Busy                     // not taken: too much uncommitted; retry later
-	Ready                    // a read: the local state at Index or above is linearizable
+	Unknown             Code = iota // fate open: retry with the same Client and Seq
+	Accepted                        // AckLocal: synced on the leader at Position; may be lost by a failover
+	Committed                       // committed and applied at Position
+	CommittedAll                    // and durable on every member
+	NotLeader                       // not taken; Leader names the replica to ask (0: none known)
+	Busy                            // not taken: too much uncommitted, or another Change is under way; retry later
+	Ready                           // a read: the local state at Index or above is linearizable
+	CommittedQuorumOnly             // AckAll given up: committed and applied, but Missing do not have it yet
+	Rejected                        // a Change that the present configuration does not allow; not taken
 )
+
+var codeNames = [...]string{"unknown", "accepted", "committed", "committed-all", "not-leader", "busy",
+	"ready", "committed-quorum-only", "rejected"}
+
+func (c Code) String() string {
+	if int(c) < len(codeNames) {
+		return codeNames[c]
+	}
+	return "invalid"
+}
 
 // Position of an entry in the group's history.
 type Position struct {
@@ -53,21 +67,29 @@ type Position struct {
 type Answer struct {
 	ID       uint64
 	Code     Code
-	Position Position
-	Result   []byte // the machine's result, for Committed and CommittedAll
-	Leader   uint64 // replica id, for NotLeader
+	Position Position // Ready: only Index is set
+	Result   []byte   // what Applied was given, for Committed, CommittedAll and CommittedQuorumOnly
+	Leader   uint64   // replica id, for NotLeader
+	Missing  []uint64 // replica ids, for CommittedQuorumOnly; empty if this replica no longer leads
 }
 
 // Config of a group's core.
 type Config struct {
 	Group, Replica uint64 // ids; never reused
-	Storage        raft.Storage
-	Applied        uint64 // index that the state already covers
-	ElectionTicks  int    // ≥ 3 × HeartbeatTicks; default 10
-	HeartbeatTicks int    // default 1
-	MaxEntryBytes  uint64 // proposals are packed into entries of at most about this size; default 1 MiB
-	MaxUncommitted uint64 // bytes; above: Busy; default 64 MiB
-	Logger         raft.Logger
+	// Nonce must differ between any two runs of this replica (random, or a boot counter): it tells the
+	// answers to this run's reads from late ones to an earlier run. Not 0.
+	Nonce   uint64
+	Storage raft.Storage
+	// Applied is the index that the state already covers; 0: there is none yet.
+	Applied uint64
+	// ConfState is the configuration in force at Applied. nil: Storage.InitialState has it.
+	ConfState      *raftpb.ConfState
+	ElectionTicks  int         // ≥ 3 × HeartbeatTicks; default 10
+	HeartbeatTicks int         // default 1
+	MaxEntryBytes  uint64      // proposals are packed into entries of at most about this size; default 1 MiB
+	MaxUncommitted uint64      // bytes; above: Busy; default 64 MiB
+	MaxInflight    int         // appends on their way to one peer; default 256
+	Logger         raft.Logger // default: NewLogger(Group, Replica, nil)
 }
 
 // Effects is the work that one round of events asks for. Its parts may run concurrently, except as said.
@@ -86,7 +108,8 @@ type Effects struct {
 	Snapshots []*raftpb.Message
 }
 
-// Append is one log write. Sync is false when raft asked for no durability.
+// Append is one log write. Sync is false when raft asked for no durability: the write may then be left to
+// the next sync, but Group.Appended is still called only after every earlier Append is durable.
 type Append struct {
 	Entries   []*raftpb.Entry
 	HardState *raftpb.HardState
@@ -94,6 +117,7 @@ type Append struct {
 	Sync      bool
 
 	done []*raftpb.Message
+	term uint64 // in which this replica led when it was issued; 0: it did not
 }
 
 // Apply is one batch of committed entries.
@@ -110,20 +134,3 @@ type Batch struct {
 	Time      int64      // leader's clock, Unix ns
 	Proposals []Proposal // ID and Ack are not on the wire
 }
-
-// The methods of Group, by event. None blocks. Call Effects after a round of events and carry it out.
-//
-//	New(Config) (*Group, error)
-//	Tick()                                     one clock tick (100 ms)
-//	Receive(m *raftpb.Message) error           a message from a peer (MsgSnap only after its state is installed)
-//	Propose(now int64, batch uint64, ps []Proposal)  answered later, each exactly once
-//	Read(id uint64)                            answered Ready or NotLeader (followers forward through raft)
-//	Change(id uint64, cc *raftpb.ConfChangeV2) one at a time; answered when applied
-//	Transfer(to uint64)                        hand leadership over
-//	PeerDown(replica uint64)                   its process is known to be gone: forget it as leader; rank-staggered campaign
-//	Unreachable(replica uint64)                a send failed
-//	SnapshotSent(replica uint64, ok bool)
-//	Appended(a *Append); Applied(a *Apply, results [][][]byte)   results[entry][proposal]
-//	ApplyConf(cc) *raftpb.ConfState            called by the runner while applying a conf-change entry
-//	Effects() (e Effects, any bool)
-//	Status() Status                            role, term, leader, commit, applied, per-peer match/mode/why

@@ -1,0 +1,132 @@
+package core
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+)
+
+// batchVersion is the first byte of every batch; a decoder refuses the versions that it does not know.
+const batchVersion = 1
+
+// minProposalBytes is the size of the smallest encoded proposal: no session, empty payload.
+const minProposalBytes = 2
+
+// ErrBatch wraps every error of DecodeBatch.
+var ErrBatch = errors.New("malformed batch")
+
+// EncodeBatch returns the payload of an entry:
+//
+//	version, proposer, id, time, number of proposals, then of each proposal
+//	0 | 1 (has a session), [client (16 bytes), seq, floor], payload length, payload
+//
+// Numbers are unsigned varints, time is a signed one.
+func EncodeBatch(b *Batch) []byte {
+	size := 1 + 4*binary.MaxVarintLen64
+	for i := range b.Proposals {
+		size += proposalBytes(&b.Proposals[i])
+	}
+	out := make([]byte, 0, size)
+	out = append(out, batchVersion)
+	out = binary.AppendUvarint(out, b.Proposer)
+	out = binary.AppendUvarint(out, b.ID)
+	out = binary.AppendVarint(out, b.Time)
+	out = binary.AppendUvarint(out, uint64(len(b.Proposals)))
+	for i := range b.Proposals {
+		p := &b.Proposals[i]
+		if p.Client == ([16]byte{}) {
+			out = append(out, 0)
+		} else {
+			out = append(out, 1)
+			out = append(out, p.Client[:]...)
+			out = binary.AppendUvarint(out, p.Seq)
+			out = binary.AppendUvarint(out, p.Floor)
+		}
+		out = binary.AppendUvarint(out, uint64(len(p.Payload)))
+		out = append(out, p.Payload...)
+	}
+	return out
+}
+
+// proposalBytes is an upper bound of a proposal's encoded size.
+func proposalBytes(p *Proposal) int {
+	return 1 + 16 + 3*binary.MaxVarintLen64 + len(p.Payload)
+}
+
+// DecodeBatch is the inverse of EncodeBatch. The payloads share data's memory, which must not change.
+// Errors wrap ErrBatch.
+func DecodeBatch(data []byte) (Batch, error) {
+	d := decoder{rest: data}
+	if v := d.byte(); v != batchVersion && !d.bad {
+		return Batch{}, fmt.Errorf("decode batch: version %d: %w", v, ErrBatch)
+	}
+	b := Batch{Proposer: d.uvarint(), ID: d.uvarint(), Time: d.varint()}
+	n := d.uvarint()
+	if d.bad || n > uint64(len(d.rest)/minProposalBytes) {
+		return Batch{}, fmt.Errorf("decode batch: header of %d bytes: %w", len(data), ErrBatch)
+	}
+	if n > 0 {
+		b.Proposals = make([]Proposal, n)
+	}
+	for i := range b.Proposals {
+		p := &b.Proposals[i]
+		switch d.byte() {
+		case 0:
+		case 1:
+			copy(p.Client[:], d.bytes(16))
+			p.Seq, p.Floor = d.uvarint(), d.uvarint()
+		default:
+			d.bad = true
+		}
+		p.Payload = d.bytes(d.uvarint())
+		if d.bad {
+			return Batch{}, fmt.Errorf("decode batch: proposal %d of %d: %w", i, n, ErrBatch)
+		}
+	}
+	if len(d.rest) > 0 {
+		return Batch{}, fmt.Errorf("decode batch: %d bytes too many: %w", len(d.rest), ErrBatch)
+	}
+	return b, nil
+}
+
+// decoder reads from the front of rest; after the first error everything is zero and bad is set.
+type decoder struct {
+	rest []byte
+	bad  bool
+}
+
+func (d *decoder) byte() byte {
+	if b := d.bytes(1); b != nil {
+		return b[0]
+	}
+	return 0
+}
+
+func (d *decoder) bytes(n uint64) []byte {
+	if d.bad || n > uint64(len(d.rest)) {
+		d.bad = true
+		return nil
+	}
+	out := d.rest[:n:n]
+	d.rest = d.rest[n:]
+	return out
+}
+
+func (d *decoder) uvarint() uint64 {
+	v, n := binary.Uvarint(d.rest)
+	return advance(d, v, n)
+}
+
+func (d *decoder) varint() int64 {
+	v, n := binary.Varint(d.rest)
+	return advance(d, v, n)
+}
+
+func advance[T int64 | uint64](d *decoder, v T, n int) T {
+	if d.bad || n <= 0 {
+		d.bad = true
+		return 0
+	}
+	d.rest = d.rest[n:]
+	return v
+}

@@ -1,0 +1,72 @@
+package core
+
+import "slices"
+
+// succession is the hurried election after the leader's process is known to be gone. The voters that remain
+// take turns by rank, one tick each, so that two of them hardly ever campaign at once; the turns go round
+// until there is a leader, because the others may learn of the death a little later and refuse before.
+type succession struct {
+	on    bool
+	term  uint64 // in which the leader died; a higher one means that an election went through
+	rank  int    // of this replica among the voters that remain
+	count int    // of the voters that remain
+	age   int    // ticks since
+	due   bool   // campaign at the next Effects
+}
+
+// rounds bounds the turns of each voter; after them raft's own timeouts go on alone.
+const successionRounds = 8
+
+// PeerDown says that replica's process is known to be gone (its host refuses connections, or it said
+// goodbye). Is it the leader, then it is forgotten, so that elections are not refused in its favour, and this
+// replica campaigns when its turn comes. A wrong report costs nothing: the leader's next heartbeat mends it.
+func (g *Group) PeerDown(replica uint64) {
+	defer g.blame("PeerDown")
+	s := g.rn.BasicStatus()
+	if replica == g.cfg.Replica || s.Lead != replica {
+		return
+	}
+	if err := g.rn.ForgetLeader(); err != nil {
+		panic(err)
+	}
+	voters := make([]uint64, 0, 8)
+	config := g.rn.Status().Config
+	for id := range config.Voters.IDs() {
+		if id != replica {
+			voters = append(voters, id)
+		}
+	}
+	slices.Sort(voters)
+	rank, votes := slices.BinarySearch(voters, g.cfg.Replica)
+	if !votes {
+		return
+	}
+	g.succeed = succession{on: true, term: s.GetTerm(), rank: rank, count: len(voters), due: rank == 0}
+}
+
+func (g *Group) tickSuccession() {
+	c := &g.succeed
+	if !c.on {
+		return
+	}
+	c.age++
+	c.on = c.age < successionRounds*c.count
+	c.due = c.due || c.on && c.age%c.count == c.rank
+}
+
+// runSuccession campaigns if it is this replica's turn.
+func (g *Group) runSuccession() {
+	c := &g.succeed
+	if !c.due {
+		return
+	}
+	c.due = false
+	s := g.rn.BasicStatus()
+	if s.Lead != 0 || s.GetTerm() > c.term && s.GetVote() != 0 && s.GetVote() != g.cfg.Replica {
+		c.on = c.on && s.Lead == 0
+		return
+	}
+	if err := g.rn.Campaign(); err != nil {
+		panic(err)
+	}
+}
