@@ -1,0 +1,110 @@
+package engine
+
+import (
+	"sync"
+
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+)
+
+// applyQueue holds committed batches for the applier, in order. Raft bounds it: at most
+// MaxCommittedSizePerReady bytes are handed out and not yet applied.
+type applyQueue struct {
+	mu    sync.Mutex
+	jobs  []applyJob
+	ended bool
+	wake  chan struct{}
+}
+
+type applyJob struct {
+	apply *core.Apply
+	call  func() // runs between batches, on the applier
+}
+
+func newApplyQueue() *applyQueue { return &applyQueue{wake: make(chan struct{}, 1)} }
+
+func (q *applyQueue) push(a *core.Apply) { q.add(applyJob{apply: a}) }
+
+// call runs f on the applier between two batches; false if it has ended.
+func (q *applyQueue) call(f func()) bool { return q.add(applyJob{call: f}) }
+
+func (q *applyQueue) add(j applyJob) bool {
+	q.mu.Lock()
+	if q.ended {
+		q.mu.Unlock()
+		return false
+	}
+	q.jobs = append(q.jobs, j)
+	q.mu.Unlock()
+	q.nudge()
+	return true
+}
+
+func (q *applyQueue) close() {
+	q.mu.Lock()
+	q.ended = true
+	q.mu.Unlock()
+	q.nudge()
+}
+
+func (q *applyQueue) nudge() {
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (q *applyQueue) take() (jobs []applyJob, ended bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	jobs, q.jobs = q.jobs, nil
+	return jobs, q.ended
+}
+
+// applier is the only goroutine that touches the machine.
+func (g *Group) applier() {
+	for range g.jobs.wake {
+		jobs, ended := g.jobs.take()
+		for _, j := range jobs {
+			if j.call != nil {
+				j.call()
+				continue
+			}
+			if err := g.apply(j.apply); err != nil {
+				g.eng.failed(err)
+				return
+			}
+		}
+		if ended {
+			return
+		}
+	}
+}
+
+func (g *Group) apply(a *core.Apply) error {
+	results, err := g.rep.Apply(a.Entries, g.applyConf)
+	if err != nil {
+		return err
+	}
+	g.catchup.applied(a.Entries)
+	g.box.applied(appliedBatch{a, results})
+	g.moved.broadcast()
+	g.feeds.publish(a.Entries)
+	return nil
+}
+
+// applyConf has the loop change the core's configuration; the applier waits because the new configuration
+// belongs into the same state batch as the entry. The loop never waits for the applier, so this ends.
+func (g *Group) applyConf(cc *raftpb.ConfChangeV2) *raftpb.ConfState {
+	reply := make(chan *raftpb.ConfState, 1)
+	if !g.box.call(func() { reply <- g.core.ApplyConf(cc) }) {
+		return nil
+	}
+	select {
+	case cs := <-reply:
+		return cs
+	case <-g.ended:
+		return nil
+	}
+}

@@ -1,0 +1,198 @@
+// Package engine runs groups: for each, the pure core (package core), the replicated state (package replica)
+// and the log (package logstore) of this node's replica, and the traffic with the group's other replicas.
+//
+// It is the thin shell around the core: it decides nothing about consensus, it carries effects out and reports
+// what happened. It knows nothing of kinds either: a machine.Machine is given to it.
+//
+// Goroutines: one log writer and one clock an engine; two a group (the loop, which alone touches the core, and
+// the applier, which alone touches the machine); one a snapshot or feed in progress. Close waits for all.
+//
+// Order of durability. An entry is synced to the log before it is acknowledged to the leader (core.Append);
+// committed entries are applied to the state in order, unsynced; the log is cut only below what a later sync of
+// the state has made durable. After a crash the state is a prefix and the log holds the rest.
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
+	"github.com/lockstep-sync/lockstep/internal/kv"
+)
+
+// Transport is what the engine needs of the network; *transport.Transport satisfies it.
+type Transport interface {
+	Send(node, group uint64, msgs []*raftpb.Message)
+	Open(ctx context.Context, node uint64, service string) (net.Conn, error)
+	Call(ctx context.Context, node uint64, method string, req []byte) ([]byte, error)
+}
+
+// Config of an Engine. All fields but Tick are required.
+type Config struct {
+	Node      uint64
+	Logs      logstore.Store
+	State     kv.Store // of the whole node; groups take prefixes
+	Transport Transport
+	Now       func() time.Time
+	Tick      time.Duration // default 100 ms
+	Seed      uint64        // of ids that must differ between incarnations of the process
+	Log       *slog.Logger
+	// Fault is called once when storage fails. The node must stop at once: what was on its way to the disk
+	// is in an unknown state and a retry could lie (fsync reports an error only once).
+	Fault func(error)
+}
+
+// Engine holds the groups of a node.
+type Engine struct {
+	cfg    Config
+	writer *writer
+	ids    atomic.Uint64 // handles of proposals, batches, reads
+
+	mu     sync.RWMutex
+	groups map[uint64]*Group
+	closed bool
+
+	stop  chan struct{}
+	tasks sync.WaitGroup
+	fault sync.Once
+}
+
+// ErrClosed is returned by operations on a stopped group or engine.
+var ErrClosed = errors.New("engine: stopped")
+
+// Open starts an engine without groups.
+func Open(cfg Config) *Engine {
+	if cfg.Tick == 0 {
+		cfg.Tick = 100 * time.Millisecond
+	}
+	e := &Engine{cfg: cfg, groups: map[uint64]*Group{}, stop: make(chan struct{})}
+	e.ids.Store(cfg.Seed &^ 0xffffffff)
+	e.writer = newWriter(cfg.Logs, e.failed)
+	e.tasks.Go(e.writer.run)
+	e.tasks.Go(e.clock)
+	return e
+}
+
+// clock ticks every group. A late tick is dropped, not caught up: time that the process did not live through
+// must not count against the leader.
+func (e *Engine) clock() {
+	t := time.NewTicker(e.cfg.Tick)
+	defer t.Stop()
+	for {
+		select {
+		case <-e.stop:
+			return
+		case <-t.C:
+			for _, g := range e.snapshotGroups() {
+				g.box.tick()
+			}
+		}
+	}
+}
+
+func (e *Engine) snapshotGroups() []*Group {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	all := make([]*Group, 0, len(e.groups))
+	for _, g := range e.groups {
+		all = append(all, g)
+	}
+	return all
+}
+
+// Group returns a running group.
+func (e *Engine) Group(id uint64) (*Group, bool) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	g, ok := e.groups[id]
+	return g, ok
+}
+
+// Deliver hands messages of a peer to their group; it never blocks. Messages for unknown groups are dropped:
+// raft repeats what matters.
+func (e *Engine) Deliver(from, group uint64, msgs []*raftpb.Message) {
+	if g, ok := e.Group(group); ok {
+		g.learnSender(from, msgs)
+		g.box.receive(msgs)
+	}
+}
+
+// PeerDown tells every group that a node's process is known to be gone (not merely slow).
+func (e *Engine) PeerDown(node uint64) {
+	for _, g := range e.snapshotGroups() {
+		g.peerDown(node)
+	}
+}
+
+// StopGroup stops a group and, with forget, removes its log and state durably.
+func (e *Engine) StopGroup(id uint64, forget bool) error {
+	e.mu.Lock()
+	g, ok := e.groups[id]
+	delete(e.groups, id)
+	e.mu.Unlock()
+	if ok {
+		g.close()
+	}
+	if !forget {
+		return nil
+	}
+	if err := e.writer.do(func(s logstore.Store) error { return s.Remove(id) }); err != nil {
+		return fmt.Errorf("engine: remove the log of group %d: %w", id, err)
+	}
+	prefix := groupPrefix(id)
+	b := e.cfg.State.Batch()
+	defer b.Discard()
+	if err := b.DeleteRange(prefix, prefixEnd(prefix)); err != nil {
+		return fmt.Errorf("engine: remove the state of group %d: %w", id, err)
+	}
+	return b.Commit()
+}
+
+// HandOver moves leadership of every group led here to another replica, as far as ctx allows.
+func (e *Engine) HandOver(ctx context.Context) {
+	var wait sync.WaitGroup
+	for _, g := range e.snapshotGroups() {
+		wait.Go(func() { g.HandOver(ctx) })
+	}
+	wait.Wait()
+}
+
+// Close stops all groups and waits for every goroutine. Leadership is given up beforehand by HandOver.
+func (e *Engine) Close() {
+	e.mu.Lock()
+	if e.closed {
+		e.mu.Unlock()
+		return
+	}
+	e.closed = true
+	groups := e.groups
+	e.groups = map[uint64]*Group{}
+	e.mu.Unlock()
+	for _, g := range groups {
+		g.close()
+	}
+	close(e.stop)
+	e.writer.close()
+	e.tasks.Wait()
+}
+
+func (e *Engine) failed(err error) {
+	e.fault.Do(func() { e.cfg.Fault(err) })
+}
+
+func groupPrefix(id uint64) []byte { return fmt.Appendf(nil, "g/%016x/", id) }
+
+// prefixEnd is the smallest key above all that start with p (which ends in a byte below 0xff).
+func prefixEnd(p []byte) []byte {
+	end := append([]byte(nil), p...)
+	end[len(end)-1]++
+	return end
+}

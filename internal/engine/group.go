@@ -1,0 +1,394 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
+	"github.com/lockstep-sync/lockstep/internal/engine/replica"
+	"github.com/lockstep-sync/lockstep/internal/kv"
+	"github.com/lockstep-sync/lockstep/internal/machine"
+)
+
+// GroupConfig describes this node's replica of a group.
+type GroupConfig struct {
+	ID, Replica uint64
+	Machine     machine.Machine
+	// Nodes maps the group's replicas to nodes; SetNodes changes it later.
+	Nodes map[uint64]uint64
+	// Initial are the voters that the group was created with, if this replica is one of them and starts
+	// for the first time; empty for a replica that joins a group which exists.
+	Initial []uint64
+	// Floor bounds log truncation from outside: entries above it are still needed here (nil: no bound).
+	Floor func() uint64
+	// RetainBytes of applied log are kept so that members that were away catch up by DIFF; default 64 MiB.
+	RetainBytes uint64
+}
+
+// Group is a running replica.
+type Group struct {
+	cfg  GroupConfig
+	eng  *Engine
+	log  logstore.Log
+	lg   *slog.Logger
+	core *core.Group // touched by the loop only
+	rep  *replica.Replica
+	box  *mailbox
+	jobs *applyQueue
+
+	// Owned by the loop.
+	waiters map[uint64]*waiter
+	offers  map[uint64]bool // followers that were told to pull a snapshot
+	pulling bool            // this replica is installing one
+	ticks   int
+
+	nodesMu sync.RWMutex
+	nodes   map[uint64]uint64 // replica → node
+
+	status  atomic.Pointer[core.Status]
+	changed *signal // broadcast when leader or role changed
+	moved   *signal // broadcast when applied moved
+	catchup catchupLog
+	pins    pinSet
+	feeds   feedSet
+
+	stopping context.Context
+	stop     context.CancelFunc
+	ended    chan struct{} // closed when the loop has ended
+	tasks    sync.WaitGroup
+}
+
+// StartGroup opens a replica from what log and state hold, or makes a new one.
+func (e *Engine) StartGroup(cfg GroupConfig) (*Group, error) {
+	g, err := e.openGroup(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("engine: start group %d: %w", cfg.ID, err)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return nil, ErrClosed
+	}
+	if _, ok := e.groups[cfg.ID]; ok {
+		return nil, fmt.Errorf("engine: group %d runs already", cfg.ID)
+	}
+	e.groups[cfg.ID] = g
+	g.tasks.Go(g.loop)
+	g.tasks.Go(g.applier)
+	return g, nil
+}
+
+func (e *Engine) openGroup(cfg GroupConfig) (*Group, error) {
+	if cfg.RetainBytes == 0 {
+		cfg.RetainBytes = 64 << 20
+	}
+	log, err := e.openLog(cfg)
+	if err != nil {
+		return nil, err
+	}
+	rep, err := replica.Open(kv.Prefixed(e.cfg.State, groupPrefix(cfg.ID)), cfg.Machine)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.repairLog(cfg.ID, log, rep); err != nil {
+		return nil, err
+	}
+	applied := rep.Applied().Index
+	if first, err := log.FirstIndex(); err == nil && applied == 0 && first == bootstrapIndex+1 {
+		applied = bootstrapIndex // where every initial replica starts, with an empty state
+	}
+	c, err := core.New(core.Config{
+		Group: cfg.ID, Replica: cfg.Replica, Nonce: e.ids.Add(1), Storage: storage{log, rep},
+		Applied: applied, ConfState: rep.ConfState(),
+		Logger: core.NewLogger(cfg.ID, cfg.Replica, func(msg string) { e.cfg.Log.Debug(msg, "group", cfg.ID) }),
+	})
+	if err != nil {
+		return nil, err
+	}
+	g := &Group{
+		cfg: cfg, eng: e, log: log, core: c, rep: rep,
+		lg:      e.cfg.Log.With("group", cfg.ID, "replica", cfg.Replica),
+		box:     newMailbox(),
+		jobs:    newApplyQueue(),
+		waiters: map[uint64]*waiter{},
+		offers:  map[uint64]bool{},
+		ended:   make(chan struct{}),
+		changed: newSignal(),
+		moved:   newSignal(),
+	}
+	g.stopping, g.stop = context.WithCancel(context.Background())
+	g.catchup.start(rep.Applied().Index)
+	g.SetNodes(cfg.Nodes)
+	g.publish()
+	return g, nil
+}
+
+// openLog opens the group's log; a first start creates it after the position that every initial replica
+// starts from, or empty for one that joins.
+func (e *Engine) openLog(cfg GroupConfig) (logstore.Log, error) {
+	log, found, err := e.cfg.Logs.Log(cfg.ID)
+	if err != nil || found {
+		return log, err
+	}
+	err = e.writer.do(func(s logstore.Store) error {
+		var err error
+		log, err = s.Create(cfg.ID, initialSnapshot(cfg.Initial))
+		return err
+	})
+	return log, err
+}
+
+// bootstrapIndex is the position, with an empty state, that the initial replicas of a group start from.
+const bootstrapIndex = 1
+
+func initialSnapshot(voters []uint64) *raftpb.SnapshotMetadata {
+	meta := &raftpb.SnapshotMetadata{ConfState: &raftpb.ConfState{Voters: voters}, Index: new(uint64(0)), Term: new(uint64(0))}
+	if len(voters) > 0 {
+		meta.Index, meta.Term = new(uint64(bootstrapIndex)), new(uint64(1))
+	}
+	return meta
+}
+
+// storage is the log as raft reads it, with the snapshot that this node could stream right now.
+type storage struct {
+	logstore.Log
+	rep *replica.Replica
+}
+
+func (s storage) Snapshot() (*raftpb.Snapshot, error) {
+	return &raftpb.Snapshot{Metadata: s.rep.SnapshotMeta()}, nil
+}
+
+// repairLog closes the one gap that a crash can leave: a state was installed, but the log was not yet reset
+// to start after it.
+func (e *Engine) repairLog(group uint64, log logstore.Log, rep *replica.Replica) error {
+	last, err := log.LastIndex()
+	if err != nil {
+		return err
+	}
+	if rep.Applied().Index <= last || rep.Applied().Index == 0 {
+		return nil
+	}
+	return e.writer.do(func(s logstore.Store) error {
+		return s.Write([]logstore.Write{{Group: group, Snapshot: rep.SnapshotMeta()}})
+	})
+}
+
+// SetNodes tells where the group's replicas live.
+func (g *Group) SetNodes(nodes map[uint64]uint64) {
+	g.nodesMu.Lock()
+	defer g.nodesMu.Unlock()
+	g.nodes = make(map[uint64]uint64, len(nodes))
+	for r, n := range nodes {
+		g.nodes[r] = n
+	}
+}
+
+// NodeOf returns the node of a replica.
+func (g *Group) NodeOf(replica uint64) (uint64, bool) {
+	g.nodesMu.RLock()
+	defer g.nodesMu.RUnlock()
+	n, ok := g.nodes[replica]
+	return n, ok
+}
+
+// learnSender fills in where a replica lives when its first message arrives before the control group's news.
+func (g *Group) learnSender(node uint64, msgs []*raftpb.Message) {
+	for _, m := range msgs {
+		if _, ok := g.NodeOf(m.GetFrom()); !ok {
+			g.nodesMu.Lock()
+			g.nodes[m.GetFrom()] = node
+			g.nodesMu.Unlock()
+		}
+	}
+}
+
+func (g *Group) peerDown(node uint64) {
+	g.nodesMu.RLock()
+	var gone []uint64
+	for r, n := range g.nodes {
+		if n == node {
+			gone = append(gone, r)
+		}
+	}
+	g.nodesMu.RUnlock()
+	for _, r := range gone {
+		g.box.call(func() { g.core.PeerDown(r) })
+	}
+}
+
+// loop is the only goroutine that touches the core.
+func (g *Group) loop() {
+	defer close(g.ended)
+	defer g.catchFault()
+	var m mail
+	for range g.box.wake {
+		m = g.box.take(m)
+		g.feed(&m)
+		g.carryOut()
+		if m.closed {
+			g.abandon()
+			return
+		}
+	}
+}
+
+// catchFault ends this replica, not the process, when the core finds itself in a state that cannot be.
+func (g *Group) catchFault() {
+	switch f := recover().(type) {
+	case nil:
+	case *core.Fault:
+		g.lg.Error("replica stopped: its log or state contradicts itself", "err", f)
+		g.box.close()
+		g.abandon()
+	default:
+		panic(f)
+	}
+}
+
+// feed turns mail into core events. Completions come first: they free what the rest may need.
+func (g *Group) feed(m *mail) {
+	for _, a := range m.appended {
+		g.core.Appended(a)
+	}
+	for _, a := range m.applied {
+		g.core.Applied(a.apply, a.results)
+	}
+	for range m.ticks {
+		g.core.Tick()
+		g.tick()
+	}
+	for _, msg := range m.messages {
+		g.receive(msg)
+	}
+	if len(m.proposals) > 0 {
+		g.propose(m.proposals)
+	}
+	for _, call := range m.calls {
+		call()
+	}
+}
+
+func (g *Group) receive(m *raftpb.Message) {
+	if m.GetType() == raftpb.MsgSnap {
+		g.startInstall(m)
+		return
+	}
+	if err := g.core.Receive(m); err != nil {
+		g.lg.Debug("message refused", "from", m.GetFrom(), "type", m.GetType().String(), "err", err)
+	}
+}
+
+// carryOut executes effects until the core has none.
+func (g *Group) carryOut() {
+	for {
+		e, any := g.core.Effects()
+		if !any {
+			return
+		}
+		g.send(e.Send)
+		if e.Append != nil {
+			a := e.Append
+			g.eng.writer.append(g.cfg.ID, a, func() { g.box.appended(a) })
+		}
+		if e.Apply != nil {
+			g.jobs.push(e.Apply)
+		}
+		for _, a := range e.Answers {
+			g.answer(a)
+		}
+		for _, m := range e.Snapshots {
+			g.offerSnapshot(m)
+		}
+		g.publish()
+	}
+}
+
+func (g *Group) send(msgs []*raftpb.Message) {
+	for len(msgs) > 0 {
+		to, n := msgs[0].GetTo(), 1
+		for n < len(msgs) && msgs[n].GetTo() == to {
+			n++
+		}
+		if node, ok := g.NodeOf(to); ok {
+			g.eng.cfg.Transport.Send(node, g.cfg.ID, msgs[:n:n])
+		}
+		msgs = msgs[n:]
+	}
+}
+
+// publish makes the core's status visible to other goroutines: at once when somebody else leads, else with
+// the ticks.
+func (g *Group) publish() {
+	role, leader, term := g.core.Lead()
+	before := g.status.Load()
+	if before != nil && before.Role == role && before.Leader == leader && before.Term == term {
+		return
+	}
+	g.refresh()
+	g.lg.Info("role", "role", role.String(), "leader", leader, "term", term)
+	g.changed.broadcast()
+}
+
+func (g *Group) refresh() {
+	now := g.core.Status()
+	g.status.Store(&now)
+}
+
+// Core returns the last published status of the core.
+func (g *Group) Core() core.Status { return *g.status.Load() }
+
+// Replica is this replica's id.
+func (g *Group) Replica() uint64 { return g.cfg.Replica }
+
+// Machine is the group's state machine.
+func (g *Group) Machine() machine.Machine { return g.cfg.Machine }
+
+// Applied is the position that the state covers.
+func (g *Group) Applied() core.Position { return g.rep.Applied() }
+
+// View returns the machine's state at one point in time; the caller closes it.
+func (g *Group) View() kv.View { return g.rep.View() }
+
+// Digest of the machine's state and the position that it is of.
+func (g *Group) Digest() (machine.Digest, core.Position, error) {
+	type answer struct {
+		d   machine.Digest
+		at  core.Position
+		err error
+	}
+	ch := make(chan answer, 1)
+	if !g.jobs.call(func() {
+		d, err := g.rep.Digest()
+		ch <- answer{d, g.rep.Applied(), err}
+	}) {
+		return machine.Digest{}, core.Position{}, ErrClosed
+	}
+	a := <-ch
+	return a.d, a.at, a.err
+}
+
+// close stops the replica without giving up leadership first (HandOver does that).
+func (g *Group) close() {
+	g.stop()
+	g.feeds.closeAll()
+	g.box.close()
+	g.jobs.close()
+	g.tasks.Wait()
+	g.changed.broadcast()
+	g.moved.broadcast()
+}
+
+// abandon answers what can no longer be answered.
+func (g *Group) abandon() {
+	for id, w := range g.waiters {
+		delete(g.waiters, id)
+		w.done <- core.Answer{ID: id, Code: core.Unknown}
+	}
+}

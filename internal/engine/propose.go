@@ -1,0 +1,159 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+)
+
+// waiter is one caller's place in line; done receives exactly one answer.
+type waiter struct {
+	proposal core.Proposal
+	done     chan core.Answer
+}
+
+// Propose asks this replica, which should be the leader, to commit p (its ID is assigned here). The answer says
+// what is known; when ctx ends first it is Unknown (or CommittedQuorumOnly for AckAll).
+func (g *Group) Propose(ctx context.Context, p core.Proposal) core.Answer {
+	p.ID = g.eng.ids.Add(1)
+	w := &waiter{proposal: p, done: make(chan core.Answer, 1)}
+	if !g.box.propose(w) {
+		return core.Answer{ID: p.ID, Code: core.Unknown}
+	}
+	return g.await(ctx, w)
+}
+
+func (g *Group) await(ctx context.Context, w *waiter) core.Answer {
+	select {
+	case a := <-w.done:
+		return a
+	case <-ctx.Done():
+	}
+	if !g.box.call(func() { g.core.Expire(w.proposal.ID) }) {
+		return core.Answer{ID: w.proposal.ID, Code: core.Unknown}
+	}
+	select {
+	case a := <-w.done:
+		return a
+	case <-g.stopping.Done():
+		return core.Answer{ID: w.proposal.ID, Code: core.Unknown}
+	}
+}
+
+// propose hands the queued proposals to the core as one batch.
+func (g *Group) propose(ws []*waiter) {
+	ps := make([]core.Proposal, len(ws))
+	for i, w := range ws {
+		g.waiters[w.proposal.ID] = w
+		ps[i] = w.proposal
+	}
+	g.core.Propose(g.eng.cfg.Now().UnixNano(), g.eng.ids.Add(1), ps)
+}
+
+func (g *Group) answer(a core.Answer) {
+	if w, ok := g.waiters[a.ID]; ok {
+		delete(g.waiters, a.ID)
+		w.done <- a
+	}
+}
+
+// Barrier returns an index such that the local state, which covers it, includes everything that was committed
+// anywhere in the group before the call (raft's ReadIndex).
+func (g *Group) Barrier(ctx context.Context) (uint64, error) {
+	for {
+		changed := g.changed.wait()
+		w := &waiter{proposal: core.Proposal{ID: g.eng.ids.Add(1)}, done: make(chan core.Answer, 1)}
+		if !g.box.call(func() {
+			g.waiters[w.proposal.ID] = w
+			g.core.Read(w.proposal.ID)
+		}) {
+			return 0, ErrClosed
+		}
+		a := g.await(ctx, w)
+		switch {
+		case a.Code == core.Ready:
+			return a.Position.Index, nil
+		case ctx.Err() != nil:
+			return 0, fmt.Errorf("engine: group %d: no linearizable read: %w", g.cfg.ID, ctx.Err())
+		case g.stopping.Err() != nil:
+			return 0, ErrClosed
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		case <-g.stopping.Done():
+		}
+	}
+}
+
+// WaitApplied returns once the state covers index.
+func (g *Group) WaitApplied(ctx context.Context, index uint64) error {
+	for {
+		moved := g.moved.wait()
+		if g.rep.Applied().Index >= index {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-g.stopping.Done():
+			return ErrClosed
+		}
+	}
+}
+
+// Change proposes a configuration change on the leader; one at a time.
+func (g *Group) Change(ctx context.Context, cc *raftpb.ConfChangeV2) core.Answer {
+	w := &waiter{proposal: core.Proposal{ID: g.eng.ids.Add(1)}, done: make(chan core.Answer, 1)}
+	if !g.box.call(func() {
+		g.waiters[w.proposal.ID] = w
+		g.core.Change(w.proposal.ID, cc)
+	}) {
+		return core.Answer{Code: core.Unknown}
+	}
+	return g.await(ctx, w)
+}
+
+// Transfer moves leadership to a replica and returns once somebody else leads, or with ctx's error.
+func (g *Group) Transfer(ctx context.Context, to uint64) error {
+	for {
+		changed := g.changed.wait()
+		st := g.Core()
+		if st.Leader == to {
+			return nil
+		}
+		g.box.call(func() { g.core.Transfer(to) })
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("engine: group %d: leadership stayed with replica %d: %w", g.cfg.ID, g.Core().Leader, ctx.Err())
+		case <-g.stopping.Done():
+			return ErrClosed
+		}
+	}
+}
+
+// HandOver gives leadership, if it is here, to the voter that has the most of the log.
+func (g *Group) HandOver(ctx context.Context) {
+	st := g.Core()
+	if st.Role != core.Leader {
+		return
+	}
+	var best uint64
+	var match uint64
+	for _, p := range st.Peers {
+		if p.Replica != g.cfg.Replica && !p.Learner && p.RecentActive && p.Match >= match {
+			best, match = p.Replica, p.Match
+		}
+	}
+	if best == 0 {
+		return
+	}
+	if err := g.Transfer(ctx, best); err != nil {
+		g.lg.Warn("leadership not handed over", "to", best, "err", err)
+	}
+}

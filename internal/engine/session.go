@@ -1,0 +1,287 @@
+package engine
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/engine/replica"
+)
+
+// MethodPropose is the transport method under which ServePropose is registered.
+const MethodPropose = "engine.propose"
+
+// maxOutstanding bounds the writes of one session in flight; the replicas remember as many results.
+const maxOutstanding = 1024
+
+// Members tells a session where the group's voters live.
+type Members interface {
+	// Voters lists the nodes of the group's voters, this node included if it is one.
+	Voters() []uint64
+}
+
+// Session submits writes to a group from any node and has each executed exactly once: a write whose fate is
+// unknown (its leader died, the connection broke) is sent again under the same sequence number, and a replica
+// that has executed it answers with the stored result (RIFL, Lee et al., SOSP 2015).
+type Session struct {
+	eng     *Engine
+	group   uint64
+	members Members
+	client  [16]byte
+	slots   chan struct{}
+
+	mu     sync.Mutex
+	next   uint64
+	floor  uint64              // every sequence number below it has its answer
+	done   map[uint64]struct{} // answered ones above floor
+	leader uint64              // node that answered last; 0: not known
+}
+
+// NewSession starts a session; client must be unique to it (random).
+func (e *Engine) NewSession(group uint64, members Members, client [16]byte) *Session {
+	return &Session{
+		eng: e, group: group, members: members, client: client,
+		slots: make(chan struct{}, maxOutstanding), next: 1, floor: 1, done: map[uint64]struct{}{},
+	}
+}
+
+// ErrSessionExpired: the replicas have forgotten the session; whether the write was executed is not known.
+var ErrSessionExpired = errors.New("engine: session expired, the write's fate is unknown")
+
+// Answer is what a Session reports of a write.
+type Answer struct {
+	Code     core.Code // Accepted, Committed, CommittedAll or CommittedQuorumOnly
+	Position core.Position
+	Result   []byte // of the machine
+}
+
+// Backlog is the number of writes in flight.
+func (s *Session) Backlog() int { return len(s.slots) }
+
+// Propose submits payload and retries until it has an answer or ctx ends; then the error wraps ctx's and the
+// write's fate is unknown.
+func (s *Session) Propose(ctx context.Context, ack core.Ack, payload []byte) (Answer, error) {
+	select {
+	case s.slots <- struct{}{}:
+	case <-ctx.Done():
+		return Answer{}, ctx.Err()
+	}
+	defer func() { <-s.slots }()
+	seq := s.begin()
+	defer s.finish(seq)
+
+	var pause backoff
+	for try := 0; ; try++ {
+		p := core.Proposal{Ack: ack, Client: s.client, Seq: seq, Floor: s.answered(), Payload: payload}
+		a, err := s.attempt(ctx, p, try)
+		if err == nil && decided(a.Code) {
+			return s.accept(a)
+		}
+		if ctx.Err() != nil {
+			return Answer{}, fmt.Errorf("engine: group %d: no answer to the write: %w", s.group, ctx.Err())
+		}
+		pause.wait(ctx, s.leaderNews())
+	}
+}
+
+func decided(c core.Code) bool {
+	switch c {
+	case core.Accepted, core.Committed, core.CommittedAll, core.CommittedQuorumOnly:
+		return true
+	}
+	return false
+}
+
+func (s *Session) accept(a core.Answer) (Answer, error) {
+	if a.Code == core.Accepted {
+		return Answer{Code: a.Code, Position: a.Position}, nil
+	}
+	r, err := replica.DecodeResult(a.Result)
+	if err != nil {
+		return Answer{}, fmt.Errorf("engine: group %d: %w", s.group, err)
+	}
+	if r.Expired {
+		return Answer{}, ErrSessionExpired
+	}
+	return Answer{Code: a.Code, Position: a.Position, Result: r.Payload}, nil
+}
+
+// attempt asks the leader as far as it is known: this node's own replica first, then the last one that
+// answered, then the voters in turn.
+func (s *Session) attempt(ctx context.Context, p core.Proposal, try int) (core.Answer, error) {
+	node := s.pick(try)
+	if node == 0 {
+		return core.Answer{Code: core.NotLeader}, nil
+	}
+	var a core.Answer
+	var leader uint64
+	if node == s.eng.cfg.Node {
+		g, ok := s.eng.Group(s.group)
+		if !ok {
+			return core.Answer{Code: core.NotLeader}, nil
+		}
+		a = g.Propose(ctx, p)
+		leader, _ = g.NodeOf(a.Leader)
+	} else {
+		reply, err := s.eng.cfg.Transport.Call(ctx, node, MethodPropose, encodePropose(s.group, p))
+		if err != nil {
+			s.setLeader(0)
+			return core.Answer{}, err
+		}
+		if a, leader, err = decodeAnswer(reply); err != nil {
+			return core.Answer{}, err
+		}
+	}
+	if a.Code == core.NotLeader {
+		s.setLeader(leader)
+	} else {
+		s.setLeader(node)
+	}
+	return a, nil
+}
+
+func (s *Session) pick(try int) uint64 {
+	if g, ok := s.eng.Group(s.group); ok {
+		if n, ok := g.NodeOf(g.Core().Leader); ok && g.Core().Leader != 0 {
+			return n
+		}
+	}
+	s.mu.Lock()
+	leader := s.leader
+	s.mu.Unlock()
+	if leader != 0 {
+		return leader
+	}
+	voters := s.members.Voters()
+	if len(voters) == 0 {
+		return 0
+	}
+	return voters[try%len(voters)]
+}
+
+func (s *Session) setLeader(node uint64) {
+	s.mu.Lock()
+	s.leader = node
+	s.mu.Unlock()
+}
+
+// leaderNews fires when this node's replica hears of another leader.
+func (s *Session) leaderNews() <-chan struct{} {
+	if g, ok := s.eng.Group(s.group); ok {
+		return g.changed.wait()
+	}
+	return nil
+}
+
+func (s *Session) begin() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.next++
+	return s.next - 1
+}
+
+func (s *Session) finish(seq uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.done[seq] = struct{}{}
+	for {
+		if _, ok := s.done[s.floor]; !ok {
+			return
+		}
+		delete(s.done, s.floor)
+		s.floor++
+	}
+}
+
+func (s *Session) answered() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.floor
+}
+
+// backoff waits a little longer each time: 5 ms to 100 ms.
+type backoff struct{ d time.Duration }
+
+func (b *backoff) wait(ctx context.Context, news <-chan struct{}) {
+	b.d = min(max(2*b.d, 5*time.Millisecond), 100*time.Millisecond)
+	t := time.NewTimer(b.d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-news:
+	case <-ctx.Done():
+	}
+}
+
+// ServePropose answers MethodPropose: a proposal that another node's session sends here.
+func (e *Engine) ServePropose(ctx context.Context, _ uint64, req []byte) ([]byte, error) {
+	group, p, err := decodePropose(req)
+	if err != nil {
+		return nil, err
+	}
+	g, ok := e.Group(group)
+	if !ok {
+		return encodeAnswer(core.Answer{Code: core.NotLeader}, 0), nil
+	}
+	a := g.Propose(ctx, p)
+	leader, _ := g.NodeOf(a.Leader)
+	return encodeAnswer(a, leader), nil
+}
+
+var errShortMessage = errors.New("engine: message too short")
+
+// A proposal on the wire: group u64, ack u8, client 16 B, seq u64, floor u64, payload.
+const proposeHeader = 8 + 1 + 16 + 8 + 8
+
+func encodePropose(group uint64, p core.Proposal) []byte {
+	b := make([]byte, 0, proposeHeader+len(p.Payload))
+	b = binary.BigEndian.AppendUint64(b, group)
+	b = append(b, byte(p.Ack))
+	b = append(b, p.Client[:]...)
+	b = binary.BigEndian.AppendUint64(b, p.Seq)
+	b = binary.BigEndian.AppendUint64(b, p.Floor)
+	return append(b, p.Payload...)
+}
+
+func decodePropose(b []byte) (group uint64, p core.Proposal, err error) {
+	if len(b) < proposeHeader {
+		return 0, p, errShortMessage
+	}
+	group = binary.BigEndian.Uint64(b)
+	p.Ack = core.Ack(b[8])
+	if p.Ack > core.AckAll {
+		return 0, p, fmt.Errorf("engine: unknown ack %d", b[8])
+	}
+	copy(p.Client[:], b[9:])
+	p.Seq = binary.BigEndian.Uint64(b[25:])
+	p.Floor = binary.BigEndian.Uint64(b[33:])
+	p.Payload = b[proposeHeader:]
+	return group, p, nil
+}
+
+// An answer on the wire: code u8, term u64, index u64, leader node u64, result.
+const answerHeader = 1 + 8 + 8 + 8
+
+func encodeAnswer(a core.Answer, leaderNode uint64) []byte {
+	b := make([]byte, 0, answerHeader+len(a.Result))
+	b = append(b, byte(a.Code))
+	b = binary.BigEndian.AppendUint64(b, a.Position.Term)
+	b = binary.BigEndian.AppendUint64(b, a.Position.Index)
+	b = binary.BigEndian.AppendUint64(b, leaderNode)
+	return append(b, a.Result...)
+}
+
+func decodeAnswer(b []byte) (a core.Answer, leaderNode uint64, err error) {
+	if len(b) < answerHeader {
+		return a, 0, errShortMessage
+	}
+	a.Code = core.Code(b[0])
+	a.Position.Term = binary.BigEndian.Uint64(b[1:])
+	a.Position.Index = binary.BigEndian.Uint64(b[9:])
+	a.Result = b[answerHeader:]
+	return a, binary.BigEndian.Uint64(b[17:]), nil
+}

@@ -1,0 +1,236 @@
+package engine
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/lockstep-sync/lockstep/internal/kv"
+)
+
+// ServiceSnapshot is the transport service under which ServeSnapshot is registered: a member that raft told to
+// take a snapshot (or an observer that cannot be served by DIFF) pulls the state from the source.
+//
+// Raft's own message carries only a position. The member opens the stream, the source takes a view at its
+// current applied index (at or above that position) and streams it; the member installs it as a whole and only
+// then lets raft see the message, rewritten to the position that was installed.
+const ServiceSnapshot = "engine.snapshot"
+
+// snapshotPatience is how long a follower may take to begin pulling before raft may try again.
+const snapshotPatience = 10 * time.Second
+
+// Differ is implemented by machines that can bring a state up to another one by moving only what differs.
+type Differ interface {
+	// ServeDiff answers the learner's questions about view until it has enough.
+	ServeDiff(view kv.Reader, rw io.ReadWriter) error
+	// FetchDiff writes to tx what turns local into the state that the other side serves.
+	FetchDiff(local kv.Reader, rw io.ReadWriter, tx kv.Tx) error
+}
+
+// pinSet holds the log positions that snapshots in flight still need entries after.
+type pinSet struct {
+	mu   sync.Mutex
+	pins map[*uint64]struct{}
+}
+
+func (p *pinSet) add(index uint64) (release func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pins == nil {
+		p.pins = map[*uint64]struct{}{}
+	}
+	pin := &index
+	p.pins[pin] = struct{}{}
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.pins, pin)
+	}
+}
+
+// floor is the lowest pinned index, or max.
+func (p *pinSet) floor(max uint64) uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for pin := range p.pins {
+		max = min(max, *pin)
+	}
+	return max
+}
+
+// offerSnapshot sends raft's MsgSnap (a position, no data). Raft then feeds the follower nothing until it hears
+// how the pull ended: from ServeSnapshot, or from here if the follower never comes.
+func (g *Group) offerSnapshot(m *raftpb.Message) {
+	to := m.GetTo()
+	index := m.GetSnapshot().GetMetadata().GetIndex()
+	node, ok := g.NodeOf(to)
+	if !ok {
+		g.core.SnapshotSent(to, false)
+		return
+	}
+	g.offers[to] = true
+	g.lg.Info("offering a snapshot", "to", to, "index", index)
+	g.eng.cfg.Transport.Send(node, g.cfg.ID, []*raftpb.Message{m})
+	release := g.pins.add(index)
+	g.tasks.Go(func() {
+		defer release()
+		select {
+		case <-time.After(snapshotPatience):
+		case <-g.stopping.Done():
+			return
+		}
+		if !g.feeds.pulling(node) {
+			g.box.call(func() { g.offerEnded(to, false) })
+		}
+	})
+}
+
+// offerEnded tells raft once how an offer ended.
+func (g *Group) offerEnded(to uint64, ok bool) {
+	if g.offers[to] {
+		delete(g.offers, to)
+		g.core.SnapshotSent(to, ok)
+	}
+}
+
+// startInstall pulls the state that a MsgSnap announces, off the loop, and then hands the message to raft.
+// While it runs further announcements are dropped; raft repeats them.
+func (g *Group) startInstall(m *raftpb.Message) {
+	if g.pulling {
+		return
+	}
+	if m.GetSnapshot().GetMetadata().GetIndex() <= g.core.Status().Commit {
+		if err := g.core.Receive(m); err != nil {
+			g.lg.Debug("snapshot message refused", "err", err)
+		}
+		return
+	}
+	node, ok := g.NodeOf(m.GetFrom())
+	if !ok {
+		return
+	}
+	g.pulling = true
+	why := fmt.Sprintf("the leader's log no longer holds entry %d", g.rep.Applied().Index+1)
+	if g.rep.Applied().Index == 0 {
+		why = "the replica is new"
+	}
+	g.catchup.begin(modeSnap, why)
+	g.tasks.Go(func() {
+		err := g.pull(node)
+		if err != nil {
+			g.lg.Warn("snapshot not installed; the leader will offer it again", "from", node, "err", err)
+		}
+		g.box.call(func() { g.installed(m, err) })
+	})
+}
+
+func (g *Group) installed(m *raftpb.Message, err error) {
+	g.pulling = false
+	if err != nil {
+		return
+	}
+	meta := g.rep.SnapshotMeta()
+	g.lg.Info("snapshot installed", "index", meta.GetIndex(), "term", meta.GetTerm())
+	m = proto.CloneOf(m)
+	m.Snapshot.Metadata = meta
+	if err := g.core.Receive(m); err != nil {
+		g.lg.Warn("raft refused an installed snapshot", "err", err)
+	}
+	g.moved.broadcast()
+}
+
+// pull streams the state from a node and installs it on the applier, between two batches.
+func (g *Group) pull(node uint64) error {
+	conn, err := g.eng.cfg.Transport.Open(g.stopping, node, ServiceSnapshot)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(g.stopping, func() { conn.Close() })
+	defer stop()
+	if _, err := conn.Write(binary.BigEndian.AppendUint64(nil, g.cfg.ID)); err != nil {
+		return fmt.Errorf("ask for the snapshot: %w", err)
+	}
+	return g.onApplier(func() error { return g.restore(conn) })
+}
+
+func (g *Group) onApplier(f func() error) error {
+	result := make(chan error, 1)
+	if !g.jobs.call(func() { result <- f() }) {
+		return ErrClosed
+	}
+	select {
+	case err := <-result:
+		return err
+	case <-g.stopping.Done():
+		return ErrClosed
+	}
+}
+
+func (g *Group) restore(conn net.Conn) error {
+	d, _ := g.cfg.Machine.(Differ)
+	return restoreFrom(g.rep, d, conn)
+}
+
+// ServeSnapshot streams a group's state to a member.
+func (e *Engine) ServeSnapshot(ctx context.Context, from uint64, conn net.Conn) {
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	var head [8]byte
+	if _, err := io.ReadFull(conn, head[:]); err != nil {
+		return
+	}
+	id := binary.BigEndian.Uint64(head[:])
+	g, ok := e.Group(id)
+	if !ok {
+		return
+	}
+	err := g.serveSnapshot(from, conn)
+	if err != nil {
+		g.lg.Warn("snapshot not sent", "to", from, "err", err)
+	}
+	g.box.call(func() {
+		for to := range g.offers {
+			if n, ok := g.NodeOf(to); ok && n == from {
+				g.offerEnded(to, err == nil)
+			}
+		}
+	})
+}
+
+func (g *Group) serveSnapshot(to uint64, conn net.Conn) error {
+	defer g.feeds.beginPull(to)()
+	view := g.rep.StateView()
+	defer view.Close()
+	at, err := g.rep.PositionOf(view)
+	if err != nil {
+		return err
+	}
+	defer g.pins.add(at.Index)()
+	d, _ := g.cfg.Machine.(Differ)
+	if err := serveState(g.rep, d, view, conn); err != nil {
+		return err
+	}
+	// The member confirms that the state is installed; only then is the log unpinned.
+	var ok [1]byte
+	if _, err := io.ReadFull(conn, ok[:]); err != nil {
+		return fmt.Errorf("wait for the installation: %w", err)
+	}
+	return nil
+}
+
+// readerWriter gives a machine's exchange buffered reads and flushed writes over one connection.
+type readerWriter struct {
+	*bufio.Reader
+	net.Conn
+}
+
+func (rw readerWriter) Read(p []byte) (int, error) { return rw.Reader.Read(p) }
