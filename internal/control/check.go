@@ -1,0 +1,100 @@
+package control
+
+import (
+	"path"
+	"strings"
+
+	"github.com/lockstep-sync/lockstep/api"
+)
+
+// checkName says what is wrong with the name of a node or group; empty: nothing.
+func checkName(name string) string {
+	if name == "" || len(name) > 63 {
+		return "a name has 1 to 63 characters"
+	}
+	for i := range len(name) {
+		c := name[i]
+		alnum := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+		if !alnum && (i == 0 || !strings.ContainsRune("._-", rune(c))) {
+			return "a name is made of letters, digits, '.', '_' and '-', and begins with a letter or digit"
+		}
+	}
+	return ""
+}
+
+// checkSettings fills in defaults and refuses what nobody implements.
+func checkSettings(s *State, g *Group) *api.Error {
+	refuse := func(what, value, allowed string) *api.Error {
+		return &api.Error{Code: api.CodeUsage, Op: "dir create", Subject: g.Name,
+			Why: "unknown " + what + " " + value, Hint: "use one of: " + allowed}
+	}
+	switch g.Ack {
+	case "":
+		g.Ack = "quorum"
+	case "local", "quorum", "all":
+	default:
+		return refuse("ack", g.Ack, "local, quorum, all")
+	}
+	switch g.Mode {
+	case "":
+		g.Mode = "readwrite"
+	case "readwrite", "readonly":
+	default:
+		return refuse("mode", g.Mode, "readwrite, readonly")
+	}
+	switch g.Topology {
+	case "":
+		g.Topology = "star"
+	case "star":
+	default:
+		return refuse("topology", g.Topology, "star")
+	}
+	if name, ok := strings.CutPrefix(g.Conflict, "prefer:"); ok {
+		if _, known := s.NodeNamed(name); !known {
+			return unknownNode("dir create", name).Error
+		}
+		return nil
+	}
+	switch g.Conflict {
+	case "":
+		g.Conflict = "keep-both"
+	case "keep-both", "first", "newest":
+	default:
+		return refuse("conflict policy", g.Conflict, "keep-both, first, newest, prefer:NODE")
+	}
+	return nil
+}
+
+// checkBinding finds the node and refuses a path that is not absolute or lies in, or around, another binding
+// of that node.
+func (x *execution) checkBinding(op, node, dir string) (*Node, string, *api.Error) {
+	n, ok := x.s.NodeNamed(node)
+	if !ok {
+		return nil, "", unknownNode(op, node).Error
+	}
+	if !path.IsAbs(dir) || strings.ContainsRune(dir, 0) {
+		return nil, "", &api.Error{Code: api.CodeUsage, Op: op, Subject: node + ":" + dir, Why: "the path is not absolute",
+			Hint: "give the whole path, from /"}
+	}
+	dir = path.Clean(dir)
+	if dir == "/" {
+		return nil, "", &api.Error{Code: api.CodeUsage, Op: op, Subject: node + ":" + dir, Why: "the root directory cannot be kept in step",
+			Hint: "choose a directory below it"}
+	}
+	for _, g := range x.s.Groups {
+		m, ok := g.Member(n.ID)
+		if !ok || g.Deleted || g.Kind != KindFiles {
+			continue
+		}
+		if within(dir, m.Path) || within(m.Path, dir) {
+			return nil, "", &api.Error{Code: api.CodeConflict, Op: op, Subject: node + ":" + dir,
+				Why:  "it overlaps " + m.Path + " of group " + g.Name,
+				Hint: "bindings of one node must not lie inside each other; choose another directory"}
+		}
+	}
+	return n, dir, nil
+}
+
+func within(dir, base string) bool {
+	return dir == base || strings.HasPrefix(dir, base+"/")
+}

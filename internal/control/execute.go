@@ -1,0 +1,296 @@
+package control
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/lockstep-sync/lockstep/api"
+	"github.com/lockstep-sync/lockstep/internal/kv"
+)
+
+// execution is one command at work on the state before it.
+type execution struct {
+	tx    kv.Tx
+	s     *State
+	now   time.Time
+	index uint64
+	what  string // for the audit trail
+	wrote bool
+}
+
+// run returns a storage error, or a result that may hold a refusal.
+func (x *execution) run(c *Command) (Result, error) {
+	switch {
+	case c.Init != nil:
+		return x.init(c.Init)
+	case c.AddToken != nil:
+		return x.addToken(c.AddToken)
+	case c.RevokeToken != nil:
+		return x.revokeToken(c.RevokeToken)
+	case c.Join != nil:
+		return x.join(c.Join)
+	case c.SetAddress != nil:
+		return x.setAddress(c.SetAddress)
+	case c.CreateGroup != nil:
+		return x.createGroup(c.CreateGroup)
+	case c.Bind != nil:
+		return x.bind(c.Bind)
+	case c.Unbind != nil:
+		return x.unbind(c.Unbind)
+	}
+	return refuse(api.CodeUsage, "control", "", "an unknown command", "upgrade the nodes that are older"), nil
+}
+
+func refuse(code api.Code, op, subject, why, hint string) Result {
+	return Result{Error: &api.Error{Code: code, Op: op, Subject: subject, Why: why, Hint: hint}}
+}
+
+func (x *execution) init(c *Init) (Result, error) {
+	if x.s.Cluster.ID != "" {
+		return Result{Node: 1}, nil
+	}
+	n := c.Node
+	n.ID, n.Joined = 1, x.now
+	g := Group{
+		ID: ControlGroup, Name: KindControl, Kind: KindControl, Ack: "quorum", History: c.History, Created: x.now,
+		Initial: []uint64{1}, Members: []Member{{Replica: 1, Node: 1, Role: RoleVoter}}, NextReplica: 2,
+	}
+	c.Cluster.Created = x.now
+	x.what = "cluster created by " + n.Name
+	return Result{Node: 1}, x.put([]byte{tagCluster}, c.Cluster, idKey(tagNode, 1), n, idKey(tagGroup, ControlGroup), g)
+}
+
+func (x *execution) addToken(t *Token) (Result, error) {
+	t.Created, t.Used, t.Revoked = x.now, 0, false
+	if !t.Expires.After(x.now) {
+		return refuse(api.CodeUsage, "token create", t.ID, "it would have expired already", "give a longer --ttl"), nil
+	}
+	for _, old := range x.s.Tokens { // expired ones make room
+		if old.Expires.Before(x.now.Add(-24 * time.Hour)) {
+			if err := x.tx.Delete(tokenKey(old.ID)); err != nil {
+				return Result{}, err
+			}
+		}
+	}
+	x.what = "token " + t.ID + " created"
+	return Result{}, x.put(tokenKey(t.ID), *t)
+}
+
+func tokenKey(id string) []byte { return append([]byte{tagToken}, id...) }
+
+func (x *execution) revokeToken(c *RevokeToken) (Result, error) {
+	t, ok := x.s.Token(c.ID)
+	if !ok {
+		return refuse(api.CodeNotFound, "token revoke", c.ID, "no such token", "lockstep token list shows them"), nil
+	}
+	t.Revoked = true
+	x.what = "token " + t.ID + " revoked"
+	return Result{}, x.put(tokenKey(t.ID), *t)
+}
+
+func (x *execution) join(c *Join) (Result, error) {
+	const op, again = "join", "make a new one with: lockstep token create"
+	t, ok := x.s.Token(c.Token)
+	switch {
+	case !ok:
+		return refuse(api.CodeDenied, op, "token "+c.Token, "the cluster does not know this token", again), nil
+	case t.Revoked:
+		return refuse(api.CodeDenied, op, "token "+c.Token, "the token was revoked", again), nil
+	case !x.now.Before(t.Expires):
+		return refuse(api.CodeDenied, op, "token "+c.Token, "the token expired at "+t.Expires.Format(time.RFC3339), again), nil
+	}
+	if why := checkName(c.Name); why != "" {
+		return refuse(api.CodeUsage, op, c.Name, why, "choose another with --name"), nil
+	}
+	old, taken := x.s.NodeNamed(c.Name)
+	if taken && !c.Replace {
+		return refuse(api.CodeConflict, op, c.Name, "a node of this name is in the cluster",
+			"choose another --name; or, if that node has lost its data for good, add --replace"), nil
+	}
+	n := Node{ID: x.s.Nodes[len(x.s.Nodes)-1].ID + 1, Name: c.Name, Address: c.Address, Version: c.Version, Joined: x.now}
+	t.Used++
+	x.what = fmt.Sprintf("node %s joined as %d with token %s", n.Name, n.ID, t.ID)
+	if err := x.put(idKey(tagNode, n.ID), n, tokenKey(t.ID), *t); err != nil {
+		return Result{}, err
+	}
+	if taken {
+		return Result{Node: n.ID}, x.replace(old, n.ID)
+	}
+	control, _ := x.s.Group(ControlGroup)
+	return Result{Node: n.ID}, x.addMember(control, n.ID, n.ID, "")
+}
+
+// replace gives the new node every membership of the old one, under replica ids of its own.
+func (x *execution) replace(old *Node, by uint64) error {
+	old.Removed, old.ReplacedBy = true, by
+	x.what += fmt.Sprintf(", in place of node %d", old.ID)
+	if err := x.put(idKey(tagNode, old.ID), *old); err != nil {
+		return err
+	}
+	for i := range x.s.Groups {
+		g := &x.s.Groups[i]
+		for k, m := range g.Members {
+			if m.Node != old.ID {
+				continue
+			}
+			m.Node, m.Replica = by, g.NextReplica
+			if g.ID == ControlGroup {
+				m.Replica = by
+			}
+			g.NextReplica = max(g.NextReplica, m.Replica) + 1
+			g.Members[k] = m
+			if err := x.put(idKey(tagGroup, g.ID), *g); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// addMember appends a member; replica 0 takes the group's next id.
+func (x *execution) addMember(g *Group, node, replica uint64, path string) error {
+	if replica == 0 {
+		replica = g.NextReplica
+	}
+	g.Members = append(g.Members, Member{Replica: replica, Node: node, Role: g.roleOfNext(), Path: path})
+	g.NextReplica = max(g.NextReplica, replica) + 1
+	return x.put(idKey(tagGroup, g.ID), *g)
+}
+
+func (x *execution) setAddress(c *SetAddress) (Result, error) {
+	n, ok := x.s.Node(c.Node)
+	if !ok || n.Removed {
+		return refuse(api.CodeDenied, "serve", fmt.Sprint(c.Node), "this node was removed from the cluster",
+			"join again with a token and an empty data directory"), nil
+	}
+	if n.Address == c.Address && n.Version == c.Version {
+		return Result{Node: n.ID}, nil
+	}
+	n.Address, n.Version = c.Address, c.Version
+	x.what = fmt.Sprintf("node %s is at %s, version %s", n.Name, n.Address, n.Version)
+	return Result{Node: n.ID}, x.put(idKey(tagNode, n.ID), *n)
+}
+
+func (x *execution) createGroup(c *CreateGroup) (Result, error) {
+	const op = "dir create"
+	if why := checkName(c.Name); why != "" {
+		return refuse(api.CodeUsage, op, c.Name, why, "choose another name"), nil
+	}
+	if _, ok := x.s.GroupNamed(c.Name); ok {
+		return refuse(api.CodeConflict, op, c.Name, "a group of this name exists", "lockstep dir status "+c.Name+" shows it; choose another name"), nil
+	}
+	g := Group{
+		ID: x.s.Groups[len(x.s.Groups)-1].ID + 1, Name: c.Name, Kind: KindFiles, Ack: c.Ack, Conflict: c.Conflict,
+		Mode: c.Mode, Topology: c.Topology, History: c.History, Created: x.now, NextReplica: 1,
+	}
+	if e := checkSettings(x.s, &g); e != nil {
+		return Result{Error: e}, nil
+	}
+	if len(c.Paths) == 0 {
+		return refuse(api.CodeUsage, op, c.Name, "no node is to hold it", "name at least one with --on"), nil
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Paths)) {
+		n, path, e := x.checkBinding(op, name, c.Paths[name])
+		if e != nil {
+			return Result{Error: e}, nil
+		}
+		m := Member{Replica: g.NextReplica, Node: n.ID, Role: g.roleOfNext(), Path: path}
+		g.NextReplica++
+		g.Members = append(g.Members, m)
+		if m.Role == RoleVoter {
+			g.Initial = append(g.Initial, m.Replica)
+		}
+	}
+	x.what = fmt.Sprintf("files group %s created on %d nodes", g.Name, len(g.Members))
+	return Result{Group: g.ID}, x.put(idKey(tagGroup, g.ID), g)
+}
+
+func (x *execution) bind(c *Bind) (Result, error) {
+	const op = "dir bind"
+	g, r := x.filesGroup(op, c.Group)
+	if g == nil {
+		return r, nil
+	}
+	n, path, e := x.checkBinding(op, c.Node, c.Path)
+	if e != nil {
+		return Result{Error: e}, nil
+	}
+	if m, ok := g.Member(n.ID); ok {
+		return refuse(api.CodeConflict, op, c.Node, fmt.Sprintf("it holds group %s already, at %s", g.Name, m.Path),
+			"to move it: lockstep dir unbind "+g.Name+" "+c.Node+", then bind again"), nil
+	}
+	x.what = fmt.Sprintf("group %s bound to %s:%s", g.Name, n.Name, path)
+	return Result{Group: g.ID}, x.addMember(g, n.ID, 0, path)
+}
+
+func (x *execution) unbind(c *Unbind) (Result, error) {
+	const op = "dir unbind"
+	g, r := x.filesGroup(op, c.Group)
+	if g == nil {
+		return r, nil
+	}
+	n, ok := x.s.NodeNamed(c.Node)
+	if !ok {
+		return unknownNode(op, c.Node), nil
+	}
+	i := slices.IndexFunc(g.Members, func(m Member) bool { return m.Node == n.ID })
+	if i < 0 {
+		return refuse(api.CodeNotFound, op, c.Node, "it does not hold group "+g.Name, "lockstep dir status "+g.Name+" shows who does"), nil
+	}
+	if len(g.Members) == 1 || g.Members[i].Role == RoleVoter && len(g.Voters()) == 1 {
+		return refuse(api.CodeConflict, op, c.Node, "it is the last voter of group "+g.Name, "bind another node first"), nil
+	}
+	g.Members = slices.Delete(g.Members, i, i+1)
+	x.what = fmt.Sprintf("group %s unbound from %s", g.Name, n.Name)
+	return Result{Group: g.ID}, x.put(idKey(tagGroup, g.ID), *g)
+}
+
+func (x *execution) filesGroup(op, name string) (*Group, Result) {
+	g, ok := x.s.GroupNamed(name)
+	if !ok || g.Kind != KindFiles {
+		return nil, refuse(api.CodeNotFound, op, name, "no such files group", "lockstep group list shows them")
+	}
+	return g, Result{}
+}
+
+func unknownNode(op, name string) Result {
+	return refuse(api.CodeNotFound, op, name, "no such node", "lockstep node list shows them")
+}
+
+// put stores pairs of key and value.
+func (x *execution) put(pairs ...any) error {
+	x.wrote = true
+	for i := 0; i < len(pairs); i += 2 {
+		v, err := json.Marshal(pairs[i+1])
+		if err != nil {
+			return fmt.Errorf("control: encode state: %w", err)
+		}
+		if err := x.tx.Set(pairs[i].([]byte), v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (x *execution) audit(by string) error {
+	key := idKey(tagAudit, x.index)
+	key = binary.BigEndian.AppendUint32(key, uint32(len(x.s.Audit)))
+	if len(x.s.Audit) >= maxAudit {
+		var oldest []byte
+		err := x.tx.Scan([]byte{tagAudit}, []byte{tagAudit + 1}, func(k, _ []byte) error {
+			oldest = slices.Clone(k)
+			return kv.ErrStop
+		})
+		if err != nil {
+			return err
+		}
+		if err := x.tx.Delete(oldest); err != nil {
+			return err
+		}
+	}
+	return x.put(key, Audit{Index: x.index, Time: x.now, By: by, What: x.what})
+}

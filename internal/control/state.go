@@ -1,0 +1,187 @@
+// Package control is the machine of the control group: the nodes of the cluster, its groups and their members,
+// join tokens, and an audit trail. Every node holds a copy.
+//
+// It decides who belongs to what; it moves nothing itself. The server follows its State and acts on it. The
+// package has no clock, goroutine, socket or disk of its own; what depends on time uses the time of the command.
+package control
+
+import (
+	"slices"
+	"time"
+)
+
+// ControlGroup is the id of the one group that describes the cluster. A node's replica of it has the node's id.
+const ControlGroup = 1
+
+// MaxVoters is how many members of a group vote; further ones observe.
+const MaxVoters = 5
+
+// Kinds of groups.
+const (
+	KindControl = "control"
+	KindFiles   = "files"
+)
+
+// Roles of members.
+const (
+	RoleVoter    = "voter"
+	RoleObserver = "observer"
+)
+
+// Cluster is what was decided once, when the first node started.
+type Cluster struct {
+	ID      string    `json:"id"` // 32 hex digits
+	Created time.Time `json:"created"`
+	CACert  []byte    `json:"ca_cert"` // PEM
+	CAKey   []byte    `json:"ca_key"`  // PEM
+}
+
+// Node is a server of the cluster.
+type Node struct {
+	ID         uint64    `json:"id"` // never reused
+	Name       string    `json:"name"`
+	Address    string    `json:"address"` // host:port for other nodes
+	Version    string    `json:"version,omitempty"`
+	Joined     time.Time `json:"joined"`
+	Removed    bool      `json:"removed,omitempty"`
+	ReplacedBy uint64    `json:"replaced_by,omitempty"`
+}
+
+// Member is one node's replica of a group.
+type Member struct {
+	Replica uint64 `json:"replica"` // never reused within the group
+	Node    uint64 `json:"node"`
+	Role    string `json:"role"`
+	Path    string `json:"path,omitempty"` // files groups: the directory on that node
+}
+
+// Group is one replicated data set.
+type Group struct {
+	ID          uint64    `json:"id"`
+	Name        string    `json:"name"`
+	Kind        string    `json:"kind"`
+	Ack         string    `json:"ack"`                // local, quorum, all
+	Conflict    string    `json:"conflict,omitempty"` // keep-both, first, newest, prefer:NODE
+	Mode        string    `json:"mode,omitempty"`     // readwrite, readonly
+	Topology    string    `json:"topology,omitempty"`
+	History     [16]byte  `json:"history"`
+	Created     time.Time `json:"created"`
+	Initial     []uint64  `json:"initial"` // replicas that started the group
+	Members     []Member  `json:"members"` // in the order in which they came
+	NextReplica uint64    `json:"next_replica"`
+	Deleted     bool      `json:"deleted,omitempty"`
+}
+
+// Token lets servers join until it expires or is revoked.
+type Token struct {
+	ID         string    `json:"id"`          // hex
+	SecretHash string    `json:"secret_hash"` // hex
+	Created    time.Time `json:"created"`
+	Expires    time.Time `json:"expires"`
+	Revoked    bool      `json:"revoked,omitempty"`
+	Used       int       `json:"used"`
+}
+
+// Audit is one change of membership, settings or access.
+type Audit struct {
+	Index uint64    `json:"index"`
+	Time  time.Time `json:"time"`
+	By    string    `json:"by"`
+	What  string    `json:"what"`
+}
+
+// State is everything, at one index. It is immutable once published.
+type State struct {
+	Index   uint64
+	Cluster Cluster
+	Nodes   []Node  // by id, removed ones included
+	Groups  []Group // by id, deleted ones included
+	Tokens  []Token // by id
+	Audit   []Audit // oldest first
+}
+
+// Node looks a node up by id, removed ones included.
+func (s *State) Node(id uint64) (*Node, bool) {
+	i, ok := slices.BinarySearchFunc(s.Nodes, id, func(n Node, id uint64) int { return compare(n.ID, id) })
+	if !ok {
+		return nil, false
+	}
+	return &s.Nodes[i], true
+}
+
+// NodeNamed looks a live node up by name.
+func (s *State) NodeNamed(name string) (*Node, bool) {
+	for i := range s.Nodes {
+		if n := &s.Nodes[i]; n.Name == name && !n.Removed {
+			return n, true
+		}
+	}
+	return nil, false
+}
+
+// Group looks a group up by id, deleted ones included.
+func (s *State) Group(id uint64) (*Group, bool) {
+	i, ok := slices.BinarySearchFunc(s.Groups, id, func(g Group, id uint64) int { return compare(g.ID, id) })
+	if !ok {
+		return nil, false
+	}
+	return &s.Groups[i], true
+}
+
+// GroupNamed looks a group that exists up by name.
+func (s *State) GroupNamed(name string) (*Group, bool) {
+	for i := range s.Groups {
+		if g := &s.Groups[i]; g.Name == name && !g.Deleted {
+			return g, true
+		}
+	}
+	return nil, false
+}
+
+// Token looks a token up.
+func (s *State) Token(id string) (*Token, bool) {
+	for i := range s.Tokens {
+		if s.Tokens[i].ID == id {
+			return &s.Tokens[i], true
+		}
+	}
+	return nil, false
+}
+
+// Member is the node's member of the group.
+func (g *Group) Member(node uint64) (Member, bool) {
+	for _, m := range g.Members {
+		if m.Node == node {
+			return m, true
+		}
+	}
+	return Member{}, false
+}
+
+// Voters are the members that vote, in the order in which they came.
+func (g *Group) Voters() (voters []Member) {
+	for _, m := range g.Members {
+		if m.Role == RoleVoter {
+			voters = append(voters, m)
+		}
+	}
+	return voters
+}
+
+// roleOfNext is the role of the next member to come.
+func (g *Group) roleOfNext() string {
+	if len(g.Voters()) < MaxVoters {
+		return RoleVoter
+	}
+	return RoleObserver
+}
+
+func compare(a, b uint64) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
