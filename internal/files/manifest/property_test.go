@@ -175,3 +175,21 @@ func TestTreeDigestIgnoresHistory(t *testing.T) {
 		t.Error("an mtime does not count")
 	}
 }
+
+// TestMemoGoesWithItsDirectory: nothing stays behind for what is no directory any more.
+func TestMemoGoesWithItsDirectory(t *testing.T) {
+	r := newRig(t, Policy{})
+	r.apply("a", put("d", 0, dir()), put("e", 0, dir()))
+	memoise(t, r)
+	r.apply("a", del("d", 11), put("e", 11, file("1")))
+	memoise(t, r)
+	err := r.store.Scan([]byte{tagDigest}, []byte{tagDigest + 1}, func(k, _ []byte) error {
+		if len(k) > 1 {
+			t.Errorf("memo %q", k)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
