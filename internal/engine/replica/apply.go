@@ -1,0 +1,151 @@
+package replica
+
+import (
+	"errors"
+	"fmt"
+
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/kv"
+	"github.com/lockstep-sync/lockstep/internal/machine"
+)
+
+// Result is what a proposer is told, decoded.
+type Result struct {
+	Payload   []byte // the machine's result; nil if Expired
+	Duplicate bool   // executed before; Payload is of that time
+	Expired   bool   // the session or its result is forgotten: not executed now, perhaps executed before
+}
+
+// The first byte of an encoded result.
+const (
+	resultOK = iota
+	resultDuplicate
+	resultExpired
+)
+
+func encodeResult(flag byte, payload []byte) []byte {
+	return append(append(make([]byte, 0, 1+len(payload)), flag), payload...)
+}
+
+// DecodeResult decodes one of the results that Apply returned; Payload shares b's memory.
+func DecodeResult(b []byte) (Result, error) {
+	if len(b) == 0 || b[0] > resultExpired {
+		return Result{}, errors.New("malformed result")
+	}
+	return Result{Payload: b[1:], Duplicate: b[0] == resultDuplicate, Expired: b[0] == resultExpired}, nil
+}
+
+// Apply executes committed entries, in order and without a gap; those that the state covers already are
+// skipped. All that they change takes effect in one batch, which is not synced. results[i][j] is the encoded
+// Result of proposal j in entry i. conf puts a configuration change in force and returns the result; it is
+// called for skipped entries too. nil conf: the replica is no member, configurations are not recorded.
+//
+// Errors: ErrDamaged, ErrInterrupted, and what the store or the machine returned; after one the replica must
+// be opened anew.
+func (r *Replica) Apply(
+	entries []*raftpb.Entry, conf func(*raftpb.Entry) *raftpb.ConfState,
+) (results [][][]byte, err error) {
+	b := r.store.Batch()
+	defer b.Discard()
+	a := applier{r: r, tx: kv.PrefixedTx(b, r.state.slot.machine()), conf: conf, next: r.state}
+	results = make([][][]byte, len(entries))
+	for i, e := range entries {
+		if results[i], err = a.entry(e); err != nil {
+			return nil, fmt.Errorf("apply entry %d: %w", e.GetIndex(), err)
+		}
+	}
+	if a.next.at == r.state.at {
+		return results, nil
+	}
+	if err := r.sessions.flush(b, a.next.slot); err != nil {
+		return nil, fmt.Errorf("apply up to %d: write sessions: %w", a.next.at.Index, err)
+	}
+	if err := a.next.write(b); err != nil {
+		return nil, fmt.Errorf("apply up to %d: write position: %w", a.next.at.Index, err)
+	}
+	if err := b.Commit(); err != nil {
+		return nil, fmt.Errorf("apply up to %d: %w", a.next.at.Index, err)
+	}
+	r.state = a.next
+	r.publish()
+	r.machine.Committed(r.state.at.Index)
+	return results, nil
+}
+
+// applier is one call of Apply.
+type applier struct {
+	r    *Replica
+	tx   kv.Tx // the machine's part of the batch
+	conf func(*raftpb.Entry) *raftpb.ConfState
+	next state
+}
+
+func (a *applier) entry(e *raftpb.Entry) ([][]byte, error) {
+	at := core.Position{Term: e.GetTerm(), Index: e.GetIndex()}
+	covered := at.Index <= a.next.at.Index
+	if !covered && at.Index != a.next.at.Index+1 {
+		return nil, fmt.Errorf("the state is at %d: %w", a.next.at.Index, ErrDamaged)
+	}
+	if e.GetType() != raftpb.EntryNormal {
+		if err := a.change(e, covered); err != nil {
+			return nil, err
+		}
+	}
+	if covered {
+		return nil, nil
+	}
+	a.next.at = at
+	if e.GetType() != raftpb.EntryNormal || len(e.GetData()) == 0 {
+		return nil, nil
+	}
+	batch, err := core.DecodeBatch(e.GetData())
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	// Leaders' clocks differ; the log's time does not go back.
+	a.next.time = max(a.next.time, batch.Time)
+	results := make([][]byte, len(batch.Proposals))
+	for i := range batch.Proposals {
+		if results[i], err = a.proposal(&batch.Proposals[i], i); err != nil {
+			return nil, err
+		}
+	}
+	return results, nil
+}
+
+func (a *applier) change(e *raftpb.Entry, covered bool) error {
+	if a.conf == nil {
+		return nil
+	}
+	cs := a.conf(e)
+	if cs == nil {
+		return ErrInterrupted
+	}
+	if !covered {
+		a.next.conf = cs
+	}
+	return nil
+}
+
+func (a *applier) proposal(p *core.Proposal, ordinal int) ([]byte, error) {
+	cmd := machine.Command{Index: a.next.at.Index, Time: a.next.time, Payload: p.Payload}
+	if p.Client == ([16]byte{}) {
+		result, err := a.r.machine.Apply(a.tx, cmd)
+		return encodeResult(resultOK, result), err
+	}
+	s := a.r.sessions.touch(p, use{index: cmd.Index, ordinal: uint64(ordinal)})
+	if s == nil || p.Seq < s.floor {
+		return encodeResult(resultExpired, nil), nil
+	}
+	if old, ok := s.find(p.Seq); ok {
+		return encodeResult(resultDuplicate, old), nil
+	}
+	result, err := a.r.machine.Apply(a.tx, cmd)
+	if err != nil {
+		return nil, err
+	}
+	s.add(p.Seq, result)
+	return encodeResult(resultOK, result), nil
+}

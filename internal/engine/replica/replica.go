@@ -1,0 +1,314 @@
+// Package replica is what every replica of a group does with committed entries, whatever the kind: decode the
+// batches, execute each command exactly once per session, and keep the machine's state, the sessions, the
+// applied position and the configuration together, so that after a crash they are of one moment. It also
+// writes that state as a snapshot and installs one.
+//
+// It is not concerned with consensus (package core) or with where entries come from: voters, learners and
+// observers use it alike. It has no goroutine. One goroutine at a time may call the methods that change the
+// replica or say so; Applied, ConfState, SnapshotMeta, View and StateView may be called from any.
+//
+// Keys, all below the group's prefix:
+//
+//	e/position            slot, position, time, configuration
+//	e/s/<slot><client>    a session
+//	m/ or n/              the machine's state, by slot
+//
+// There are two slots so that a snapshot can be written beside the state that it replaces, in batches of
+// bounded size, and be put in force by one write of e/position.
+package replica
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/zeebo/blake3"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/kv"
+	"github.com/lockstep-sync/lockstep/internal/machine"
+)
+
+var (
+	// ErrDamaged wraps what must not be: a state record or a committed entry that cannot be decoded, or a
+	// gap in what is applied. The replica must stop.
+	ErrDamaged = errors.New("replica damaged")
+	// ErrInterrupted says that the callback of Apply returned no configuration: nothing was applied.
+	ErrInterrupted = errors.New("configuration change interrupted")
+)
+
+// Replica is a group's replicated state on this node.
+type Replica struct {
+	store    kv.Store
+	machine  machine.Machine
+	state    state // of the applier
+	sessions sessions
+	public   atomic.Pointer[state]
+}
+
+// state is the record e/position.
+type state struct {
+	slot slot
+	at   core.Position
+	time int64             // of the last command, Unix ns
+	conf *raftpb.ConfState // immutable; nil: not known (an observer, or nothing was ever applied)
+}
+
+const stateVersion = 1
+
+var positionKey = []byte("e/position")
+
+// Open loads the replica that store, which is the group's part of the node's state, holds; an empty one is at
+// the zero position. It calls m.Restored.
+func Open(store kv.Store, m machine.Machine) (*Replica, error) {
+	r := &Replica{store: store, machine: m}
+	if err := r.load(); err != nil {
+		return nil, fmt.Errorf("open replica: %w", err)
+	}
+	return r, nil
+}
+
+func (r *Replica) load() error {
+	st, err := readState(r.store)
+	if err != nil {
+		return err
+	}
+	if err := r.sessions.load(r.store, st.slot); err != nil {
+		return err
+	}
+	r.state = st
+	r.publish()
+	if err := r.machine.Restored(kv.PrefixedReader(r.store, st.slot.machine()), st.at.Index); err != nil {
+		return fmt.Errorf("machine at %d: %w", st.at.Index, err)
+	}
+	return nil
+}
+
+func (r *Replica) publish() {
+	st := r.state
+	r.public.Store(&st)
+}
+
+// Init records, durably, the position and the configuration that a new group starts from with an empty state.
+// It does nothing if the replica has a position already.
+func (r *Replica) Init(meta *raftpb.SnapshotMetadata) error {
+	if r.state.at.Index != 0 {
+		return nil
+	}
+	st := r.state
+	st.at = core.Position{Term: meta.GetTerm(), Index: meta.GetIndex()}
+	st.conf = meta.GetConfState()
+	b := r.store.Batch()
+	defer b.Discard()
+	if err := st.write(b); err != nil {
+		return fmt.Errorf("initialise replica: %w", err)
+	}
+	if err := b.Commit(); err != nil {
+		return fmt.Errorf("initialise replica: %w", err)
+	}
+	if err := r.store.Sync(); err != nil {
+		return fmt.Errorf("initialise replica: %w", err)
+	}
+	r.state = st
+	r.publish()
+	return nil
+}
+
+// Applied is the position that the state covers.
+func (r *Replica) Applied() core.Position { return r.public.Load().at }
+
+// ConfState is the configuration in force at Applied; nil if it is not known.
+func (r *Replica) ConfState() *raftpb.ConfState { return r.public.Load().conf }
+
+// SnapshotMeta is Applied and its configuration in raft's form: what a log must be reset to that ends before
+// Applied, which happens when a crash comes after the installation of a snapshot and before the reset.
+func (r *Replica) SnapshotMeta() *raftpb.SnapshotMetadata { return r.public.Load().meta() }
+
+func (st *state) meta() *raftpb.SnapshotMetadata {
+	return &raftpb.SnapshotMetadata{
+		Index: proto.Uint64(st.at.Index), Term: proto.Uint64(st.at.Term),
+		ConfState: raftpb.EnsureConfState(proto.CloneOf(st.conf)),
+	}
+}
+
+// StateView is a point-in-time view of the whole replica: for PositionOf, MachineView and WriteSnapshot.
+func (r *Replica) StateView() kv.View { return r.store.View() }
+
+// PositionOf is the position that a StateView is at.
+func (r *Replica) PositionOf(view kv.Reader) (core.Position, error) {
+	st, err := readState(view)
+	return st.at, err
+}
+
+// MachineView is the machine's part of a StateView.
+func (r *Replica) MachineView(view kv.Reader) (kv.Reader, error) {
+	st, err := readState(view)
+	if err != nil {
+		return nil, err
+	}
+	return kv.PrefixedReader(view, st.slot.machine()), nil
+}
+
+// View is a point-in-time view of the machine's state.
+func (r *Replica) View() kv.View {
+	v := r.store.View()
+	part, err := r.MachineView(v)
+	return &view{Reader: part, whole: v, err: err}
+}
+
+// view is the machine's part of whole; a view that could not be made says so when it is read.
+type view struct {
+	kv.Reader
+	whole kv.View
+	err   error
+}
+
+func (v *view) Get(key []byte) ([]byte, bool, error) {
+	if v.err != nil {
+		return nil, false, v.err
+	}
+	return v.Reader.Get(key)
+}
+
+func (v *view) Scan(from, to []byte, visit func(key, value []byte) error) error {
+	if v.err != nil {
+		return v.err
+	}
+	return v.Reader.Scan(from, to, visit)
+}
+
+func (v *view) Close() error { return v.whole.Close() }
+
+// Digest is the machine's: equal state, equal digest. It may write memos. For the applier.
+func (r *Replica) Digest() (machine.Digest, error) {
+	b := r.store.Batch()
+	defer b.Discard()
+	d, err := r.machine.Digest(kv.PrefixedTx(b, r.state.slot.machine()))
+	if err != nil {
+		return d, fmt.Errorf("digest at %d: %w", r.state.at.Index, err)
+	}
+	if err := b.Commit(); err != nil {
+		return d, fmt.Errorf("digest at %d: %w", r.state.at.Index, err)
+	}
+	return d, nil
+}
+
+// EngineDigest is of what the engine itself replicates: time and sessions. For the applier.
+func (r *Replica) EngineDigest() machine.Digest {
+	h := blake3.New()
+	var buf []byte
+	buf = binary.AppendVarint(buf, r.state.time)
+	for s := r.sessions.oldest(); s != nil; s = s.newer {
+		buf = append(buf, s.client[:]...)
+		buf = s.encode(buf)
+		h.Write(buf)
+		buf = buf[:0]
+	}
+	h.Write(buf)
+	return machine.Digest(h.Sum(nil))
+}
+
+// slot names one of the two places for a state.
+type slot byte
+
+func (s slot) other() slot { return 1 - s }
+
+func (s slot) machine() []byte {
+	if s == 0 {
+		return []byte("m/")
+	}
+	return []byte("n/")
+}
+
+func (s slot) sessions() []byte { return []byte{'e', '/', 's', '/', '0' + byte(s)} }
+
+// clear deletes the slot's state.
+func (s slot) clear(tx kv.Tx) error {
+	for _, p := range [][]byte{s.machine(), s.sessions()} {
+		if err := tx.DeleteRange(p, kv.PrefixEnd(p)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func readState(r kv.Reader) (state, error) {
+	v, found, err := r.Get(positionKey)
+	if err != nil || !found {
+		return state{}, err
+	}
+	d := reader{rest: v}
+	st := state{}
+	if version := d.uvarint(); version != stateVersion {
+		return st, fmt.Errorf("position of version %d: %w", version, ErrDamaged)
+	}
+	st.slot = slot(d.uvarint())
+	st.at = core.Position{Term: d.uvarint(), Index: d.uvarint()}
+	st.time = d.varint()
+	if d.uvarint() == 1 {
+		st.conf = &raftpb.ConfState{}
+		if err := proto.Unmarshal(d.rest, st.conf); err != nil {
+			return st, fmt.Errorf("configuration at %d: %w: %w", st.at.Index, ErrDamaged, err)
+		}
+	}
+	if d.bad || st.slot > 1 {
+		return st, fmt.Errorf("position of %d bytes: %w", len(v), ErrDamaged)
+	}
+	return st, nil
+}
+
+func (st *state) write(tx kv.Tx) error {
+	buf := make([]byte, 0, 64)
+	buf = binary.AppendUvarint(buf, stateVersion)
+	buf = binary.AppendUvarint(buf, uint64(st.slot))
+	buf = binary.AppendUvarint(buf, st.at.Term)
+	buf = binary.AppendUvarint(buf, st.at.Index)
+	buf = binary.AppendVarint(buf, st.time)
+	if st.conf == nil {
+		return tx.Set(positionKey, binary.AppendUvarint(buf, 0))
+	}
+	buf, err := proto.MarshalOptions{}.MarshalAppend(binary.AppendUvarint(buf, 1), st.conf)
+	if err != nil {
+		return fmt.Errorf("encode configuration: %w", err)
+	}
+	return tx.Set(positionKey, buf)
+}
+
+// reader decodes from the front of rest; after the first error everything is zero and bad is set.
+type reader struct {
+	rest []byte
+	bad  bool
+}
+
+func (d *reader) uvarint() uint64 {
+	v, n := binary.Uvarint(d.rest)
+	if d.bad || n <= 0 {
+		d.bad, d.rest = true, nil
+		return 0
+	}
+	d.rest = d.rest[n:]
+	return v
+}
+
+func (d *reader) varint() int64 {
+	v, n := binary.Varint(d.rest)
+	if d.bad || n <= 0 {
+		d.bad, d.rest = true, nil
+		return 0
+	}
+	d.rest = d.rest[n:]
+	return v
+}
+
+func (d *reader) bytes(n uint64) []byte {
+	if d.bad || n > uint64(len(d.rest)) {
+		d.bad, d.rest = true, nil
+		return nil
+	}
+	out := d.rest[:n:n]
+	d.rest = d.rest[n:]
+	return out
+}

@@ -1,0 +1,237 @@
+package replica
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"slices"
+
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/kv"
+)
+
+const (
+	// maxSessions bounds the table: the one that was used longest ago, in log order, makes room.
+	maxSessions = 10_000
+	// maxResults bounds what one session may leave unacknowledged: the lowest make room.
+	maxResults = 2048
+)
+
+// sessions is the table of answered writes (RIFL, Lee et al., SOSP 2015): part of the replicated state, and
+// like it a function of the log alone, evictions included. It is kept in memory and written through, one
+// record for each session that an Apply touched.
+//
+// A session begins with its first write, without being announced. One that is not in the table is new if it
+// says that nothing was ever answered (Floor ≤ 1), else it was evicted. So a write can be executed twice in
+// one case only: the very first ones of a session are retried after maxSessions others have written.
+type sessions struct {
+	by            map[[16]byte]*session
+	first, latest *session   // in order of use
+	dirty         []*session // touched since the last flush
+	gone          [][16]byte // evicted since the last flush
+}
+
+type session struct {
+	client  [16]byte
+	floor   uint64 // results below it are forgotten
+	used    use
+	results []stored // by seq
+	dirty   bool
+
+	older, newer *session
+}
+
+// use is when, in log order, a session was used last.
+type use struct {
+	index   uint64
+	ordinal uint64 // of the proposal in its entry
+}
+
+type stored struct {
+	seq    uint64
+	result []byte // immutable
+}
+
+// touch finds or makes the session of p and forgets what p says is answered. nil: it was evicted.
+func (t *sessions) touch(p *core.Proposal, now use) *session {
+	s := t.by[p.Client]
+	switch {
+	case s != nil:
+		t.unlink(s)
+	case p.Floor > 1:
+		return nil
+	default:
+		s = &session{client: p.Client}
+		if t.by == nil {
+			t.by = map[[16]byte]*session{}
+		}
+		t.by[p.Client] = s
+	}
+	s.used = now
+	t.link(s)
+	if len(t.by) > maxSessions {
+		t.evict(t.first)
+	}
+	if !s.dirty {
+		s.dirty = true
+		t.dirty = append(t.dirty, s)
+	}
+	s.forget(p.Floor)
+	return s
+}
+
+func (t *sessions) evict(s *session) {
+	t.unlink(s)
+	delete(t.by, s.client)
+	t.gone = append(t.gone, s.client)
+	if s.dirty {
+		t.dirty = slices.DeleteFunc(t.dirty, func(x *session) bool { return x == s })
+	}
+}
+
+// oldest is the head of the list in order of use.
+func (t *sessions) oldest() *session { return t.first }
+
+func (t *sessions) link(s *session) {
+	s.older, s.newer = t.latest, nil
+	if t.latest != nil {
+		t.latest.newer = s
+	} else {
+		t.first = s
+	}
+	t.latest = s
+}
+
+func (t *sessions) unlink(s *session) {
+	if s.older != nil {
+		s.older.newer = s.newer
+	} else {
+		t.first = s.newer
+	}
+	if s.newer != nil {
+		s.newer.older = s.older
+	} else {
+		t.latest = s.older
+	}
+	s.older, s.newer = nil, nil
+}
+
+func (s *session) find(seq uint64) (result []byte, ok bool) {
+	i, ok := s.search(seq)
+	if !ok {
+		return nil, false
+	}
+	return s.results[i].result, true
+}
+
+func (s *session) search(seq uint64) (int, bool) {
+	return slices.BinarySearchFunc(s.results, seq, func(r stored, seq uint64) int { return cmp.Compare(r.seq, seq) })
+}
+
+func (s *session) add(seq uint64, result []byte) {
+	i, _ := s.search(seq)
+	s.results = slices.Insert(s.results, i, stored{seq: seq, result: result})
+	if len(s.results) > maxResults {
+		s.forget(s.results[0].seq + 1)
+	}
+}
+
+// forget drops the results below floor.
+func (s *session) forget(floor uint64) {
+	if floor <= s.floor {
+		return
+	}
+	s.floor = floor
+	n, _ := s.search(floor)
+	s.results = slices.Delete(s.results, 0, n)
+}
+
+// flush writes what was touched or evicted since the last flush.
+func (t *sessions) flush(tx kv.Tx, in slot) error {
+	key := append(make([]byte, 0, 32), in.sessions()...)
+	n := len(key)
+	for _, client := range t.gone {
+		if err := tx.Delete(append(key[:n], client[:]...)); err != nil {
+			return err
+		}
+	}
+	t.gone = t.gone[:0]
+	var buf []byte
+	for _, s := range t.dirty {
+		s.dirty = false
+		buf = s.encode(buf[:0])
+		if err := tx.Set(append(key[:n], s.client[:]...), buf); err != nil {
+			return err
+		}
+	}
+	t.dirty = t.dirty[:0]
+	return nil
+}
+
+const sessionVersion = 1
+
+func (s *session) encode(buf []byte) []byte {
+	buf = binary.AppendUvarint(buf, sessionVersion)
+	buf = binary.AppendUvarint(buf, s.used.index)
+	buf = binary.AppendUvarint(buf, s.used.ordinal)
+	buf = binary.AppendUvarint(buf, s.floor)
+	buf = binary.AppendUvarint(buf, uint64(len(s.results)))
+	for _, r := range s.results {
+		buf = binary.AppendUvarint(buf, r.seq)
+		buf = binary.AppendUvarint(buf, uint64(len(r.result)))
+		buf = append(buf, r.result...)
+	}
+	return buf
+}
+
+func decodeSession(client, value []byte) (*session, error) {
+	s := &session{}
+	d := reader{rest: value}
+	if len(client) != len(s.client) || d.uvarint() != sessionVersion {
+		return nil, fmt.Errorf("session %x: %w", client, ErrDamaged)
+	}
+	copy(s.client[:], client)
+	s.used = use{index: d.uvarint(), ordinal: d.uvarint()}
+	s.floor = d.uvarint()
+	n := d.uvarint()
+	if d.bad || n > maxResults || n > uint64(len(d.rest)) {
+		return nil, fmt.Errorf("session %x: %w", client, ErrDamaged)
+	}
+	last := uint64(0)
+	for i := range n {
+		seq := d.uvarint()
+		result := bytes.Clone(d.bytes(d.uvarint()))
+		if d.bad || i > 0 && seq <= last {
+			return nil, fmt.Errorf("session %x: result %d: %w", client, i, ErrDamaged)
+		}
+		s.results, last = append(s.results, stored{seq: seq, result: result}), seq
+	}
+	if len(d.rest) > 0 {
+		return nil, fmt.Errorf("session %x: %d bytes too many: %w", client, len(d.rest), ErrDamaged)
+	}
+	return s, nil
+}
+
+// load replaces the table by the one in r.
+func (t *sessions) load(r kv.Reader, from slot) error {
+	*t = sessions{by: map[[16]byte]*session{}}
+	prefix := from.sessions()
+	var all []*session
+	err := r.Scan(prefix, kv.PrefixEnd(prefix), func(key, value []byte) error {
+		s, err := decodeSession(key[len(prefix):], value)
+		all = append(all, s)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("load sessions: %w", err)
+	}
+	slices.SortFunc(all, func(a, b *session) int {
+		return cmp.Or(cmp.Compare(a.used.index, b.used.index), cmp.Compare(a.used.ordinal, b.used.ordinal))
+	})
+	for _, s := range all {
+		t.by[s.client] = s
+		t.link(s)
+	}
+	return nil
+}

@@ -1,0 +1,369 @@
+package replica
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/zeebo/blake3"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/kv"
+)
+
+// A snapshot stream is
+//
+//	magic, length and bytes of raft's SnapshotMetadata, time,
+//	records (tag, key length, key, value length, value) in key order: sessions, then the machine's,
+//	end tag, BLAKE3-256 of everything before
+//
+// with numbers as varints. Nothing of it is put in force before the hash was verified.
+const magic = "lockstep snapshot 1\n"
+
+const (
+	tagEnd     = 0
+	tagSession = 1
+	tagMachine = 2
+
+	maxMeta       = 1 << 20
+	maxKey        = 1 << 20
+	maxValue      = 64 << 20
+	restoreChunk  = 4 << 20 // bytes per batch while a snapshot is written
+	snapshotBlock = 64 << 10
+)
+
+var (
+	// ErrSnapshot wraps what is wrong with a snapshot stream: malformed, cut short, altered.
+	ErrSnapshot = errors.New("bad snapshot")
+	// ErrOlder says that a snapshot is not ahead of the state; the state stays as it is.
+	ErrOlder = errors.New("snapshot is not ahead of the state")
+)
+
+// WriteSnapshot writes the state in view, a StateView, to w.
+func (r *Replica) WriteSnapshot(view kv.Reader, w io.Writer) error {
+	return writeSnapshot(view, w, true)
+}
+
+// WriteEngineState writes the snapshot in view without the machine's part, for RestoreDiff.
+func (r *Replica) WriteEngineState(view kv.Reader, w io.Writer) error {
+	return writeSnapshot(view, w, false)
+}
+
+func writeSnapshot(view kv.Reader, w io.Writer, whole bool) error {
+	st, err := readState(view)
+	if err != nil {
+		return fmt.Errorf("write snapshot: %w", err)
+	}
+	out := &snapshotWriter{w: bufio.NewWriterSize(w, snapshotBlock), hash: blake3.New()}
+	meta, err := proto.Marshal(st.meta())
+	if err != nil {
+		return fmt.Errorf("write snapshot at %d: %w", st.at.Index, err)
+	}
+	out.write([]byte(magic))
+	out.field(meta)
+	out.write(binary.AppendVarint(nil, st.time))
+	out.records(view, tagSession, st.slot.sessions())
+	if whole {
+		out.records(view, tagMachine, st.slot.machine())
+	}
+	out.write([]byte{tagEnd})
+	out.write(out.hash.Sum(nil))
+	if out.err == nil {
+		out.err = out.w.Flush()
+	}
+	if out.err != nil {
+		return fmt.Errorf("write snapshot at %d: %w", st.at.Index, out.err)
+	}
+	return nil
+}
+
+// snapshotWriter hashes what it writes and keeps the first error.
+type snapshotWriter struct {
+	w    *bufio.Writer
+	hash *blake3.Hasher
+	err  error
+	buf  []byte
+}
+
+func (o *snapshotWriter) write(b []byte) {
+	if o.err != nil {
+		return
+	}
+	o.hash.Write(b)
+	_, o.err = o.w.Write(b)
+}
+
+func (o *snapshotWriter) field(b []byte) {
+	o.buf = binary.AppendUvarint(o.buf[:0], uint64(len(b)))
+	o.write(o.buf)
+	o.write(b)
+}
+
+func (o *snapshotWriter) records(view kv.Reader, tag byte, prefix []byte) {
+	err := view.Scan(prefix, kv.PrefixEnd(prefix), func(key, value []byte) error {
+		o.write([]byte{tag})
+		o.field(key[len(prefix):])
+		o.field(value)
+		return o.err
+	})
+	if o.err == nil {
+		o.err = err
+	}
+}
+
+// snapshotReader reads and hashes a stream, byte-exactly if r is an io.ByteReader itself.
+type snapshotReader struct {
+	r    io.Reader
+	one  io.ByteReader
+	hash *blake3.Hasher
+}
+
+func newSnapshotReader(r io.Reader) *snapshotReader {
+	one, ok := r.(io.ByteReader)
+	if !ok {
+		b := bufio.NewReaderSize(r, snapshotBlock)
+		r, one = b, b
+	}
+	return &snapshotReader{r: r, one: one, hash: blake3.New()}
+}
+
+// ReadByte lets package binary read varints.
+func (s *snapshotReader) ReadByte() (byte, error) {
+	b, err := s.one.ReadByte()
+	if err == nil {
+		s.hash.Write([]byte{b})
+	}
+	return b, err
+}
+
+func (s *snapshotReader) fill(buf []byte) error {
+	_, err := io.ReadFull(s.r, buf)
+	s.hash.Write(buf)
+	return err
+}
+
+// field reads into buf, which is grown only by what has arrived: a length proves nothing.
+func (s *snapshotReader) field(buf []byte, limit uint64) ([]byte, error) {
+	n, err := binary.ReadUvarint(s)
+	if err != nil {
+		return nil, err
+	}
+	if n > limit {
+		return nil, fmt.Errorf("field of %d bytes", n)
+	}
+	buf = buf[:0]
+	for n > 0 {
+		step := int(min(n, snapshotBlock))
+		at := len(buf)
+		buf = append(buf, make([]byte, step)...)
+		if err := s.fill(buf[at:]); err != nil {
+			return nil, err
+		}
+		n -= uint64(step)
+	}
+	return buf, nil
+}
+
+func (s *snapshotReader) head() (state, error) {
+	found := make([]byte, len(magic))
+	if err := s.fill(found); err != nil {
+		return state{}, err
+	}
+	if string(found) != magic {
+		return state{}, errors.New("not a snapshot of this version")
+	}
+	raw, err := s.field(nil, maxMeta)
+	if err != nil {
+		return state{}, err
+	}
+	meta := &raftpb.SnapshotMetadata{}
+	if err := proto.Unmarshal(raw, meta); err != nil {
+		return state{}, err
+	}
+	st := state{at: core.Position{Term: meta.GetTerm(), Index: meta.GetIndex()}}
+	if cs := meta.GetConfState(); len(cs.GetVoters()) > 0 { // an observer's is empty
+		st.conf = cs
+	}
+	st.time, err = binary.ReadVarint(s)
+	return st, err
+}
+
+// records hands every record to put and then verifies the hash.
+func (s *snapshotReader) records(put func(tag byte, key, value []byte) error) error {
+	var key, value []byte
+	for {
+		tag, err := s.ReadByte()
+		if err != nil {
+			return err
+		}
+		if tag == tagEnd {
+			break
+		}
+		if key, err = s.field(key, maxKey); err != nil {
+			return err
+		}
+		if value, err = s.field(value, maxValue); err != nil {
+			return err
+		}
+		if err := put(tag, key, value); err != nil {
+			return err
+		}
+	}
+	want := s.hash.Sum(nil)
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(s.r, got); err != nil {
+		return err
+	}
+	if !bytes.Equal(got, want) {
+		return errors.New("hash does not match")
+	}
+	return nil
+}
+
+// Restore replaces the state by the snapshot in stream; it is durable when Restore returns. Until the last
+// moment the old state stays in force, also over a crash. For the applier. Errors: ErrSnapshot, ErrOlder, or
+// the store's; the old state is then unchanged. If stream is an io.ByteReader nothing after the snapshot is
+// read.
+func (r *Replica) Restore(stream io.Reader) error {
+	in := newSnapshotReader(stream)
+	next, err := r.beginRestore(in, r.state.slot.other())
+	if err != nil {
+		return err
+	}
+	c := chunks{store: r.store, slot: next.slot}
+	defer c.discard()
+	if err = c.begin(); err == nil {
+		err = in.records(c.put)
+	}
+	if err == nil {
+		err = c.commit()
+	}
+	if c.failed != nil {
+		return fmt.Errorf("restore snapshot at %d: %w", next.at.Index, c.failed)
+	}
+	if err != nil {
+		return fmt.Errorf("restore snapshot at %d: %w: %w", next.at.Index, ErrSnapshot, err)
+	}
+	b := r.store.Batch()
+	defer b.Discard()
+	if err := r.state.slot.clear(b); err != nil {
+		return fmt.Errorf("restore snapshot at %d: %w", next.at.Index, err)
+	}
+	return r.install(b, next)
+}
+
+// RestoreDiff is Restore with the machine's part brought up to date in place: stream carries what
+// WriteEngineState wrote, then fetch writes to tx what turns local, the machine's present state, into the one
+// at that position. For the applier.
+func (r *Replica) RestoreDiff(stream io.Reader, fetch func(local kv.Reader, tx kv.Tx) error) error {
+	in := newSnapshotReader(stream)
+	next, err := r.beginRestore(in, r.state.slot)
+	if err != nil {
+		return err
+	}
+	b := r.store.Batch()
+	defer b.Discard()
+	sessions := next.slot.sessions()
+	if err := b.DeleteRange(sessions, kv.PrefixEnd(sessions)); err != nil {
+		return fmt.Errorf("restore difference to %d: %w", next.at.Index, err)
+	}
+	var failed error
+	err = in.records(func(tag byte, key, value []byte) error {
+		if tag != tagSession {
+			return fmt.Errorf("record of kind %d", tag)
+		}
+		failed = b.Set(append(next.slot.sessions(), key...), value)
+		return failed
+	})
+	if err != nil && failed == nil {
+		return fmt.Errorf("restore difference to %d: %w: %w", next.at.Index, ErrSnapshot, err)
+	}
+	if err == nil {
+		prefix := next.slot.machine()
+		err = fetch(kv.PrefixedReader(r.store, prefix), kv.PrefixedTx(b, prefix))
+	}
+	if err != nil {
+		return fmt.Errorf("restore difference to %d: %w", next.at.Index, err)
+	}
+	return r.install(b, next)
+}
+
+func (r *Replica) beginRestore(in *snapshotReader, to slot) (state, error) {
+	next, err := in.head()
+	if err != nil {
+		return next, fmt.Errorf("restore snapshot: %w: %w", ErrSnapshot, err)
+	}
+	if next.at.Index <= r.state.at.Index {
+		return next, fmt.Errorf("restore snapshot at %d over %d: %w", next.at.Index, r.state.at.Index, ErrOlder)
+	}
+	next.slot = to
+	return next, nil
+}
+
+// install commits b with the new position, durably, and loads what it put in force.
+func (r *Replica) install(b kv.Batch, next state) error {
+	if err := next.write(b); err != nil {
+		return fmt.Errorf("restore snapshot at %d: %w", next.at.Index, err)
+	}
+	if err := b.Commit(); err != nil {
+		return fmt.Errorf("restore snapshot at %d: %w", next.at.Index, err)
+	}
+	if err := r.store.Sync(); err != nil {
+		return fmt.Errorf("restore snapshot at %d: %w", next.at.Index, err)
+	}
+	if err := r.load(); err != nil {
+		return fmt.Errorf("restore snapshot at %d: %w", next.at.Index, err)
+	}
+	return nil
+}
+
+// chunks writes records to a slot in batches of bounded size.
+type chunks struct {
+	store  kv.Store
+	slot   slot
+	batch  kv.Batch
+	bytes  int
+	failed error // the store's first error, as against the stream's
+}
+
+// begin drops what an interrupted restore may have left.
+func (c *chunks) begin() error {
+	c.batch = c.store.Batch()
+	c.failed = c.slot.clear(c.batch)
+	return c.failed
+}
+
+func (c *chunks) put(tag byte, key, value []byte) error {
+	var prefix []byte
+	switch tag {
+	case tagSession:
+		prefix = c.slot.sessions()
+	case tagMachine:
+		prefix = c.slot.machine()
+	default:
+		return fmt.Errorf("record of kind %d", tag)
+	}
+	if c.failed = c.batch.Set(append(prefix, key...), value); c.failed != nil {
+		return c.failed
+	}
+	if c.bytes += len(key) + len(value); c.bytes < restoreChunk {
+		return nil
+	}
+	if err := c.commit(); err != nil {
+		return err
+	}
+	c.batch, c.bytes = c.store.Batch(), 0
+	return nil
+}
+
+func (c *chunks) discard() { c.batch.Discard() }
+
+func (c *chunks) commit() error {
+	c.failed = c.batch.Commit()
+	return c.failed
+}
