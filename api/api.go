@@ -8,6 +8,9 @@ package api
 
 import "time"
 
+// Level is the cluster level of this source: the newest format that it writes.
+const Level = 1
+
 type Version struct {
 	Version string `json:"version"`
 	Commit  string `json:"commit,omitempty"`

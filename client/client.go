@@ -19,6 +19,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/lockstep-sync/lockstep/api"
@@ -268,8 +269,13 @@ func (c *Client) broken(ctx context.Context, r api.Route, err error) error {
 	var opErr *net.OpError
 	if errors.As(err, &opErr) && opErr.Op == "dial" {
 		e.Op, e.Why = "connect to node", opErr.Err.Error()
-		if errors.Is(err, fs.ErrPermission) {
-			e.Code, e.Hint = api.CodeDenied, "run the command as root or as a member of the socket's group"
+		switch {
+		case errors.Is(err, fs.ErrPermission):
+			e.Code, e.Why, e.Hint = api.CodeDenied, "this user may not open the socket", "run the command as the user who runs the node"
+		case errors.Is(err, fs.ErrNotExist):
+			e.Why = "there is no such socket"
+		case errors.Is(err, syscall.ECONNREFUSED):
+			e.Why = "nobody listens there"
 		}
 		return e
 	}

@@ -1,0 +1,42 @@
+// Command lockstep keeps directories of a farm of servers in step: the daemon, its command line and the demo.
+// Everything is in package cli and, for `serve`, in package server; here they are put together.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/lockstep-sync/lockstep/api"
+	"github.com/lockstep-sync/lockstep/internal/cli"
+)
+
+func main() { os.Exit(run()) }
+
+// run is main with an exit status; the command scripts run it, too.
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	return cli.Main(ctx, cli.Env{Args: os.Args[1:], Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, Build: build(), Serve: serve})
+}
+
+// build is what the linker wrote into this binary.
+func build() api.Version {
+	v := api.Version{Version: "devel", Go: runtime.Version(), Level: api.Level}
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return v
+	}
+	if info.Main.Version != "" && info.Main.Version != "(devel)" {
+		v.Version = info.Main.Version
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			v.Commit = s.Value
+		}
+	}
+	return v
+}

@@ -1,0 +1,40 @@
+package cli
+
+import (
+	"context"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lockstep-sync/lockstep/api"
+	"github.com/lockstep-sync/lockstep/client"
+)
+
+type nodeList []api.Node
+
+func (a *app) nodeCommand() *cobra.Command {
+	return a.noun("node", "List the servers of the cluster", "  lockstep node list", &cobra.Command{
+		Use:     "list",
+		Short:   "List the nodes, their addresses and whether they are up",
+		Example: "  lockstep node list\n  lockstep node list -o json",
+		Args:    wants,
+		RunE: asking(a, func(ctx context.Context, c *client.Client, _ []string) (nodeList, error) {
+			return c.Nodes(ctx)
+		}),
+	})
+}
+
+func (l nodeList) text(w io.Writer) error {
+	rows := [][]string{{"NODE", "STATE", "VOTES", "ADDRESS", "VERSION"}}
+	for _, n := range l {
+		name, votes := n.Name, "no"
+		if n.Self {
+			name += " *"
+		}
+		if n.Voter {
+			votes = "yes"
+		}
+		rows = append(rows, []string{name, n.State, votes, n.Address, n.Version})
+	}
+	return table(w, rows)
+}

@@ -1,0 +1,72 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lockstep-sync/lockstep/api"
+	"github.com/lockstep-sync/lockstep/client"
+)
+
+type statusResult api.Status
+
+func (a *app) statusCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "status",
+		Short:   "Show the cluster at a glance, as one node sees it",
+		Long:    "Show the cluster at a glance: its nodes, groups and directories, and everything that asks for attention.",
+		Example: "  lockstep status\n  lockstep status -o json --server 127.0.0.1:7421",
+		Args:    wants,
+		RunE: asking(a, func(ctx context.Context, c *client.Client, _ []string) (statusResult, error) {
+			s, err := c.Status(ctx)
+			return statusResult(s), err
+		}),
+	}
+}
+
+func (s statusResult) text(w io.Writer) error {
+	ready := "ready"
+	if !s.Ready {
+		ready = "not ready"
+	}
+	_, err := fmt.Fprintf(w, "cluster %s, seen by %s (%s)\n\n", orDash(s.Cluster), s.Node.Name, ready)
+	if err == nil {
+		err = nodeList(s.Nodes).text(w)
+	}
+	if err == nil && len(s.Groups) > 0 {
+		_, err = io.WriteString(w, "\n")
+		err = errors.Join(err, groupList(s.Groups).text(w))
+	}
+	if err == nil && len(s.Dirs) > 0 {
+		err = dirTable(w, s.Dirs)
+	}
+	for _, warning := range s.Warnings {
+		err = errors.Join(err, bullet(w, warning.Name+" "+warning.Subject+": "+warning.Text, warning.Hint))
+	}
+	return err
+}
+
+func dirTable(w io.Writer, dirs []api.DirStatus) error {
+	rows := [][]string{{"DIRECTORY", "FILES", "BYTES", "POSITION", "IN STEP", "CONFLICTS", "PROBLEMS"}}
+	for _, d := range dirs {
+		var inStep, problems int
+		var conflicts uint64
+		for _, n := range d.Nodes {
+			if n.Mode == "live" && n.BehindFiles == 0 && n.Placed >= d.Position {
+				inStep++
+			}
+			problems += len(n.Problems)
+			conflicts = max(conflicts, n.Conflicts)
+		}
+		rows = append(rows, []string{d.Group, thousands(d.Files), size(d.Bytes), fmt.Sprint(d.Position),
+			fmt.Sprintf("%d of %d", inStep, len(d.Nodes)), fmt.Sprint(conflicts), fmt.Sprint(problems)})
+	}
+	if _, err := io.WriteString(w, "\n"); err != nil {
+		return err
+	}
+	return table(w, rows)
+}
