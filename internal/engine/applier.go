@@ -96,9 +96,15 @@ func (g *Group) apply(a *core.Apply) error {
 
 // applyConf has the loop change the core's configuration; the applier waits because the new configuration
 // belongs into the same state batch as the entry. The loop never waits for the applier, so this ends.
-func (g *Group) applyConf(cc *raftpb.ConfChangeV2) *raftpb.ConfState {
+func (g *Group) applyConf(e *raftpb.Entry) *raftpb.ConfState {
 	reply := make(chan *raftpb.ConfState, 1)
-	if !g.box.call(func() { reply <- g.core.ApplyConf(cc) }) {
+	if !g.box.call(func() {
+		cs, err := g.core.ApplyConf(e)
+		if err != nil {
+			g.eng.failed(err)
+		}
+		reply <- cs
+	}) {
 		return nil
 	}
 	select {

@@ -20,6 +20,7 @@ import (
 type GroupConfig struct {
 	ID, Replica uint64
 	Machine     machine.Machine
+	Differ      Differ // optional: moves only what differs when a whole state is needed
 	// Nodes maps the group's replicas to nodes; SetNodes changes it later.
 	Nodes map[uint64]uint64
 	// Initial are the voters that the group was created with, if this replica is one of them and starts
@@ -96,16 +97,17 @@ func (e *Engine) openGroup(cfg GroupConfig) (*Group, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(cfg.Initial) > 0 {
+		if err := rep.Init(initialSnapshot(cfg.Initial)); err != nil {
+			return nil, err
+		}
+	}
 	if err := e.repairLog(cfg.ID, log, rep); err != nil {
 		return nil, err
 	}
-	applied := rep.Applied().Index
-	if first, err := log.FirstIndex(); err == nil && applied == 0 && first == bootstrapIndex+1 {
-		applied = bootstrapIndex // where every initial replica starts, with an empty state
-	}
 	c, err := core.New(core.Config{
 		Group: cfg.ID, Replica: cfg.Replica, Nonce: e.ids.Add(1), Storage: storage{log, rep},
-		Applied: applied, ConfState: rep.ConfState(),
+		Applied: rep.Applied().Index, ConfState: rep.ConfState(),
 		Logger: core.NewLogger(cfg.ID, cfg.Replica, func(msg string) { e.cfg.Log.Debug(msg, "group", cfg.ID) }),
 	})
 	if err != nil {
@@ -339,6 +341,20 @@ func (g *Group) publish() {
 func (g *Group) refresh() {
 	now := g.core.Status()
 	g.status.Store(&now)
+}
+
+// Fresh is the core's status as of now; Core may be a second old in what changes with every entry.
+func (g *Group) Fresh() core.Status {
+	reply := make(chan core.Status, 1)
+	if !g.box.call(func() { reply <- g.core.Status() }) {
+		return g.Core()
+	}
+	select {
+	case s := <-reply:
+		return s
+	case <-g.ended:
+		return g.Core()
+	}
 }
 
 // Core returns the last published status of the core.

@@ -23,6 +23,7 @@ type ObserverConfig struct {
 	Cluster [16]byte
 	History [16]byte
 	Machine machine.Machine
+	Differ  Differ  // optional, as in GroupConfig
 	Members Members // the sources to choose from
 }
 
@@ -193,8 +194,7 @@ func (o *Observer) pull(source uint64) error {
 	if _, err := conn.Write(binary.BigEndian.AppendUint64(nil, o.cfg.ID)); err != nil {
 		return err
 	}
-	d, _ := o.cfg.Machine.(Differ)
-	if err := restoreFrom(o.rep, d, conn); err != nil {
+	if err := restoreFrom(o.rep, o.cfg.Differ, conn); err != nil {
 		return fmt.Errorf("install the snapshot of node %d: %w", source, err)
 	}
 	o.moved.broadcast()

@@ -139,7 +139,7 @@ func (g *Group) Transfer(ctx context.Context, to uint64) error {
 
 // HandOver gives leadership, if it is here, to the voter that has the most of the log.
 func (g *Group) HandOver(ctx context.Context) {
-	st := g.Core()
+	st := g.Fresh()
 	if st.Role != core.Leader {
 		return
 	}

@@ -13,6 +13,8 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/lockstep-sync/lockstep/internal/engine/replica"
+
 	"github.com/lockstep-sync/lockstep/internal/kv"
 )
 
@@ -27,7 +29,7 @@ const ServiceSnapshot = "engine.snapshot"
 // snapshotPatience is how long a follower may take to begin pulling before raft may try again.
 const snapshotPatience = 10 * time.Second
 
-// Differ is implemented by machines that can bring a state up to another one by moving only what differs.
+// Differ brings a machine's state up to another one by moving only what differs.
 type Differ interface {
 	// ServeDiff answers the learner's questions about view until it has enough.
 	ServeDiff(view kv.Reader, rw io.ReadWriter) error
@@ -176,8 +178,7 @@ func (g *Group) onApplier(f func() error) error {
 }
 
 func (g *Group) restore(conn net.Conn) error {
-	d, _ := g.cfg.Machine.(Differ)
-	return restoreFrom(g.rep, d, conn)
+	return restoreFrom(g.rep, g.cfg.Differ, conn)
 }
 
 // ServeSnapshot streams a group's state to a member.
@@ -215,8 +216,7 @@ func (g *Group) serveSnapshot(to uint64, conn net.Conn) error {
 		return err
 	}
 	defer g.pins.add(at.Index)()
-	d, _ := g.cfg.Machine.(Differ)
-	if err := serveState(g.rep, d, view, conn); err != nil {
+	if err := serveState(g.rep, g.cfg.Differ, view, conn); err != nil {
 		return err
 	}
 	// The member confirms that the state is installed; only then is the log unpinned.
@@ -227,10 +227,48 @@ func (g *Group) serveSnapshot(to uint64, conn net.Conn) error {
 	return nil
 }
 
-// readerWriter gives a machine's exchange buffered reads and flushed writes over one connection.
-type readerWriter struct {
-	*bufio.Reader
-	net.Conn
+// serveState sends the state in view: whole, or as an exchange about differences.
+func serveState(rep *replica.Replica, d Differ, view kv.View, conn net.Conn) error {
+	out := bufio.NewWriterSize(conn, 256<<10)
+	if d == nil {
+		if err := rep.WriteSnapshot(view, out); err != nil {
+			return err
+		}
+		return out.Flush()
+	}
+	if err := rep.WriteEngineState(view, out); err != nil {
+		return err
+	}
+	if err := out.Flush(); err != nil {
+		return err
+	}
+	state, err := rep.MachineView(view)
+	if err != nil {
+		return err
+	}
+	return d.ServeDiff(state, conn)
 }
 
-func (rw readerWriter) Read(p []byte) (int, error) { return rw.Reader.Read(p) }
+// restoreFrom installs what serveState sends and confirms it.
+func restoreFrom(rep *replica.Replica, d Differ, conn net.Conn) error {
+	in := bufio.NewReaderSize(conn, 256<<10)
+	var err error
+	if d == nil {
+		err = rep.Restore(in)
+	} else {
+		err = rep.RestoreDiff(in, func(local kv.Reader, tx kv.Tx) error {
+			return d.FetchDiff(local, readWriter{in, conn}, tx)
+		})
+	}
+	if err != nil {
+		return err
+	}
+	_, err = conn.Write([]byte{1})
+	return err
+}
+
+// readWriter reads through a buffer and writes directly.
+type readWriter struct {
+	io.Reader
+	io.Writer
+}
