@@ -34,7 +34,8 @@ type fanotifyWatcher struct {
 	dirs     *dirs
 	cookies  *cookies
 	barriers *barriers
-	self     int32 // events of this process are dropped; 0 none
+	top      string // the root's file handle
+	self     int32  // events of this process are dropped; 0 none
 
 	reading   sync.Mutex // held by Read; guards what follows but overflows
 	buf       []byte
@@ -77,6 +78,7 @@ func openFanotify(cfg *Config, barriers *barriers) (_ source, err error) {
 	if err != nil {
 		return nil, err
 	}
+	w.top = string(handle)
 	if path, is, err := w.dirs.find(handle); err != nil {
 		return nil, err
 	} else if is != mine || path != "" {
@@ -185,15 +187,18 @@ func (w *fanotifyWatcher) event(ev *fanEvent) error {
 		w.lost()
 		return nil
 	}
-	if ev.handle == nil {
-		return nil
+	self := len(ev.name) == 0 || string(ev.name) == "."
+	if ev.handle == nil || self && ev.mask&unix.FAN_ATTRIB == 0 && string(ev.handle) != w.top {
+		return nil // of what a directory says about its own end, only the root's matters
 	}
 	dir, is, err := w.dirs.find(ev.handle)
 	switch {
 	case err != nil:
 		return err
 	case is == dead:
-		w.staleAt = w.cfg.Now()
+		if !self {
+			w.staleAt = w.cfg.Now()
+		}
 		return nil
 	case is == work:
 		w.workEvent(ev)
@@ -204,7 +209,7 @@ func (w *fanotifyWatcher) event(ev *fanEvent) error {
 	own := w.self != 0 && ev.pid == w.self
 	name := string(ev.name)
 	switch {
-	case name == "" || name == ".":
+	case self:
 		w.selfEvent(ev.mask, dir, own)
 	case ev.mask&unix.FAN_ONDIR != 0:
 		w.dirEvent(ev.mask, dir, name, own)

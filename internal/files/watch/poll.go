@@ -33,6 +33,7 @@ type pollWatcher struct {
 	reading sync.Mutex // held by Read; guards what follows
 	out     batch
 	seed    maphash.Seed
+	top     uint64            // signature of the root itself
 	known   map[string][]byte // directory → its records, sorted by name
 	next    []byte            // scratch for the records of the directory being read
 	list    vfs.Lister
@@ -107,6 +108,9 @@ func (w *pollWatcher) collapse(events []Event) []Event {
 
 // pass reads the whole tree once and adds a hint for what is not as it was.
 func (w *pollWatcher) pass() error {
+	if err := w.compareTop(); err != nil {
+		return fmt.Errorf("poll %s: %w", w.cfg.Root, err)
+	}
 	for stack := []string{""}; len(stack) > 0; {
 		select {
 		case <-w.closed:
@@ -131,6 +135,18 @@ func (w *pollWatcher) pass() error {
 				stack = append(stack, vfs.Join(dir, entries[i].Name))
 			}
 		}
+	}
+	return nil
+}
+
+func (w *pollWatcher) compareTop() error {
+	info, err := vfs.StatFd(w.root.Fd())
+	if err != nil {
+		return err
+	}
+	if sign := w.sign(&info); sign != w.top {
+		w.top = sign
+		w.out.add(Look, "", "")
 	}
 	return nil
 }
