@@ -89,8 +89,8 @@ func helpCommand() *cobra.Command {
 		Args:    wants,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			at, rest, err := cmd.Root().Find(args)
-			if err == nil && len(rest) > 0 {
-				err = at.RunE(at, rest[:1])
+			if err == nil && len(rest) > 0 && at.HasSubCommands() {
+				err = at.RunE(at, rest[:1]) // it only says what it does not know
 			}
 			if err != nil {
 				return err

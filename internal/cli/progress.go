@@ -90,7 +90,11 @@ func (p *progress) line(last api.Progress, bar bool) string {
 		fmt.Fprintf(&b, " [%s%s]", strings.Repeat("█", full), strings.Repeat("░", barColumns-full))
 	}
 	if known {
-		fmt.Fprintf(&b, " %d%%: %s of %s", percent(done, total), amount(done, last.Unit), amount(total, last.Unit))
+		part := thousands(done)
+		if last.Unit == "bytes" {
+			part = size(done)
+		}
+		fmt.Fprintf(&b, " %d%%: %s of %s", percent(done, total), part, amount(total, last.Unit))
 	} else {
 		fmt.Fprintf(&b, ": %s", amount(done, last.Unit))
 	}

@@ -44,6 +44,9 @@ func (s statusResult) text(w io.Writer) error {
 	if err == nil && len(s.Dirs) > 0 {
 		err = dirTable(w, s.Dirs)
 	}
+	if err == nil && len(s.Warnings) > 0 {
+		_, err = io.WriteString(w, "\n")
+	}
 	for _, warning := range s.Warnings {
 		err = errors.Join(err, bullet(w, warning.Name+" "+warning.Subject+": "+warning.Text, warning.Hint))
 	}
