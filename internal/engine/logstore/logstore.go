@@ -32,14 +32,16 @@ type Write struct {
 type Store interface {
 	// Log opens the log of a group; found is false if the group has none.
 	Log(group uint64) (log Log, found bool, err error)
-	// Create makes an empty log that starts after snap (index ≥ 1) with snap's configuration, durably.
+	// Create makes an empty log that starts after snap with snap's configuration, durably. Index 0 without
+	// a configuration is right for a replica that joins a group which exists: raft gives it a snapshot.
 	Create(group uint64, snap *raftpb.SnapshotMetadata) (Log, error)
 	// Write makes all writes durable with one sync. On error nothing may be assumed: the caller stops.
 	Write(writes []Write) error
 	// SetConfState records the configuration that is in force once everything up to index is applied;
-	// it becomes durable with the next Write or Compact and is what InitialState returns.
+	// it is what InitialState returns, and after a crash it is there if a later Write is, or a later Compact.
 	SetConfState(group uint64, index uint64, cs *raftpb.ConfState) error
-	// Compact drops entries up to and including index (≤ the applied index that is durable elsewhere).
+	// Compact drops entries up to and including index (≤ the applied index that is durable elsewhere). It
+	// waits for no sync: a crash before the next Write may undo it. Nothing happens if index is compacted.
 	Compact(group uint64, index uint64) error
 	// Remove forgets a group durably.
 	Remove(group uint64) error
@@ -47,7 +49,11 @@ type Store interface {
 	Close() error
 }
 
-// Log is one group's log as raft reads it (raft.Storage), plus its size.
+// Log is one group's log as raft reads it (raft.Storage, with the errors of raft.MemoryStorage), plus its
+// size. Entries that come out are shared and must not be changed.
+//
+// Snapshot returns metadata alone: the newest position whose configuration is known here, which is never
+// before the log's start. A runner that can stream a newer state answers raft with that instead.
 type Log interface {
 	raft.Storage
 	// Bytes is the approximate size of the retained entries from lo to the end.

@@ -59,8 +59,9 @@ func (g *Guard) Install(o *pebble.Options) {
 	o.Logger = logger{g}
 	o.EventListener = &pebble.EventListener{
 		BackgroundError: g.background,
+		// Whoever reads gets the error as well; a compaction makes a background error of it.
 		DataCorruption: func(info pebble.DataCorruptionInfo) {
-			g.Fail(fmt.Errorf("pebble: damaged file: %s: %w", info.Path, info.Details))
+			g.log.Error("damaged file in store", "path", info.Path, "error", info.Details)
 		},
 	}
 }
