@@ -1,0 +1,195 @@
+package content
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/lockstep-sync/lockstep/internal/files/manifest"
+)
+
+// Staged large contents are files in WORK/large: the hash in hex when complete (and synced before they got that
+// name), <hash>.part or <hash>.<n>.part while they grow.
+const partSuffix = ".part"
+
+func (s *Store) largeDir() string { return filepath.Join(s.opts.Dir, "large") }
+
+func (s *Store) largeName(h manifest.Hash) string {
+	return filepath.Join(s.largeDir(), hex.EncodeToString(h[:]))
+}
+
+func (s *Store) findLarge() error {
+	if err := os.MkdirAll(s.largeDir(), 0o700); err != nil {
+		return err
+	}
+	names, err := os.ReadDir(s.largeDir())
+	if err != nil {
+		return err
+	}
+	now := s.opts.Now()
+	for _, e := range names {
+		var h manifest.Hash
+		if n, err := hex.Decode(h[:], []byte(e.Name())); err != nil || n != len(h) {
+			continue
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		s.large[h] = &largeFile{size: info.Size(), staged: now, uses: 1}
+	}
+	return nil
+}
+
+// largePath returns the path of a complete staged file that is still there.
+func (s *Store) largePath(h manifest.Hash) (string, bool) {
+	s.mu.Lock()
+	_, ok := s.large[h]
+	s.mu.Unlock()
+	if !ok {
+		return "", false
+	}
+	path := s.largeName(h)
+	if _, err := os.Lstat(path); err == nil {
+		return path, true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// Taken and renamed into place; unless it was staged anew since the look.
+	if f := s.large[h]; f != nil && f.taken {
+		delete(s.large, h)
+	}
+	return "", false
+}
+
+// touchLarge counts one more staging of a complete content.
+func (s *Store) touchLarge(h manifest.Hash) bool {
+	if _, ok := s.largePath(h); !ok {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.large[h]
+	if f == nil || f.taken {
+		return false
+	}
+	f.uses++
+	f.staged = s.opts.Now()
+	return true
+}
+
+// adopt gives a finished part file its final name.
+func (s *Store) adopt(part string, h manifest.Hash, size int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := os.Rename(part, s.largeName(h)); err != nil {
+		return err
+	}
+	uses := 1
+	if f := s.large[h]; f != nil && !f.taken {
+		uses = f.uses + 1
+	}
+	s.large[h] = &largeFile{size: size, staged: s.opts.Now(), uses: uses}
+	return nil
+}
+
+func (s *Store) releaseLarge(hashes []manifest.Hash) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for _, h := range hashes {
+		f := s.large[h]
+		if f == nil {
+			continue
+		}
+		if f.uses--; f.uses > 0 && !f.taken {
+			continue
+		}
+		errs = append(errs, s.removeLarge(h))
+	}
+	return errors.Join(errs...)
+}
+
+// removeLarge forgets and unlinks a complete file; mu is held.
+func (s *Store) removeLarge(h manifest.Hash) error {
+	delete(s.large, h)
+	if err := os.Remove(s.largeName(h)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("drop staged content: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) expireLarge(before time.Time, stillNamed func(manifest.Hash) bool) error {
+	var old []manifest.Hash
+	s.mu.Lock()
+	for h, f := range s.large {
+		if !f.staged.After(before) {
+			old = append(old, h)
+		}
+	}
+	s.mu.Unlock()
+	var errs []error
+	for _, h := range old {
+		if stillNamed(h) {
+			continue
+		}
+		s.mu.Lock()
+		if f := s.large[h]; f != nil && !f.staged.After(before) {
+			errs = append(errs, s.removeLarge(h))
+		}
+		s.mu.Unlock()
+	}
+	return errors.Join(append(errs, s.expireParts(before))...)
+}
+
+func (s *Store) expireParts(before time.Time) error {
+	names, err := os.ReadDir(s.largeDir())
+	if err != nil {
+		return fmt.Errorf("expire partial contents: %w", err)
+	}
+	var errs []error
+	for _, e := range names {
+		info, err := e.Info()
+		if err != nil || !strings.HasSuffix(e.Name(), partSuffix) || info.ModTime().After(before) {
+			continue
+		}
+		path := filepath.Join(s.largeDir(), e.Name())
+		if !s.lockPart(path) {
+			continue
+		}
+		errs = append(errs, os.Remove(path))
+		s.unlockPart(path)
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Store) lockPart(path string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.parts[path] {
+		return false
+	}
+	s.parts[path] = true
+	return true
+}
+
+func (s *Store) unlockPart(path string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.parts, path)
+}
+
+// claimPart locks the part file of a content; a second transfer of the same content at the same time gets a
+// file of its own.
+func (s *Store) claimPart(h manifest.Hash) string {
+	base := s.largeName(h)
+	path := base + partSuffix
+	for n := 1; !s.lockPart(path); n++ {
+		path = fmt.Sprintf("%s.%d%s", base, n, partSuffix)
+	}
+	return path
+}

@@ -1,0 +1,270 @@
+package content
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lockstep-sync/lockstep/internal/files/content/chunk"
+)
+
+// resultError turns a peer's result into an error; codeOK into nil.
+func resultError(c code) error {
+	switch c {
+	case codeOK:
+		return nil
+	case codeChanged:
+		return ErrChanged
+	case codeFull:
+		return fmt.Errorf("the member: %w", ErrNoSpace)
+	case codeMissing:
+		return errMissing
+	}
+	return errors.New("the member failed to store it; its log says why")
+}
+
+var errMissing = errors.New("the member does not have it")
+
+func resultCode(err error) code {
+	switch {
+	case err == nil:
+		return codeOK
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return codeFull
+	case errors.Is(err, ErrChanged):
+		return codeChanged
+	}
+	return codeFailed
+}
+
+// sendLarge sends a large content's recipe and the chunks that the peer asks for. The caller has registered t
+// and been told to go on. An error that ends only this transfer has been told to the peer.
+func (c *session) sendLarge(ctx context.Context, t *transfer, w Want, src io.ReaderAt) error {
+	err := c.sendSegments(ctx, t, w, src)
+	if err == nil {
+		return c.writeShort(kindEnd, t.id)
+	}
+	if c.reason() == nil && !errors.As(err, new(peerResult)) {
+		err = errors.Join(err, c.writeShort(kindResult, t.id, byte(resultCode(err))))
+	}
+	return err
+}
+
+// peerResult is a result with which the peer ended a transfer.
+type peerResult struct{ error }
+
+func (p peerResult) Unwrap() error { return p.error }
+
+func (c *session) sendSegments(ctx context.Context, t *transfer, w Want, src io.ReaderAt) error {
+	out := sender{c: c, ctx: ctx, t: t, src: src, credit: credits}
+	known, cached := c.s.recipes.get(w.Hash)
+	split := chunk.NewSplitter(io.NewSectionReader(src, 0, w.Size))
+	var whole chunk.Recipe
+	for offset := int64(0); offset < w.Size; {
+		var seg chunk.Recipe
+		if cached {
+			n := min(segmentRefs, len(known))
+			seg, known = known[:n], known[n:]
+		} else {
+			var err error
+			if seg, err = split.Segment(segmentRefs); err != nil {
+				return fmt.Errorf("read %x: %w", w.Hash[:4], err)
+			}
+			if len(whole) <= recipeRefs {
+				whole = append(whole, seg...)
+			}
+		}
+		if len(seg) == 0 {
+			return fmt.Errorf("read %x: only %d of %d bytes: %w", w.Hash[:4], offset, w.Size, ErrChanged)
+		}
+		if err := out.segment(offset, seg); err != nil {
+			return err
+		}
+		offset += seg.Size()
+	}
+	if !cached {
+		// If the file changed meanwhile the recipe is not the content's; whoever uses it finds out by hash,
+		// and drops it.
+		c.s.recipes.put(w.Hash, whole)
+	}
+	return nil
+}
+
+// sender is the state of one outgoing transfer.
+type sender struct {
+	c      *session
+	ctx    context.Context
+	t      *transfer
+	src    io.ReaderAt
+	credit int
+}
+
+func (o *sender) segment(offset int64, seg chunk.Recipe) error {
+	frame := beginFrame(make([]byte, 0, frameHead+numberSize+len(seg)*refSize), kindRecipe, o.t.id)
+	if err := o.c.write(finishFrame(appendRecipe(frame, seg))); err != nil {
+		return err
+	}
+	want, err := o.awaitWant(len(seg))
+	if err != nil {
+		return err
+	}
+	for i, ref := range seg {
+		if want[i/8]>>(i%8)&1 == 1 {
+			if err := o.chunk(offset, ref); err != nil {
+				return err
+			}
+		}
+		offset += int64(ref.Len)
+	}
+	return nil
+}
+
+func (o *sender) awaitWant(n int) ([]byte, error) {
+	for {
+		m, err := o.c.await(o.ctx, o.t)
+		if err != nil {
+			return nil, err
+		}
+		if m.kind == kindWant {
+			if len(m.body) != (n+7)/8 {
+				return nil, fmt.Errorf("%w: bitmap of %d bytes for %d chunks", errProtocol, len(m.body), n)
+			}
+			return m.body, nil
+		}
+		if err := o.take(m); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// take handles what may come at any time.
+func (o *sender) take(m message) error {
+	switch {
+	case m.kind == kindCredit:
+		o.credit++
+		return nil
+	case m.kind == kindResult && len(m.body) == 1:
+		if err := resultError(code(m.body[0])); err != nil {
+			return peerResult{err}
+		}
+	}
+	o.c.giveBack(m.buf)
+	return fmt.Errorf("%w: unexpected frame of kind %d", errProtocol, m.kind)
+}
+
+func (o *sender) chunk(offset int64, ref chunk.Ref) error {
+	for o.credit == 0 {
+		m, err := o.c.await(o.ctx, o.t)
+		if err != nil {
+			return err
+		}
+		if err := o.take(m); err != nil {
+			return err
+		}
+	}
+	o.credit--
+	buf := o.c.s.buffers.Get().(*[]byte)
+	defer o.c.giveBack(buf)
+	frame := binary.LittleEndian.AppendUint64(beginFrame((*buf)[:0], kindChunk, o.t.id), uint64(offset))
+	frame = frame[:chunkHead+int(ref.Len)]
+	if n, err := o.src.ReadAt(frame[chunkHead:], offset); n < int(ref.Len) {
+		if err == io.EOF {
+			err = ErrChanged
+		}
+		return fmt.Errorf("read at %d: %w", offset, err)
+	}
+	if err := o.c.write(finishFrame(frame)); err != nil {
+		return err
+	}
+	o.c.s.count(Traffic{Sent: int64(ref.Len)})
+	return nil
+}
+
+// receiveLarge stages a large content that the peer sends. The part file survives an interruption; it survives
+// a source that changed only if another may have the content still.
+func (c *session) receiveLarge(ctx context.Context, t *transfer, w Want, othersHaveIt bool) error {
+	g, err := c.s.beginStaging(w.Hash, w.Size, w.PathHint)
+	if err != nil {
+		return err
+	}
+	for {
+		m, err := c.await(ctx, t)
+		if err != nil {
+			return errors.Join(err, g.abandon(true))
+		}
+		if m.kind == kindEnd {
+			return g.finish()
+		}
+		if m.kind == kindResult && len(m.body) == 1 {
+			err := resultError(code(m.body[0]))
+			if err == nil {
+				err = errProtocol
+			}
+			return errors.Join(peerResult{err}, g.abandon(othersHaveIt || !errors.Is(err, ErrChanged)))
+		}
+		err = c.receiveFrame(g, t, m)
+		c.giveBack(m.buf)
+		if err != nil {
+			return errors.Join(err, g.abandon(othersHaveIt || !errors.Is(err, ErrChanged)))
+		}
+	}
+}
+
+func (c *session) receiveFrame(g *staging, t *transfer, m message) error {
+	switch {
+	case m.kind == kindRecipe:
+		seg, err := parseRecipe(m.body)
+		if err != nil {
+			return err
+		}
+		want, err := g.plan(seg)
+		if err != nil {
+			return err
+		}
+		return c.writeShort(kindWant, t.id, want...)
+	case m.kind == kindChunk && len(m.body) > 8:
+		if err := g.chunk(int64(binary.LittleEndian.Uint64(m.body)), m.body[8:]); err != nil {
+			return err
+		}
+		return c.writeShort(kindCredit, t.id)
+	}
+	return fmt.Errorf("%w: unexpected frame of kind %d", errProtocol, m.kind)
+}
+
+// openLarge finds a large content for another member.
+func (s *Store) openLarge(w Want) (Source, bool) {
+	switch f, err := s.openStaged(w.Hash); {
+	case err != nil:
+		s.opts.Log.Warn("serve a staged content", "err", err)
+	case f != nil:
+		return f, true
+	}
+	if s.opts.Local == nil {
+		return nil, false
+	}
+	return s.opts.Local(w.Hash, w.PathHint)
+}
+
+// appendSmall appends a small content's record for another member, who verifies it.
+func (s *Store) appendSmall(dst []byte, w Want) ([]byte, bool) {
+	if dst, ok := s.packs.AppendRecord(dst, w.Hash); ok {
+		return dst, true
+	}
+	if s.opts.Local == nil {
+		return dst, false
+	}
+	src, ok := s.opts.Local(w.Hash, w.PathHint)
+	if !ok {
+		return dst, false
+	}
+	out, err := appendSource(dst, w.Hash, w.Size, src)
+	if err != nil {
+		s.opts.Log.Debug("a placed file is not what was wanted", "hash", fmt.Sprintf("%x", w.Hash[:4]), "err", err)
+		return dst, false
+	}
+	return out, true
+}
