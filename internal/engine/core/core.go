@@ -82,6 +82,8 @@ type Config struct {
 	Storage raft.Storage
 	// Applied is the index that the state already covers; 0: there is none yet.
 	Applied uint64
+	// AppliedTerm is the term of the entry at Applied; 0: not known, LogFits is not checked.
+	AppliedTerm uint64
 	// ConfState is the configuration in force at Applied. nil: Storage.InitialState has it.
 	ConfState      *raftpb.ConfState
 	ElectionTicks  int         // ≥ 3 × HeartbeatTicks; default 10

@@ -3,6 +3,7 @@ package core
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -607,15 +608,16 @@ func TestOpenReconcilesLogAndState(t *testing.T) {
 	if s := n.Status(); s.Commit != applied || s.Applied != applied {
 		t.Errorf("commit %d, applied %d, want %d", s.Commit, s.Applied, applied)
 	}
-	for want, at := range map[error]uint64{ErrLogBehind: applied + 1, ErrLogAhead: 1} {
-		if at == 1 {
-			if err := n.log.Compact(applied); err != nil {
-				t.Fatal(err)
-			}
-		}
-		_, err := New(Config{Group: 7, Replica: 1, Nonce: 1, Storage: n.log, Applied: at})
-		if err == nil || !bytes.Contains([]byte(err.Error()), []byte(want.Error())) {
-			t.Errorf("applied %d: error %v, want %v", at, err, want)
+	if err := n.log.Compact(applied); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		at, term uint64
+		want     error
+	}{{applied + 1, 0, ErrLogBehind}, {applied, 99, ErrLogBehind}, {1, 1, ErrLogAhead}} {
+		_, err := New(Config{Group: 7, Replica: 1, Nonce: 1, Storage: n.log, Applied: c.at, AppliedTerm: c.term})
+		if !errors.Is(err, c.want) {
+			t.Errorf("applied %+v: error %v", c, err)
 		}
 	}
 }

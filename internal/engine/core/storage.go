@@ -9,13 +9,42 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// ErrLogBehind says that the state covers more than the log holds: a snapshot was installed and the crash
-// came before the log was reset to it. The runner resets the log to the state's snapshot position.
-var ErrLogBehind = errors.New("log ends before the applied state")
+// ErrLogBehind says that the log does not lead to the state (see LogFits): a snapshot was installed and the
+// crash came before the log was reset to it. The runner resets the log to the state's snapshot position.
+var ErrLogBehind = errors.New("log does not lead to the applied state")
 
 // ErrLogAhead says that the log starts after the applied state: entries between the two are lost here, so
 // the replica needs a snapshot.
 var ErrLogAhead = errors.New("log starts after the applied state")
+
+// LogFits says whether a state at at can be continued from log. It cannot if the log ends before or holds
+// another entry there, one that was never committed: the log must then be reset to the state's position,
+// else this replica would pass on, as committed, entries that never were. If the log starts later it fits:
+// what is missing is then the state.
+func LogFits(log raft.Storage, at Position) (bool, error) {
+	first, last, err := bounds(log)
+	if err != nil || at.Index > last {
+		return false, err
+	}
+	if at.Index+1 < first {
+		return true, nil
+	}
+	term, err := log.Term(at.Index)
+	if err != nil {
+		return false, fmt.Errorf("read term of entry %d: %w", at.Index, err)
+	}
+	return term == at.Term, nil
+}
+
+func bounds(log raft.Storage) (first, last uint64, err error) {
+	if first, err = log.FirstIndex(); err != nil {
+		return 0, 0, fmt.Errorf("read first index: %w", err)
+	}
+	if last, err = log.LastIndex(); err != nil {
+		return 0, 0, fmt.Errorf("read last index: %w", err)
+	}
+	return first, last, nil
+}
 
 // reconciled is a Storage whose initial state agrees with the applied state. A commit index is written
 // without a sync and a state may be ahead of it after a crash; what is applied is committed.
@@ -38,22 +67,24 @@ func reconcile(cfg *Config) (*reconciled, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read initial state: %w", err)
 	}
-	first, err := cfg.Storage.FirstIndex()
+	first, last, err := bounds(cfg.Storage)
 	if err != nil {
-		return nil, fmt.Errorf("read first index: %w", err)
-	}
-	last, err := cfg.Storage.LastIndex()
-	if err != nil {
-		return nil, fmt.Errorf("read last index: %w", err)
+		return nil, err
 	}
 	if cfg.Applied == 0 && first == firstOfNew {
 		cfg.Applied = first - 1
 	}
-	switch {
-	case cfg.Applied > last:
-		return nil, fmt.Errorf("applied %d, log %d to %d: %w", cfg.Applied, first, last, ErrLogBehind)
-	case cfg.Applied+1 < first:
+	if cfg.Applied+1 < first {
 		return nil, fmt.Errorf("applied %d, log %d to %d: %w", cfg.Applied, first, last, ErrLogAhead)
+	}
+	fits := cfg.Applied <= last
+	if fits && cfg.AppliedTerm != 0 {
+		if fits, err = LogFits(cfg.Storage, Position{Term: cfg.AppliedTerm, Index: cfg.Applied}); err != nil {
+			return nil, err
+		}
+	}
+	if !fits {
+		return nil, fmt.Errorf("applied %d, log %d to %d: %w", cfg.Applied, first, last, ErrLogBehind)
 	}
 	lastTerm, err := cfg.Storage.Term(last)
 	if err != nil {

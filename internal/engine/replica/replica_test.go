@@ -345,8 +345,8 @@ func TestSnapshotCarriesEverything(t *testing.T) {
 	if err := store.Scan(slot(1).machine(), kv.PrefixEnd(slot(1).machine()), func(_, _ []byte) error { n++; return nil }); err != nil || n != 0 {
 		t.Errorf("%d records left in the unused slot, %v", n, err)
 	}
-	if err := dst.Restore(bytes.NewReader(snap)); !errors.Is(err, ErrOlder) {
-		t.Errorf("older snapshot: %v", err)
+	if err := dst.Restore(bytes.NewReader(snap)); err != nil || digests(t, src) != digests(t, dst) {
+		t.Errorf("an older snapshot: %v; or it was installed", err)
 	}
 }
 
@@ -360,7 +360,7 @@ func TestBadSnapshotsLeaveTheStateAlone(t *testing.T) {
 	before := digests(t, dst)
 	check := func(what string, at int, err error) {
 		t.Helper()
-		if !errors.Is(err, ErrSnapshot) && !errors.Is(err, ErrOlder) {
+		if err != nil && !errors.Is(err, ErrSnapshot) {
 			t.Fatalf("%s at %d: error %v", what, at, err)
 		}
 		if digests(t, dst) != before || digests(t, open(t, store)) != before {
@@ -515,7 +515,7 @@ func FuzzRestore(f *testing.F) {
 	f.Add(snapshotOf(t, src))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r, _ := newReplica(t)
-		if err := r.Restore(bytes.NewReader(data)); err != nil && !errors.Is(err, ErrSnapshot) && !errors.Is(err, ErrOlder) && !errors.Is(err, ErrDamaged) {
+		if err := r.Restore(bytes.NewReader(data)); err != nil && !errors.Is(err, ErrSnapshot) && !errors.Is(err, ErrDamaged) {
 			t.Fatal(err)
 		}
 	})

@@ -37,12 +37,8 @@ const (
 	snapshotBlock = 64 << 10
 )
 
-var (
-	// ErrSnapshot wraps what is wrong with a snapshot stream: malformed, cut short, altered.
-	ErrSnapshot = errors.New("bad snapshot")
-	// ErrOlder says that a snapshot is not ahead of the state; the state stays as it is.
-	ErrOlder = errors.New("snapshot is not ahead of the state")
-)
+// ErrSnapshot wraps what is wrong with a snapshot stream: malformed, cut short, altered.
+var ErrSnapshot = errors.New("bad snapshot")
 
 // WriteSnapshot writes the state in view, a StateView, to w.
 func (r *Replica) WriteSnapshot(view kv.Reader, w io.Writer) error {
@@ -225,14 +221,15 @@ func (s *snapshotReader) records(put func(tag byte, key, value []byte) error) er
 	return nil
 }
 
-// Restore replaces the state by the snapshot in stream; it is durable when Restore returns. Until the last
-// moment the old state stays in force, also over a crash. For the applier. Errors: ErrSnapshot, ErrOlder, or
+// Restore replaces the state by the snapshot in stream; it is durable when Restore returns. A snapshot that
+// is not ahead of the state is left alone, with no error: either way raft is told of SnapshotMeta then. Until
+// the last moment the old state stays in force, also over a crash. For the applier. Errors: ErrSnapshot or
 // the store's; the old state is then unchanged. If stream is an io.ByteReader nothing after the snapshot is
 // read.
 func (r *Replica) Restore(stream io.Reader) error {
 	in := newSnapshotReader(stream)
 	next, err := r.beginRestore(in, r.state.slot.other())
-	if err != nil {
+	if err != nil || next.at.Index <= r.state.at.Index {
 		return err
 	}
 	c := chunks{store: r.store, slot: next.slot}
@@ -263,7 +260,7 @@ func (r *Replica) Restore(stream io.Reader) error {
 func (r *Replica) RestoreDiff(stream io.Reader, fetch func(local kv.Reader, tx kv.Tx) error) error {
 	in := newSnapshotReader(stream)
 	next, err := r.beginRestore(in, r.state.slot)
-	if err != nil {
+	if err != nil || next.at.Index <= r.state.at.Index {
 		return err
 	}
 	b := r.store.Batch()
@@ -297,9 +294,6 @@ func (r *Replica) beginRestore(in *snapshotReader, to slot) (state, error) {
 	next, err := in.head()
 	if err != nil {
 		return next, fmt.Errorf("restore snapshot: %w: %w", ErrSnapshot, err)
-	}
-	if next.at.Index <= r.state.at.Index {
-		return next, fmt.Errorf("restore snapshot at %d over %d: %w", next.at.Index, r.state.at.Index, ErrOlder)
 	}
 	next.slot = to
 	return next, nil
