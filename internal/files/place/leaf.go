@@ -1,0 +1,228 @@
+package place
+
+import (
+	"io"
+
+	"github.com/zeebo/blake3"
+	"golang.org/x/sys/unix"
+
+	"github.com/lockstep-sync/lockstep/internal/files/manifest"
+	"github.com/lockstep-sync/lockstep/internal/vfs"
+)
+
+// bigFile is the size from which it pays to look for a name before preparing what may not be needed.
+const bigFile = 64 << 10
+
+// leaf brings a file or symlink to a path.
+func (w *worker) leaf(j job) Result {
+	if !j.have.Exists() {
+		return w.create(&j)
+	}
+	cur, err := vfs.StatAt(w.fd, j.name)
+	switch {
+	case err != nil:
+		return j.fail("look", err)
+	case cur.Other || cur.Kind != vfs.Dir && cur != j.have || cur.Kind == vfs.Dir && !sameObject(cur, j.have):
+		return w.adopt(&j, cur)
+	case j.Have.Version != 0 && j.Have.Version == j.Want.Version:
+		return j.result(Adopted, cur)
+	case j.SameContent && cur.Kind == vfs.File && j.Want.Kind == manifest.File && cur.Size == j.Want.Size:
+		return w.metadata(&j, cur)
+	}
+	return w.replace(&j, cur)
+}
+
+// create puts something where nothing is expected.
+func (w *worker) create(j *job) Result {
+	if j.Want.Size >= bigFile {
+		if cur, err := vfs.StatAt(w.fd, j.name); err == nil && cur.Exists() {
+			return w.adopt(j, cur)
+		}
+	}
+	pre, err := w.prepare(j)
+	if err == errNotHere {
+		cur, err := vfs.StatAt(w.fd, j.name)
+		if err == nil && cur.Exists() {
+			return w.adopt(j, cur)
+		}
+		return Result{Code: Missing}
+	}
+	if err != nil {
+		return j.fail("prepare", err)
+	}
+	defer pre.close()
+	w.begin()
+	w.p.at("link", j.Path)
+	if err = w.publish(&pre, j.name); err == nil {
+		w.end(j)
+		w.p.at("linked", j.Path)
+		return w.describe(j, &pre)
+	}
+	w.end(j)
+	w.discard(&pre)
+	if err != unix.EEXIST {
+		return j.fail("link into place", err)
+	}
+	cur, err := vfs.StatAt(w.fd, j.name)
+	if err != nil {
+		return j.fail("look", err)
+	}
+	return w.adopt(j, cur)
+}
+
+// publish gives a prepared object its final name, if that is free.
+func (w *worker) publish(pre *prepared, name string) error {
+	if pre.name == "" {
+		return linkFd(pre.fd, w.fd, name)
+	}
+	return w.p.renameNew(pre.dirfd, pre.name, w.fd, name, pre.info.Kind)
+}
+
+// describe is the result for an object that was just placed. If somebody changed it already it is described as
+// it was placed, with no ctime, so that the edit is seen as one.
+func (w *worker) describe(j *job, pre *prepared) Result {
+	in, err := vfs.StatFd(pre.fd)
+	if err != nil || !sameObject(in, pre.info) {
+		in = pre.info
+		in.CTime = 0
+	}
+	return j.result(Done, in)
+}
+
+// adopt is for a path where something else than Have is found: fine if it is what is wanted, otherwise it is
+// somebody's edit.
+func (w *worker) adopt(j *job, cur vfs.Info) Result {
+	if !cur.Exists() {
+		return j.busy("it was removed")
+	}
+	if why := w.p.differs(cur, &j.Want); why != "" {
+		return j.busy("there is another entry than expected (" + why + ")")
+	}
+	same := false
+	var err error
+	if cur.Kind == vfs.Symlink {
+		var target string
+		target, err = vfs.ReadlinkAt(w.fd, j.name)
+		same = target == j.Want.Target
+	} else {
+		same, cur, err = w.holds(j, cur)
+	}
+	switch {
+	case err != nil && vfs.NoSuchDir(err):
+		return j.busy("it was removed")
+	case err != nil:
+		return j.fail("read what is there", err)
+	case !same:
+		return j.busy("there is other content than expected")
+	}
+	return j.result(Adopted, cur)
+}
+
+// holds says whether the file at j is still cur and has the wanted content.
+func (w *worker) holds(j *job, cur vfs.Info) (bool, vfs.Info, error) {
+	f, in, err := vfs.OpenFileAt(w.fd, j.name)
+	if err != nil {
+		return false, in, err
+	}
+	defer f.Close()
+	if in != cur {
+		return false, in, nil
+	}
+	h := blake3.New()
+	if _, err := io.CopyBuffer(onlyWriter{h}, onlyReader{f}, w.buffer()); err != nil {
+		return false, in, err
+	}
+	var sum manifest.Hash
+	h.Sum(sum[:0])
+	after, err := vfs.StatFd(int(f.Fd()))
+	return err == nil && after == cur && sum == j.Want.Hash, cur, err
+}
+
+// onlyReader and onlyWriter keep io.CopyBuffer from bypassing the buffer.
+type (
+	onlyReader struct{ io.Reader }
+	onlyWriter struct{ io.Writer }
+)
+
+// differs says in what cur is not what want says, content apart: "" if in nothing.
+func (p *Placer) differs(cur vfs.Info, want *manifest.Node) string {
+	switch {
+	case cur.Other || manifest.Kind(cur.Kind) != want.Kind:
+		return "kind"
+	case want.Kind == manifest.File && cur.Size != want.Size:
+		return "size"
+	case want.Kind != manifest.Symlink && cur.Mode != want.Mode:
+		return "mode"
+	case p.owner && (cur.UID != want.UID || cur.GID != want.GID):
+		return "owner"
+	case !sameMTime(cur.MTime, want.MTime):
+		return "mtime"
+	}
+	return ""
+}
+
+// metadata gives the file cur, whose content is as wanted, its mode, owner and mtime, in place. While it does,
+// a lease keeps writers out: one that opens the file meanwhile waits, and its write comes after.
+func (w *worker) metadata(j *job, cur vfs.Info) Result {
+	if w.p.differs(cur, &j.Want) == "" {
+		return j.result(Adopted, cur)
+	}
+	w.p.at("open", j.Path)
+	fd, writers, err := w.p.openQuiet(w.fd, j.name)
+	if err != nil {
+		if vfs.NoSuchDir(err) {
+			return j.busy("it was removed")
+		}
+		return j.fail("open", err)
+	}
+	defer closeFd(fd)
+	if writers {
+		return j.busy("somebody has it open for writing")
+	}
+	in, err := vfs.StatFd(fd)
+	if err == nil && in != j.have {
+		return j.busy("it was changed")
+	}
+	if err == nil {
+		w.p.at("metadata", j.Path)
+		_, err = w.p.setMetadata(fd, in, &j.Want)
+	}
+	if err == nil {
+		in, err = vfs.StatFd(fd)
+	}
+	if err != nil {
+		return j.fail("set metadata", err)
+	}
+	w.p.at("metadata set", j.Path)
+	if now, err := vfs.StatAt(w.fd, j.name); err != nil || now.Ino != in.Ino || in.Size != cur.Size {
+		return j.busy("it was replaced or written to")
+	}
+	return j.result(Done, in)
+}
+
+// setMetadata brings owner, then mode (a change of owner clears setuid), then mtime of what fd is open on from
+// cur to want. It says whether anything had to be changed.
+func (p *Placer) setMetadata(fd int, cur vfs.Info, want *manifest.Node) (changed bool, err error) {
+	chown := cur.UID != want.UID || cur.GID != want.GID
+	if chown && p.owner {
+		if err := setOwner(fd, want.UID, want.GID); err != nil {
+			return changed, err
+		}
+		changed = true
+	} else if chown {
+		p.ownersSkipped.Add(1)
+	}
+	if cur.Kind != vfs.Symlink && (cur.Mode != want.Mode || changed && want.Mode&0o6000 != 0) {
+		if err := setMode(fd, want.Mode); err != nil {
+			return changed, err
+		}
+		changed = true
+	}
+	if cur.MTime != want.MTime {
+		if err := setMTime(fd, want.MTime); err != nil {
+			return changed, err
+		}
+		changed = true
+	}
+	return changed, nil
+}
