@@ -127,7 +127,9 @@ func (e *Engine) openGroup(cfg GroupConfig) (*Group, error) {
 	g.stopping, g.stop = context.WithCancel(context.Background())
 	g.catchup.start(rep.Applied().Index)
 	g.SetNodes(cfg.Nodes)
+	c.Hurry()
 	g.publish()
+	g.box.nudge()
 	return g, nil
 }
 

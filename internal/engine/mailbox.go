@@ -50,6 +50,9 @@ func (b *mailbox) put(add func(*mail)) {
 	}
 }
 
+// nudge makes the loop look although there may be no mail.
+func (b *mailbox) nudge() { b.put(func(*mail) {}) }
+
 func (b *mailbox) tick() { b.put(func(m *mail) { m.ticks = min(m.ticks+1, 2) }) }
 
 func (b *mailbox) receive(msgs []*raftpb.Message) {

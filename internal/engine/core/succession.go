@@ -1,6 +1,9 @@
 package core
 
-import "slices"
+import (
+	"maps"
+	"slices"
+)
 
 // succession is the hurried election after the leader's process is known to be gone. The voters that remain
 // take turns by rank, one tick each, so that two of them hardly ever campaign at once; the turns go round
@@ -42,6 +45,18 @@ func (g *Group) PeerDown(replica uint64) {
 		return
 	}
 	g.succeed = succession{on: true, term: s.GetTerm(), rank: rank, count: len(voters), due: rank == 0}
+}
+
+// Hurry campaigns without waiting for an election timeout if nobody is known to lead: for a replica that just
+// started. Is there a leader that the others hear, they refuse and nothing happens.
+func (g *Group) Hurry() {
+	defer g.blame("Hurry")
+	s := g.rn.BasicStatus()
+	voters := slices.Sorted(maps.Keys(g.rn.Status().Config.Voters.IDs()))
+	rank, votes := slices.BinarySearch(voters, g.cfg.Replica)
+	if s.Lead == 0 && votes {
+		g.succeed = succession{on: true, term: s.GetTerm(), rank: rank, count: len(voters), due: rank == 0}
+	}
 }
 
 func (g *Group) tickSuccession() {
