@@ -1,0 +1,50 @@
+# Every target needs Go, git and make; the tests also need rsync, as an independent judge.
+GO     ?= go
+SEEDS  ?= 10000
+FUZZ   ?= 30s
+BINARY := bin/lockstep
+
+.PHONY: help build test race demo sim mutants bench bench-engine lint fmt fuzz
+
+help: ## print this list
+	@echo 'make TARGET:'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build $(BINARY)
+	$(GO) build -trimpath -o $(BINARY) ./cmd/lockstep
+
+test: ## all tests, with vet, staticcheck, formatting and the import rules
+	$(GO) test -timeout 20m ./...
+
+race: ## all tests under the race detector
+	$(GO) test -race -short -timeout 40m ./...
+
+demo: build ## a whole cluster on this machine, on real files
+	$(BINARY) demo
+
+sim: ## the simulator over SEEDS=n seeds (10000)
+	$(GO) test ./internal/sim/... -run '^TestSeeds$$' -count=1 -timeout 0 -v -args -seeds=$(SEEDS)
+
+mutants: ## the bugs planted for the simulator, each of which it must catch
+	$(GO) test ./internal/sim/... -run '^TestPlantedBugs$$' -count=1 -timeout 30m -v
+
+bench: build ## side by side with the peers that are installed
+	$(GO) run ./bench -binary $(BINARY)
+
+bench-engine: ## the engine alone
+	$(GO) test ./internal/engine/... -run '^$$' -bench . -benchtime 3s
+
+lint: ## vet and staticcheck
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+fmt: ## format all sources
+	gofmt -w $$(git ls-files '*.go')
+
+fuzz: ## every fuzz target for FUZZ=d (30s)
+	@set -e; for file in $$(git ls-files '*_test.go' | xargs grep -l '^func Fuzz'); do \
+	  for name in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$file); do \
+	    echo "$$(dirname $$file) $$name"; \
+	    $(GO) test ./$$(dirname $$file) -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZ); \
+	  done; \
+	done
