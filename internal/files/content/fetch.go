@@ -22,7 +22,7 @@ type Want struct {
 // the error then says what else went wrong, if anything did. Fetched contents are verified and staged, small
 // ones durable only after Sync.
 func (s *Store) Fetch(ctx context.Context, nodes []uint64, wants []Want) (missing []Want, err error) {
-	missing = s.lacking(wants)
+	missing = s.lacking(unique(wants))
 	var errs []error
 	for _, node := range nodes {
 		if len(missing) == 0 || ctx.Err() != nil {
@@ -36,7 +36,19 @@ func (s *Store) Fetch(ctx context.Context, nodes []uint64, wants []Want) (missin
 	if len(missing) == 0 {
 		return nil, nil
 	}
-	return missing, errors.Join(append(errs, ctx.Err())...)
+	return s.lacking(wants), errors.Join(append(errs, ctx.Err())...)
+}
+
+func unique(wants []Want) []Want {
+	asked := make(map[manifest.Hash]bool, len(wants))
+	once := make([]Want, 0, len(wants))
+	for _, w := range wants {
+		if !asked[w.Hash] {
+			asked[w.Hash] = true
+			once = append(once, w)
+		}
+	}
+	return once
 }
 
 func (s *Store) lacking(wants []Want) []Want {

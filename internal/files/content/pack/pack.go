@@ -56,7 +56,6 @@ type Log struct {
 	appending sync.Mutex // one writer at a time; taken before mu
 	active    *file      // changed with appending and mu held
 	nextSeq   uint32
-	entries   []entry // scratch of Append
 
 	mu       sync.Mutex // the fields below, held for moments only
 	index    map[manifest.Hash]location
@@ -122,13 +121,13 @@ func (l *Log) touch(h manifest.Hash, now uint32) bool {
 // others are verified against their hash first, and refused is called with the number of each record that does
 // not match. It uses buf as its working space. What was appended is durable after Sync.
 func (l *Log) Append(buf []byte, refused func(i int)) error {
-	l.appending.Lock()
-	defer l.appending.Unlock()
 	now := uint32(l.opts.Now().Unix())
-	kept, err := l.prepare(buf, now, refused)
+	kept, entries, err := l.prepare(buf, now, refused)
 	if err != nil || len(kept) == 0 {
 		return err
 	}
+	l.appending.Lock()
+	defer l.appending.Unlock()
 	if l.active == nil || l.active.size > 0 && l.active.size+int64(len(kept)) > l.opts.Rotate {
 		if err := l.rotate(); err != nil {
 			return err
@@ -144,18 +143,18 @@ func (l *Log) Append(buf []byte, refused func(i int)) error {
 		}
 		return fmt.Errorf("pack %s: append %d bytes: %w", l.active.f.Name(), len(kept), err)
 	}
-	l.publish(base, int64(len(kept)), now)
+	l.publish(base, int64(len(kept)), entries, now)
 	return nil
 }
 
-// prepare leaves in the front of buf the sealed records that have to be written, and in l.entries their places.
-func (l *Log) prepare(buf []byte, now uint32, refused func(int)) ([]byte, error) {
-	l.entries = l.entries[:0]
+// prepare leaves in the front of buf the sealed records that have to be written, and returns their places in it.
+func (l *Log) prepare(buf []byte, now uint32, refused func(int)) ([]byte, []entry, error) {
+	var entries []entry
 	kept := 0
 	for i, rest := 0, buf; len(rest) > 0; i++ {
 		h, content, next, err := Record(rest)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		n := HeaderSize + len(content)
 		switch {
@@ -168,19 +167,19 @@ func (l *Log) prepare(buf []byte, now uint32, refused func(int)) ([]byte, error)
 				copy(record, rest[:n])
 			}
 			seal(record)
-			l.entries = append(l.entries, entry{h, uint32(kept), uint32(len(content))})
+			entries = append(entries, entry{h, uint32(kept), uint32(len(content))})
 			kept += n
 		}
 		rest = next
 	}
-	return buf[:kept], nil
+	return buf[:kept], entries, nil
 }
 
-func (l *Log) publish(base, n int64, now uint32) {
+func (l *Log) publish(base, n int64, entries []entry, now uint32) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	f := l.active
-	for _, e := range l.entries {
+	for _, e := range entries {
 		if at, twice := l.index[e.hash]; twice {
 			at.uses = min(at.uses, 254) + 1
 			l.index[e.hash] = at
