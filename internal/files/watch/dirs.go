@@ -84,7 +84,7 @@ func (d *dirs) moved() {
 }
 
 func (d *dirs) resolve(handle []byte) (path string, is whose, err error) {
-	fd, err := unix.OpenByHandleAt(d.root.Fd(), fileHandle(handle), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC)
+	fd, err := d.open(handle)
 	switch {
 	case err == unix.ESTALE || err == unix.ENOENT:
 		return "", dead, nil
@@ -114,6 +114,18 @@ func (d *dirs) resolve(handle []byte) (path string, is whose, err error) {
 	}
 	// Removed, or renamed faster than we can look: its event or that of a directory above it is still to come.
 	return "", dead, nil
+}
+
+// open opens a directory by its handle. The kernel says ENOMEM also when renames race with its search for the path.
+func (d *dirs) open(handle []byte) (fd int, err error) {
+	h := fileHandle(handle)
+	for range resolveTries {
+		fd, err = unix.OpenByHandleAt(d.root.Fd(), h, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC)
+		if err != unix.ENOMEM && err != unix.EINTR {
+			break
+		}
+	}
+	return fd, err
 }
 
 // path asks the kernel where the directory fd is now.

@@ -258,7 +258,12 @@ func (w *fanotifyWatcher) dirEvent(mask uint64, dir, name string, own bool) {
 		// Both names: the new one appeared whole, and by the time somebody looks at the old one, another directory
 		// may be there that hides what went.
 		kind = Rescan
-	case mask&unix.FAN_DELETE != 0 && w.hides(dir, name):
+	case mask&unix.FAN_DELETE == 0:
+	case mask&unix.FAN_CREATE != 0:
+		// Merged into the place of an earlier event, so ahead of events of what was in the directory, which may
+		// turn out to be lost.
+		kind = Rescan
+	case w.hides(dir, name):
 		kind = Rescan
 	}
 	w.out.add(kind, dir, name)

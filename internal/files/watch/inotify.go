@@ -155,7 +155,9 @@ func (w *inotifyWatcher) addDir(rel string) ([]vfs.Entry, error) {
 	if id == w.workID {
 		return nil, nil
 	}
-	w.tree.set(rel, id)
+	if w.tree.set(rel, id) {
+		w.out.add(Rescan, rel, "")
+	}
 	return w.list.List(fd)
 }
 
@@ -284,12 +286,13 @@ func (w *inotifyWatcher) dirEvent(mask uint32, dir, name string) error {
 	if err != nil {
 		return err
 	}
-	_, there := w.tree.byPath(path)
-	if mask&(unix.IN_MOVED_FROM|unix.IN_MOVED_TO) != 0 || mask&unix.IN_DELETE != 0 && there || found > maxFound {
-		w.out.add(Rescan, path, "")
-		return nil
+	kind := Look
+	if mask&left != 0 || found > maxFound {
+		// The new name of a directory appeared whole; and by the time somebody looks at a name that one left,
+		// another may be there that hides what went.
+		kind = Rescan
 	}
-	w.out.add(Look, path, "")
+	w.out.add(kind, path, "")
 	return nil
 }
 

@@ -15,33 +15,41 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lockstep-sync/lockstep/internal/vfs"
 )
 
 // view is what an agent that only follows hints knows of the tree: how each path looked when it last had a reason to
 // look. If at the end it is not what the disk holds, a hint was missing.
 type view struct {
 	top     string
+	root    *vfs.Root
 	seen    map[string]string
 	settle  map[string]bool // to be looked at once more, when things have settled
 	rescans int
 }
 
-func newView(top string) *view {
-	v := &view{top: top, seen: map[string]string{}, settle: map[string]bool{}}
+func newView(t *testing.T, top string) *view {
+	root, err := vfs.OpenRoot(top, vfs.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { root.Close() })
+	v := &view{top: top, root: root, seen: map[string]string{}, settle: map[string]bool{}}
 	v.rescan("")
 	return v
 }
 
-// sign is how a path looks; "" if it is not there.
+// sign is how a path looks, no symlink followed on the way; "" if it is not there.
 func (v *view) sign(rel string) (sign string, dir bool) {
-	var st unix.Stat_t
-	if err := unix.Lstat(filepath.Join(v.top, rel), &st); err != nil {
+	in, err := v.root.Stat(rel)
+	switch {
+	case err != nil || !in.Exists():
 		return "", false
+	case in.Kind == vfs.Dir:
+		return fmt.Sprintf("dir %o", in.Mode), true
 	}
-	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-		return fmt.Sprintf("dir %o", st.Mode), true
-	}
-	return fmt.Sprintf("%o %d %d %d", st.Mode, st.Size, st.Ino, st.Mtim.Nano()), false
+	return fmt.Sprintf("%d %o %d %d %d", in.Kind, in.Mode, in.Size, in.Ino, in.MTime), false
 }
 
 func (v *view) follow(ev Event) {
@@ -91,7 +99,7 @@ func (v *view) check(t *testing.T) {
 	for rel := range v.settle {
 		v.look(rel)
 	}
-	disk := newView(v.top)
+	disk := newView(t, v.top)
 	wrong := 0
 	for p, sign := range disk.seen {
 		if v.seen[p] != sign && p != "" {
@@ -174,7 +182,7 @@ func vandalise(t *testing.T, mode Mode, seed uint64) {
 	r := newRig(t, Config{Force: mode})
 	out := filepath.Join(filepath.Dir(r.top), "out")
 	r.do(os.Mkdir(out, 0o755))
-	seen := newView(r.top)
+	seen := newView(t, r.top)
 	var vandals sync.WaitGroup
 	for n := range 3 {
 		vandals.Go(func() {

@@ -72,6 +72,9 @@ func TestOperations(t *testing.T) {
 				if mode == Poll && tc.poll != nil {
 					want = tc.poll
 				}
+				if mode == Inotify && tc.name == "rmdir" {
+					want = map[string]Kind{"empty": Rescan}
+				}
 				events := r.drain()
 				got := strongest(events)
 				for path, kind := range want {

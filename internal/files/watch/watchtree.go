@@ -26,14 +26,6 @@ func (t *watchTree) path(id int32) (string, bool) {
 	return n.path, true
 }
 
-func (t *watchTree) byPath(path string) (int32, bool) {
-	n := t.find(path, false)
-	if n == nil || n.id == 0 {
-		return 0, false
-	}
-	return n.id, true
-}
-
 // find descends to path, making what is missing on the way if asked to.
 func (t *watchTree) find(path string, create bool) *watched {
 	n := t.top
@@ -61,17 +53,20 @@ func (t *watchTree) find(path string, create bool) *watched {
 }
 
 // set says that the watch id is on the directory path. A directory has one watch, which it keeps when it is renamed,
-// so any other directory that id was on is forgotten, as is any other watch that path had.
-func (t *watchTree) set(path string, id int32) {
+// so any other directory that id was on is forgotten, as is any other watch that path had: replaced says so, and that
+// events of that one, still to come, will be lost.
+func (t *watchTree) set(path string, id int32) (replaced bool) {
 	n := t.find(path, true)
 	if old := t.byID[id]; old != nil && old != n {
 		old.id = 0
 	}
 	if n.id != 0 && n.id != id {
 		delete(t.byID, n.id)
+		replaced = true
 	}
 	n.id = id
 	t.byID[id] = n
+	return replaced
 }
 
 // drop forgets path and all beneath it, and returns the watches that were there.
