@@ -69,7 +69,12 @@ func (s *pebbleStore) checkFormat() error {
 	if !empty {
 		return fmt.Errorf("%w: the format record is missing", ErrDamaged)
 	}
-	return s.db.Set([]byte(formatKey), []byte(formatValue), pebble.Sync)
+	if err := s.db.Set([]byte(formatKey), []byte(formatValue), pebble.Sync); err != nil {
+		return err
+	}
+	// Pebble begins a new database's write-ahead log before it has its format version: without the marks
+	// that tell damage from a torn tail. A flush begins another.
+	return s.db.Flush()
 }
 
 func (s *pebbleStore) scan(from, to []byte, visit func(key, value []byte) error) (err error) {
