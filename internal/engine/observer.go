@@ -255,3 +255,6 @@ func (o *Observer) WaitApplied(ctx context.Context, index uint64) error {
 		}
 	}
 }
+
+// SourceApplied is what the source had applied when it last spoke.
+func (o *Observer) SourceApplied() uint64 { return o.commit.Load() }

@@ -1,0 +1,131 @@
+package server
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/lockstep-sync/lockstep/api"
+	"github.com/lockstep-sync/lockstep/internal/control"
+)
+
+// Methods that nodes call on each other. Requests and answers are JSON; the engine's own methods are apart.
+const (
+	methodState   = "server.state"  // control.State, for a node that has just joined
+	methodHello   = "server.hello"  // who answers lives
+	methodReport  = "server.report" // this node's part of a group
+	methodCheck   = "server.check"  // may this directory be bound here?
+	methodFlush   = "server.flush"  // everything on disk now is committed at the index that is answered
+	methodPlaced  = "server.placed" // answers once everything up to an index is on disk
+	methodVerify  = "server.verify" // read and hash everything
+	methodList    = "server.list"   // a page of a directory
+	methodConfl   = "server.conflicts"
+	methodConfirm = "server.confirm" // go on after a guard
+	methodLead    = "server.lead"    // hand leadership of a group to a node
+)
+
+// groupRequest is what most methods take.
+type groupRequest struct {
+	Group  uint64      `json:"group"`
+	Index  uint64      `json:"index,omitempty"`
+	Repair bool        `json:"repair,omitempty"`
+	Path   string      `json:"path,omitempty"`
+	Node   uint64      `json:"node,omitempty"`
+	List   api.DirList `json:"list,omitzero"`
+}
+
+// indexAnswer is a position in a group's log.
+type indexAnswer struct {
+	Index uint64 `json:"index"`
+}
+
+type none struct{}
+
+// handle registers a method that takes a groupRequest.
+func handle[T any](n *node, method string, h func(ctx context.Context, req groupRequest) (T, error)) {
+	n.net.HandleCalls(method, func(ctx context.Context, _ uint64, b []byte) ([]byte, error) {
+		var req groupRequest
+		if len(b) > 0 {
+			if err := json.Unmarshal(b, &req); err != nil {
+				return nil, fmt.Errorf("%s: %w", method, err)
+			}
+		}
+		v, err := h(ctx, req)
+		if err != nil {
+			return nil, asAPIError(method, "", err)
+		}
+		return json.Marshal(v)
+	})
+}
+
+func (n *node) registerCalls() {
+	handle(n, methodState, func(context.Context, groupRequest) (*control.State, error) {
+		st := *n.ctl.state()
+		st.Cluster.CAKey = nil
+		return &st, nil
+	})
+	handle(n, methodHello, func(context.Context, groupRequest) (none, error) { return none{}, nil })
+	handle(n, methodReport, n.reportHere)
+	handle(n, methodCheck, func(_ context.Context, r groupRequest) (none, error) { return none{}, n.checkHere(r.Path) })
+	handle(n, methodFlush, n.flushHere)
+	handle(n, methodPlaced, n.placedHere)
+	handle(n, methodVerify, n.verifyHere)
+	handle(n, methodList, n.listHere)
+	handle(n, methodConfl, n.conflictsHere)
+	handle(n, methodConfirm, n.confirmHere)
+	handle(n, methodLead, n.leadHere)
+}
+
+// call asks a node, this one included.
+func call[T any](ctx context.Context, n *node, to uint64, method string, req groupRequest,
+	here func(context.Context, groupRequest) (T, error),
+) (T, error) {
+	if to == n.self {
+		return here(ctx, req)
+	}
+	var v T
+	b, err := json.Marshal(req)
+	if err != nil {
+		return v, err
+	}
+	if b, err = n.net.Call(ctx, to, method, b); err != nil {
+		return v, err
+	}
+	if err := json.Unmarshal(b, &v); err != nil {
+		return v, fmt.Errorf("%s of node %s: %w", method, n.nameOf(to), err)
+	}
+	return v, nil
+}
+
+// answerTime is how long a node may take to report before it counts as down.
+const answerTime = 2 * time.Second
+
+// isUp asks a node whether it lives.
+func (n *node) isUp(ctx context.Context, id uint64) bool {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	_, err := call(ctx, n, id, methodHello, groupRequest{}, func(context.Context, groupRequest) (none, error) { return none{}, nil })
+	return err == nil
+}
+
+// each calls f for all members of a group at once and waits.
+func each[T any](members []control.Member, f func(m control.Member) T) []T {
+	results := make([]T, len(members))
+	var wait sync.WaitGroup
+	for i, m := range members {
+		wait.Go(func() { results[i] = f(m) })
+	}
+	wait.Wait()
+	return results
+}
+
+// groupOf decodes a group id as connections carry it.
+func groupOf(b []byte) (uint64, bool) {
+	if len(b) != 8 {
+		return 0, false
+	}
+	return binary.BigEndian.Uint64(b), true
+}

@@ -1,0 +1,377 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/lockstep-sync/lockstep/api"
+	"github.com/lockstep-sync/lockstep/internal/control"
+	"github.com/lockstep-sync/lockstep/internal/files/manifest"
+	"github.com/lockstep-sync/lockstep/internal/kv"
+)
+
+// The methods of httpdoor.Node about directories, and their counterparts on the nodes that hold them.
+
+// DirCreate makes a files group after every node has said that the directory may be bound there.
+func (n *node) DirCreate(ctx context.Context, req api.DirCreate) error {
+	const op = "dir create"
+	for name, dir := range req.Paths {
+		if err := n.checkBinding(ctx, op, name, dir); err != nil {
+			return err
+		}
+	}
+	c := &control.CreateGroup{Name: req.Name, Paths: req.Paths, Ack: req.Ack, Conflict: req.Conflict, Mode: req.Mode, Topology: req.Topology}
+	rand.Read(c.History[:])
+	_, err := n.ctl.propose(ctx, &control.Command{By: n.id.Name(), CreateGroup: c})
+	return err
+}
+
+// DirBind adds a node's directory to a files group.
+func (n *node) DirBind(ctx context.Context, group, name, dir string) error {
+	if err := n.checkBinding(ctx, "dir bind", name, dir); err != nil {
+		return err
+	}
+	_, err := n.ctl.propose(ctx, &control.Command{By: n.id.Name(), Bind: &control.Bind{Group: group, Node: name, Path: dir}})
+	return err
+}
+
+// DirUnbind takes a node out of a files group; its files stay.
+func (n *node) DirUnbind(ctx context.Context, group, name string) error {
+	_, err := n.ctl.propose(ctx, &control.Command{By: n.id.Name(), Unbind: &control.Unbind{Group: group, Node: name}})
+	return err
+}
+
+// checkBinding asks the node itself; what only the control group knows is checked there.
+func (n *node) checkBinding(ctx context.Context, op, name, dir string) error {
+	node, ok := n.ctl.state().NodeNamed(name)
+	if !ok || !filepath.IsAbs(dir) {
+		return nil // the control group refuses it, in better words
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	_, err := call(ctx, n, node.ID, methodCheck, groupRequest{Path: dir},
+		func(_ context.Context, r groupRequest) (none, error) { return none{}, n.checkHere(r.Path) })
+	if err == nil {
+		return nil
+	}
+	e := asAPIError(op, name+":"+dir, err)
+	e.Op, e.Subject = op, name+":"+dir
+	return e
+}
+
+// checkHere makes sure that a directory can be bound on this node; one that does not exist is made.
+func (n *node) checkHere(dir string) error {
+	refuse := func(why, hint string) error {
+		return &api.Error{Code: api.CodeUsage, Op: "bind", Subject: dir, Why: why, Hint: hint}
+	}
+	if inside(dir, n.data.path) || inside(n.data.path, dir) {
+		return refuse("it overlaps the node's data directory "+n.data.path, "choose another directory")
+	}
+	st, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return refuse(err.Error(), "make the directory on that node")
+		}
+		return nil
+	case err != nil:
+		return refuse(err.Error(), "give a directory that lockstep may read and write there")
+	case !st.IsDir():
+		return refuse("it is not a directory", "give a directory")
+	}
+	if real, err := filepath.EvalSymlinks(dir); err != nil || real != filepath.Clean(dir) {
+		return refuse("it leads through a symbolic link to "+real, "bind that directory itself")
+	}
+	return nil
+}
+
+func inside(dir, base string) bool {
+	return dir == base || strings.HasPrefix(dir, strings.TrimSuffix(base, "/")+"/")
+}
+
+func (n *node) dirNamed(op, name string) (*control.Group, error) {
+	g, ok := n.ctl.state().GroupNamed(name)
+	if !ok || g.Kind != control.KindFiles {
+		return nil, &api.Error{Code: api.CodeNotFound, Op: op, Subject: name, Why: "no such directory group", Hint: "lockstep group list shows them"}
+	}
+	return g, nil
+}
+
+// DirStatus asks every node of the group.
+func (n *node) DirStatus(ctx context.Context, group string) (api.DirStatus, error) {
+	g, err := n.dirNamed("dir status", group)
+	if err != nil {
+		return api.DirStatus{}, err
+	}
+	return n.describeDir(g, n.survey(ctx, g)), nil
+}
+
+// anyMember calls the first member that answers, this node first if it is one.
+func anyMember[T any](ctx context.Context, n *node, op string, g *control.Group, method string, req groupRequest,
+	here func(context.Context, groupRequest) (T, error),
+) (T, error) {
+	members := g.Members
+	if m, ok := g.Member(n.self); ok {
+		members = append([]control.Member{m}, members...)
+	}
+	var last error
+	for _, m := range members {
+		v, err := call(ctx, n, m.Node, method, req, here)
+		var refused *api.Error
+		if err == nil || errors.As(err, &refused) && refused.Code != api.CodeFailed && refused.Code != api.CodeUnavailable {
+			return v, err
+		}
+		last = err
+	}
+	var v T
+	return v, &api.Error{Code: api.CodeUnavailable, Op: op, Subject: g.Name, Why: fmt.Sprintf("no node that holds it answers: %v", last),
+		Hint: "lockstep node list shows which are down"}
+}
+
+// DirList shows a page of a directory, as the manifest of a member has it.
+func (n *node) DirList(ctx context.Context, group string, req api.DirList) (api.DirEntries, error) {
+	g, err := n.dirNamed("dir ls", group)
+	if err != nil {
+		return api.DirEntries{}, err
+	}
+	return anyMember(ctx, n, "dir ls", g, methodList, groupRequest{Group: g.ID, List: req}, n.listHere)
+}
+
+func (n *node) listHere(_ context.Context, req groupRequest) (out api.DirEntries, err error) {
+	h, err := n.holding(req.Group)
+	if err != nil {
+		return out, err
+	}
+	view := h.member.View()
+	defer view.Close()
+	at, found, err := manifest.Get(view, req.List.Path)
+	if err != nil {
+		return out, err
+	}
+	if req.List.Path != "" && !found {
+		return out, &api.Error{Code: api.CodeNotFound, Op: "dir ls", Subject: api.EscapePath(req.List.Path), Why: "no such path in the group"}
+	}
+	out.Entries = []api.DirEntry{}
+	if found && at.Kind != manifest.Dir {
+		out.Entries = append(out.Entries, entry(req.List.Path, at))
+		return out, nil
+	}
+	err = manifest.List(view, req.List.Path, func(name string, nd manifest.Node) error {
+		if name <= req.List.After && req.List.After != "" {
+			return nil
+		}
+		if len(out.Entries) == req.List.Limit {
+			out.More = true
+			return kv.ErrStop
+		}
+		out.Entries = append(out.Entries, entry(name, nd))
+		return nil
+	})
+	return out, err
+}
+
+func entry(path string, nd manifest.Node) api.DirEntry {
+	e := api.DirEntry{
+		Path: api.EscapePath(path), Size: nd.Size, Mode: fmt.Sprintf("%04o", nd.Mode), UID: nd.UID, GID: nd.GID,
+		MTime: time.Unix(0, nd.MTime).UTC(), Version: nd.Version,
+	}
+	switch nd.Kind {
+	case manifest.Dir:
+		e.Kind = "dir"
+	case manifest.Symlink:
+		e.Kind, e.Target = "symlink", api.EscapePath(nd.Target)
+	default:
+		e.Kind, e.Hash = "file", fmt.Sprintf("%x", nd.Hash)
+	}
+	return e
+}
+
+// DirConflicts lists what was kept beside what won, newest last.
+func (n *node) DirConflicts(ctx context.Context, group string) ([]api.Conflict, error) {
+	g, err := n.dirNamed("dir conflicts", group)
+	if err != nil {
+		return nil, err
+	}
+	return anyMember(ctx, n, "dir conflicts", g, methodConfl, groupRequest{Group: g.ID}, n.conflictsHere)
+}
+
+func (n *node) conflictsHere(_ context.Context, req groupRequest) ([]api.Conflict, error) {
+	h, err := n.holding(req.Group)
+	if err != nil {
+		return nil, err
+	}
+	view := h.member.View()
+	defer view.Close()
+	out := []api.Conflict{}
+	err = manifest.Conflicts(view, func(c manifest.Conflict) error {
+		out = append(out, api.Conflict{
+			Path: api.EscapePath(c.Path), Copy: api.EscapePath(c.Copy), Node: c.Node, Time: time.Unix(0, c.Time).UTC(), Index: c.Index,
+		})
+		return nil
+	})
+	return out, err
+}
+
+// DirConfirm lets a node go on after a guard has stopped it.
+func (n *node) DirConfirm(ctx context.Context, group, name string) error {
+	const op = "dir resume"
+	g, err := n.dirNamed(op, group)
+	if err != nil {
+		return err
+	}
+	node, ok := n.ctl.state().NodeNamed(name)
+	if !ok {
+		return &api.Error{Code: api.CodeNotFound, Op: op, Subject: name, Why: "no such node", Hint: "lockstep node list shows them"}
+	}
+	_, err = call(ctx, n, node.ID, methodConfirm, groupRequest{Group: g.ID}, n.confirmHere)
+	return err
+}
+
+func (n *node) confirmHere(_ context.Context, req groupRequest) (none, error) {
+	h, err := n.holding(req.Group)
+	if err != nil {
+		return none{}, err
+	}
+	return none{}, h.agent.Confirm()
+}
+
+// DirWait has every node that is up commit what is on its disk now, and then waits until the nodes that were
+// asked for have placed all of it.
+func (n *node) DirWait(ctx context.Context, group string, req api.DirWaitFor, progress func(api.Progress)) (api.DirWait, error) {
+	g, err := n.dirNamed("dir wait", group)
+	if err != nil {
+		return api.DirWait{}, err
+	}
+	began := time.Now()
+	out := api.DirWait{Group: g.Name, Reached: []string{}, Missing: []string{}}
+	flushed := each(g.Members, func(m control.Member) indexAnswer {
+		a, err := call(ctx, n, m.Node, methodFlush, groupRequest{Group: g.ID}, n.flushHere)
+		if err != nil {
+			n.log.Debug("flush", "node", n.nameOf(m.Node), "err", err)
+		}
+		return a
+	})
+	for _, a := range flushed {
+		out.Position = max(out.Position, a.Index)
+	}
+	targets, enough, err := n.waitTargets(g, req)
+	if err != nil {
+		return out, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var reached atomic.Int64
+	done := each(targets, func(m control.Member) bool {
+		ok := n.waitPlaced(ctx, g, m, out.Position)
+		if ok {
+			k := reached.Add(1)
+			if progress != nil {
+				progress(api.Progress{What: "waiting", Done: uint64(k), Total: uint64(enough), Unit: "nodes"})
+			}
+			if k >= int64(enough) {
+				cancel()
+			}
+		}
+		return ok
+	})
+	for i, m := range targets {
+		if done[i] {
+			out.Reached = append(out.Reached, n.nameOf(m.Node))
+		} else {
+			out.Missing = append(out.Missing, n.nameOf(m.Node))
+		}
+	}
+	out.Done = len(out.Reached) >= enough
+	out.Seconds = time.Since(began).Seconds()
+	return out, nil
+}
+
+func (n *node) waitTargets(g *control.Group, req api.DirWaitFor) (targets []control.Member, enough int, err error) {
+	switch req.Mode {
+	case api.WaitQuorum:
+		voters := g.Voters()
+		return voters, len(voters)/2 + 1, nil
+	case api.WaitNode:
+		if node, ok := n.ctl.state().NodeNamed(req.Node); ok {
+			if m, ok := g.Member(node.ID); ok {
+				return []control.Member{m}, 1, nil
+			}
+		}
+		return nil, 0, &api.Error{Code: api.CodeNotFound, Op: "dir wait", Subject: req.Node, Why: "it does not hold group " + g.Name,
+			Hint: "lockstep dir status " + g.Name + " shows who does"}
+	}
+	return g.Members, len(g.Members), nil
+}
+
+// waitPlaced asks a node again and again, since it may be down for a while.
+func (n *node) waitPlaced(ctx context.Context, g *control.Group, m control.Member, index uint64) bool {
+	pause := time.NewTicker(100 * time.Millisecond)
+	defer pause.Stop()
+	for {
+		_, err := call(ctx, n, m.Node, methodPlaced, groupRequest{Group: g.ID, Index: index}, n.placedHere)
+		if err == nil {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-pause.C:
+		}
+	}
+}
+
+func (n *node) flushHere(ctx context.Context, req groupRequest) (indexAnswer, error) {
+	h, err := n.holding(req.Group)
+	if err != nil {
+		return indexAnswer{}, err
+	}
+	index, err := h.agent.Flush(ctx)
+	return indexAnswer{index}, err
+}
+
+func (n *node) placedHere(ctx context.Context, req groupRequest) (none, error) {
+	h, err := n.holding(req.Group)
+	if err != nil {
+		return none{}, err
+	}
+	return none{}, h.agent.WaitPlaced(ctx, req.Index)
+}
+
+// DirVerify has every node read and hash what it holds.
+func (n *node) DirVerify(ctx context.Context, group string, repair bool, progress func(api.Progress)) (api.DirVerify, error) {
+	g, err := n.dirNamed("dir verify", group)
+	if err != nil {
+		return api.DirVerify{}, err
+	}
+	var finished atomic.Int64
+	out := api.DirVerify{Group: g.Name}
+	out.Nodes = each(g.Members, func(m control.Member) api.DirVerifyNode {
+		v, err := call(ctx, n, m.Node, methodVerify, groupRequest{Group: g.ID, Repair: repair}, n.verifyHere)
+		if err != nil {
+			v.Err = err.Error()
+		}
+		v.Node = n.nameOf(m.Node)
+		k := finished.Add(1)
+		if progress != nil {
+			progress(api.Progress{What: "verifying", Node: v.Node, Done: uint64(k), Total: uint64(len(g.Members)), Unit: "nodes"})
+		}
+		return v
+	})
+	return out, nil
+}
+
+func (n *node) verifyHere(ctx context.Context, req groupRequest) (api.DirVerifyNode, error) {
+	h, err := n.holding(req.Group)
+	if err != nil {
+		return api.DirVerifyNode{}, err
+	}
+	return h.agent.Verify(ctx, req.Repair)
+}

@@ -1,0 +1,297 @@
+package server
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/lockstep-sync/lockstep/api"
+	"github.com/lockstep-sync/lockstep/internal/access"
+	"github.com/lockstep-sync/lockstep/internal/control"
+	"github.com/lockstep-sync/lockstep/internal/engine/transport"
+)
+
+// start is what a node begins with: who it is, where the others are, and, for the first node of a cluster, the
+// description that the control group does not hold yet.
+type start struct {
+	id   *access.Identity
+	hint hint
+	init *control.Init
+}
+
+// hint is DATA/cluster.json: what the node needs before it has read the control group's state. It is written
+// whenever that state changes and is never the truth.
+type hint struct {
+	Role  string            `json:"role"`  // in the control group
+	Peers map[uint64]string `json:"peers"` // addresses
+}
+
+const (
+	hintFile = "cluster.json"
+	initFile = "init.json" // the cluster's description until the control group has it; holds the CA's key
+)
+
+// begin loads the identity of the data directory, or makes one: by joining with a token, or as the first node.
+func begin(ctx context.Context, cfg Config, advertise string, data *dataDir) (*start, error) {
+	id, err := access.Load(data.path, time.Now)
+	switch {
+	case err == nil:
+		return resume(cfg, data, id)
+	case !errors.Is(err, access.ErrNoIdentity):
+		return nil, &api.Error{Code: api.CodeFailed, Op: "serve", Subject: data.path, Why: err.Error(),
+			Hint: "use the data directory of this node, with a version of lockstep that knows it"}
+	case cfg.Join != "":
+		return join(ctx, cfg, advertise, data)
+	}
+	return found(cfg, advertise, data)
+}
+
+func resume(cfg Config, data *dataDir, id *access.Identity) (*start, error) {
+	if cfg.Name != "" {
+		if err := id.CheckName(cfg.Name); err != nil {
+			return nil, &api.Error{Code: api.CodeConflict, Op: "serve", Subject: data.path, Why: err.Error()}
+		}
+	}
+	s := &start{id: id}
+	if cfg.Join != "" {
+		tok, err := access.ParseToken(cfg.Join)
+		if err == nil && tok.Cluster != id.Cluster() {
+			return nil, &api.Error{Code: api.CodeConflict, Op: "join", Subject: data.path,
+				Why:  fmt.Sprintf("the data directory belongs to cluster %s, the token to %s", id.Cluster(), tok.Cluster),
+				Hint: "use an empty data directory to join another cluster"}
+		}
+	}
+	if err := readJSON(data.sub(hintFile), &s.hint); err != nil {
+		return nil, err
+	}
+	var init control.Init
+	switch err := readJSON(data.sub(initFile), &init); {
+	case err != nil:
+		return nil, err
+	case init.Cluster.ID != "":
+		s.init = &init
+	}
+	return s, nil
+}
+
+// found makes a new cluster of one. The description is on disk before the identity, so that a crash at any
+// point leaves either nothing or everything that is needed to go on.
+func found(cfg Config, advertise string, data *dataDir) (*start, error) {
+	var cluster access.ClusterID
+	var history [16]byte
+	rand.Read(cluster[:])
+	rand.Read(history[:])
+	now := time.Now()
+	ca, err := access.NewCA(cluster, now, rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("start a cluster: %w", err)
+	}
+	key, csr, err := newKey()
+	if err != nil {
+		return nil, err
+	}
+	cert, err := ca.Sign(csr, 1, cfg.Name, now)
+	if err != nil {
+		return nil, fmt.Errorf("start a cluster: %w", err)
+	}
+	id, err := access.NewIdentity(key, cert, ca.CertPEM(), time.Now)
+	if err != nil {
+		return nil, fmt.Errorf("start a cluster: %w", err)
+	}
+	caKey, err := ca.KeyPEM()
+	if err != nil {
+		return nil, fmt.Errorf("start a cluster: %w", err)
+	}
+	s := &start{
+		id:   id,
+		hint: hint{Role: control.RoleVoter, Peers: map[uint64]string{1: advertise}},
+		init: &control.Init{
+			Cluster: control.Cluster{ID: cluster.String(), CACert: ca.CertPEM(), CAKey: caKey},
+			Node:    control.Node{ID: 1, Name: cfg.Name, Address: advertise, Version: cfg.Version.Version},
+			History: history,
+		},
+	}
+	return s, errors.Join(
+		writeJSON(data.sub(initFile), s.init), writeJSON(data.sub(hintFile), s.hint), access.Create(data.path, id))
+}
+
+// join asks the nodes that the token names, one after the other, to let this server in.
+func join(ctx context.Context, cfg Config, advertise string, data *dataDir) (*start, error) {
+	tok, err := access.ParseToken(cfg.Join)
+	if err == nil {
+		err = tok.Expired(time.Now())
+	}
+	if err != nil {
+		return nil, &api.Error{Code: api.CodeDenied, Op: "join", Subject: "token", Why: err.Error(),
+			Hint: "make a new one on a node of the cluster with: lockstep token create"}
+	}
+	key, csr, err := newKey()
+	if err != nil {
+		return nil, err
+	}
+	req := &access.JoinRequest{
+		Token: tok.ID, Secret: tok.Secret, Name: cfg.Name, Address: advertise, CSR: csr,
+		Version: cfg.Version.Version, Level: access.Level, Replace: cfg.Replace,
+	}
+	var reply *access.JoinReply
+	for _, addr := range tok.Addrs {
+		if reply, err = ask(ctx, addr, tok, req); err == nil {
+			break
+		}
+	}
+	if err != nil {
+		return nil, &api.Error{Code: api.CodeUnavailable, Op: "join", Subject: fmt.Sprint(tok.Addrs), Why: err.Error(),
+			Hint: "check that one of these nodes runs and can be reached from here"}
+	}
+	if reply.Error != nil {
+		return nil, reply.Error
+	}
+	id, err := reply.Identity(tok, key, cfg.Name, time.Now)
+	if err != nil {
+		return nil, err
+	}
+	s := &start{id: id, hint: hint{Peers: map[uint64]string{}}}
+	for _, p := range reply.Peers {
+		s.hint.Peers[p.Node] = p.Address
+	}
+	return s, errors.Join(writeJSON(data.sub(hintFile), s.hint), access.Create(data.path, id))
+}
+
+// joinPatience bounds one attempt to join through one node.
+const joinPatience = 20 * time.Second
+
+func ask(ctx context.Context, addr string, tok *access.Token, req *access.JoinRequest) (*access.JoinReply, error) {
+	ctx, cancel := context.WithTimeout(ctx, joinPatience)
+	defer cancel()
+	conn, err := transport.DialJoin(ctx, nil, addr, tok, time.Now)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if _, err := req.WriteTo(conn); err != nil {
+		return nil, err
+	}
+	return access.ReadJoinReply(conn)
+}
+
+// serveJoin lets a server with a token in.
+func (n *node) serveJoin(ctx context.Context, conn net.Conn) {
+	req, err := access.ReadJoinRequest(conn)
+	if err != nil {
+		n.log.Warn("join refused", "from", conn.RemoteAddr().String(), "err", err)
+		return
+	}
+	reply, err := n.admit(ctx, req)
+	if err != nil {
+		reply = &access.JoinReply{Cluster: n.id.Cluster(), Error: asAPIError("join", req.Name, err)}
+		n.log.Warn("join refused", "name", req.Name, "from", conn.RemoteAddr().String(), "err", err)
+	}
+	if _, err := reply.WriteTo(conn); err != nil {
+		n.log.Warn("join answer not sent", "name", req.Name, "err", err)
+	}
+}
+
+func (n *node) admit(ctx context.Context, req *access.JoinRequest) (*access.JoinReply, error) {
+	if _, err := n.ctl.member().Barrier(ctx); err != nil {
+		return nil, err
+	}
+	st := n.ctl.state()
+	if err := checkToken(st, req); err != nil {
+		return nil, err
+	}
+	if old, ok := st.NodeNamed(req.Name); ok && req.Replace && n.isUp(ctx, old.ID) {
+		return nil, &api.Error{Code: api.CodeConflict, Op: "join", Subject: req.Name,
+			Why: "the node of this name is up and has its data", Hint: "choose another --name, or stop that node first"}
+	}
+	r, err := n.ctl.propose(ctx, &control.Command{By: "token " + req.Token.String(), Join: &control.Join{
+		Token: req.Token.String(), Name: req.Name, Address: req.Address, Version: req.Version, Replace: req.Replace,
+	}})
+	if err != nil {
+		return nil, err
+	}
+	ca, err := access.LoadCA(st.Cluster.CACert, st.Cluster.CAKey, rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := ca.Sign(req.CSR, r.Node, req.Name, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	reply := &access.JoinReply{Node: r.Node, Cluster: n.id.Cluster(), Cert: cert, CA: ca.CertPEM()}
+	for _, p := range st.Nodes {
+		if !p.Removed && len(reply.Peers) < 32 {
+			reply.Peers = append(reply.Peers, access.JoinPeer{Node: p.ID, Name: p.Name, Address: p.Address})
+		}
+	}
+	return reply, nil
+}
+
+func checkToken(st *control.State, req *access.JoinRequest) error {
+	t, ok := st.Token(req.Token.String())
+	if ok {
+		var hash access.SecretHash
+		ok = decodeHex(t.SecretHash, hash[:]) && hash.Matches(req.Token, req.Secret)
+	}
+	if !ok {
+		return &api.Error{Code: api.CodeDenied, Op: "join", Subject: "token " + req.Token.String(),
+			Why: "the cluster does not know this token", Hint: "make a new one with: lockstep token create"}
+	}
+	return nil
+}
+
+func newKey() (key ed25519.PrivateKey, csr []byte, err error) {
+	if key, err = access.NewKey(rand.Reader); err != nil {
+		return nil, nil, err
+	}
+	csr, err = access.NewCSR(key)
+	return key, csr, err
+}
+
+// writeJSON replaces a small file durably.
+func writeJSON(path string, v any) error {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(append(b, '\n'))
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// readJSON leaves v alone if there is no such file.
+func readJSON(path string, v any) error {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("read %s: %w", path, err)
+	}
+	return nil
+}

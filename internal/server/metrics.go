@@ -1,0 +1,74 @@
+package server
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+)
+
+// collector reads the node's numbers when it is asked for them. Groups are labels, paths never.
+type collector struct {
+	n                                    *node
+	applied, commit, term, leader        *prometheus.Desc
+	behindFiles, behindBytes, lag        *prometheus.Desc
+	pending, problems, peerUp, peerBytes *prometheus.Desc
+}
+
+func newCollector(n *node) *collector {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc("lockstep_"+name, help, labels, nil)
+	}
+	return &collector{
+		n:           n,
+		applied:     desc("group_applied_index", "Last log index that this node's state covers.", "group"),
+		commit:      desc("group_commit_index", "Last committed log index that this node knows.", "group"),
+		term:        desc("group_term", "Raft term.", "group"),
+		leader:      desc("group_leader", "1 if this node leads the group.", "group"),
+		behindFiles: desc("dir_behind_files", "Paths that are not yet on disk as the manifest wants them.", "group"),
+		behindBytes: desc("dir_behind_bytes", "Bytes of files that are not yet on disk.", "group"),
+		lag:         desc("dir_lag_seconds", "Age of the oldest change that is not yet on disk.", "group"),
+		pending:     desc("dir_pending_changes", "Local changes seen but not yet committed.", "group"),
+		problems:    desc("dir_problems", "Paths that cannot be kept in step.", "group"),
+		peerUp:      desc("peer_up", "1 if the peer answers.", "peer"),
+		peerBytes:   desc("peer_sent_bytes_total", "Bytes sent to the peer on raft connections.", "peer"),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (c *collector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, label string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, label)
+	}
+	for _, g := range c.n.ctl.state().Groups {
+		if grp := c.n.groupHere(g.ID); grp != nil {
+			st := grp.Core()
+			gauge(c.applied, float64(grp.Applied().Index), g.Name)
+			gauge(c.commit, float64(st.Commit), g.Name)
+			gauge(c.term, float64(st.Term), g.Name)
+			gauge(c.leader, boolean(st.Role == core.Leader), g.Name)
+		}
+		if h, err := c.n.holding(g.ID); err == nil {
+			d := h.agent.Status()
+			gauge(c.behindFiles, float64(d.BehindFiles), g.Name)
+			gauge(c.behindBytes, float64(d.BehindBytes), g.Name)
+			gauge(c.lag, d.LagSeconds, g.Name)
+			gauge(c.pending, float64(d.Pending), g.Name)
+			gauge(c.problems, float64(len(d.Problems)), g.Name)
+		}
+	}
+	for _, p := range c.n.net.Peers() {
+		name := c.n.nameOf(p.Node)
+		gauge(c.peerUp, boolean(p.Up), name)
+		ch <- prometheus.MustNewConstMetric(c.peerBytes, prometheus.CounterValue, float64(p.BytesOut), name)
+	}
+}
+
+func boolean(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,277 @@
+package server
+
+import (
+	"context"
+	crand "crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/lockstep-sync/lockstep/api"
+	"github.com/lockstep-sync/lockstep/internal/access"
+	"github.com/lockstep-sync/lockstep/internal/control"
+	httpdoor "github.com/lockstep-sync/lockstep/internal/door/http"
+	"github.com/lockstep-sync/lockstep/internal/engine"
+	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
+	"github.com/lockstep-sync/lockstep/internal/engine/transport"
+	"github.com/lockstep-sync/lockstep/internal/kv"
+)
+
+// node is a running node.
+type node struct {
+	cfg       Config
+	advertise string
+	log       *slog.Logger
+	data      *dataDir
+	id        *access.Identity
+	self      uint64
+
+	logs  logstore.Store
+	state kv.Store
+	net   *transport.Transport
+	eng   *engine.Engine
+	ctl   *controlPlane
+	hints *hints
+
+	mu       sync.Mutex
+	holdings map[uint64]*holding // by group
+
+	fault chan error // a storage failure: the node stops at once
+}
+
+// Run runs a node until ctx ends or a disk fails.
+func Run(ctx context.Context, cfg Config) error {
+	data, err := openDataDir(cfg.Data)
+	if err != nil {
+		return err
+	}
+	defer data.Close()
+	listener, advertise, err := listen(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	s, err := begin(ctx, cfg, advertise, data)
+	if err != nil {
+		listener.Close()
+		return err
+	}
+	n := &node{
+		cfg: cfg, advertise: advertise, data: data, id: s.id, self: s.id.Node(),
+		log:      cfg.Log.With("node", s.id.Name()),
+		ctl:      newControlPlane(),
+		hints:    newHints(data.sub(hintFile), s.hint),
+		holdings: map[uint64]*holding{}, fault: make(chan error, 1),
+	}
+	return n.run(ctx, listener, s.init)
+}
+
+// listen takes the port for other nodes and says under which address they will find it.
+func listen(ctx context.Context, cfg Config) (net.Listener, string, error) {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", cfg.Listen)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, "", &api.Error{Code: api.CodeConflict, Op: "serve", Subject: cfg.Listen, Why: "the port is in use",
+			Hint: "another lockstep may run here already; choose another port with --listen"}
+	}
+	if err != nil {
+		return nil, "", &api.Error{Code: api.CodeFailed, Op: "serve", Subject: cfg.Listen, Why: err.Error(),
+			Hint: "give an address of this machine with --listen HOST:PORT"}
+	}
+	if cfg.Advertise != "" {
+		return l, cfg.Advertise, nil
+	}
+	host, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		return nil, "", errors.Join(err, l.Close())
+	}
+	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+		if host, err = os.Hostname(); err != nil {
+			return nil, "", errors.Join(err, l.Close())
+		}
+	}
+	return l, net.JoinHostPort(host, port), nil
+}
+
+// stopPatience bounds the hand-over of leadership and the goodbyes of a stopping node.
+const stopPatience = 2 * time.Second
+
+func (n *node) run(ctx context.Context, listener net.Listener, init *control.Init) (err error) {
+	var tidy cleanup
+	defer func() { err = errors.Join(err, tidy.run()) }()
+	if err := n.openStores(&tidy); err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	if err := n.openTransport(listener, &tidy); err != nil {
+		return err
+	}
+	n.eng = engine.Open(engine.Config{
+		Node: n.self, Logs: n.logs, State: n.state, Transport: n.net, Now: time.Now, Seed: rand.Uint64(),
+		Log: n.log, Fault: n.failed,
+	})
+	tidy.add(func() error { n.eng.Close(); return nil })
+	n.registerServices()
+
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	var tasks sync.WaitGroup
+	tidy.add(func() error { stop(); tasks.Wait(); return nil })
+	served := make(chan error, 1)
+	tasks.Go(func() { served <- n.net.Serve(running) })
+
+	if err := n.openControl(running, init); err != nil {
+		return err
+	}
+	tidy.add(func() error { n.closeHoldings(); return nil })
+	tasks.Go(func() { n.introduce(running, init) })
+	tasks.Go(func() { n.followControl(running) })
+	tasks.Go(func() { n.driveMemberships(running) })
+
+	door, err := httpdoor.Open(running, httpdoor.Config{
+		Node: n, Metrics: n.metrics(), Log: n.log, Socket: n.data.sub("lockstep.sock"), API: n.cfg.API,
+	})
+	if err != nil {
+		return err
+	}
+	tidy.add(func() error { return closeDoor(door) })
+	n.log.Info("running", "cluster", n.id.Cluster().String(), "listen", n.advertise, "api", n.cfg.API, "data", n.data.path)
+	select {
+	case <-ctx.Done():
+		n.log.Info("stopping")
+		n.handOver()
+		return nil
+	case err := <-n.fault:
+		return fmt.Errorf("storage failed, the node stops at once so that nothing is acknowledged that is not on disk: %w", err)
+	case err := <-served:
+		return err
+	}
+}
+
+func closeDoor(d *httpdoor.Door) error {
+	ctx, cancel := context.WithTimeout(context.Background(), stopPatience)
+	defer cancel()
+	return d.Close(ctx)
+}
+
+// handOver gives up leadership and tells the peers, so that nobody waits for a timeout.
+func (n *node) handOver() {
+	ctx, cancel := context.WithTimeout(context.Background(), stopPatience)
+	defer cancel()
+	n.eng.HandOver(ctx)
+	n.net.Goodbye(ctx)
+}
+
+func (n *node) failed(err error) {
+	select {
+	case n.fault <- err:
+	default:
+	}
+}
+
+func (n *node) openStores(tidy *cleanup) (err error) {
+	n.logs, err = logstore.OpenPebble(n.data.sub("log"), logstore.Options{Log: n.log, OnError: n.failed})
+	if err != nil {
+		return damaged(n.data.sub("log"), err)
+	}
+	tidy.add(n.logs.Close)
+	n.state, err = kv.OpenPebble(n.data.sub("state"), kv.PebbleOptions{Log: n.log, OnError: n.failed})
+	if err != nil {
+		return damaged(n.data.sub("state"), err)
+	}
+	tidy.add(n.state.Close)
+	tidy.add(n.state.Sync)
+	return nil
+}
+
+func damaged(subject string, err error) error {
+	return &api.Error{Code: api.CodeDamage, Op: "serve", Subject: subject, Why: err.Error(),
+		Hint: "this node's copy cannot be trusted; move the data directory away and join again with --join TOKEN --replace"}
+}
+
+func (n *node) openTransport(l net.Listener, tidy *cleanup) (err error) {
+	var seed [32]byte
+	crand.Read(seed[:])
+	n.net, err = transport.New(transport.Config{
+		Identity: n.id, Listener: l, Resolve: n.resolve, Log: n.log, Rand: rand.NewChaCha8(seed),
+		OnMessages: func(from, group uint64, msgs []*raftpb.Message) { n.eng.Deliver(from, group, msgs) },
+		OnPeer:     n.onPeer,
+	})
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	tidy.add(n.net.Close)
+	return nil
+}
+
+// onPeer turns the transport's observations into what the engine acts on: only certainty that a process is gone
+// makes a follower give up its leader early.
+func (n *node) onPeer(node uint64, up bool, why transport.Why) {
+	n.log.Info("peer", "peer", n.nameOf(node), "up", up, "why", why.String())
+	if !up && (why == transport.Refused || why == transport.Reset || why == transport.Goodbye) {
+		n.eng.PeerDown(node)
+	}
+}
+
+// resolve finds a node's address: in the control group's state, else where it was last.
+func (n *node) resolve(id uint64) (string, bool) {
+	if p, ok := n.ctl.state().Node(id); ok {
+		return p.Address, !p.Removed
+	}
+	return n.hints.address(id)
+}
+
+func (n *node) nameOf(id uint64) string {
+	if p, ok := n.ctl.state().Node(id); ok {
+		return p.Name
+	}
+	return fmt.Sprint(id)
+}
+
+func (n *node) hintedPeers() []uint64 { return n.hints.nodes(n.self) }
+
+func (n *node) registerServices() {
+	n.net.Handle(engine.ServiceSnapshot, n.eng.ServeSnapshot)
+	n.net.Handle(engine.ServiceFeed, n.eng.ServeFeed)
+	n.net.Handle(serviceContent, n.serveContent)
+	n.net.HandleCalls(engine.MethodPropose, n.eng.ServePropose)
+	n.net.HandleCalls(engine.MethodRead, n.eng.ServeRead)
+	n.net.HandleJoin(n.serveJoin)
+	n.registerCalls()
+}
+
+func (n *node) metrics() *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(newCollector(n))
+	return r
+}
+
+// newSessionID draws the id of an exactly-once session.
+func newSessionID() (id [16]byte) {
+	crand.Read(id[:])
+	return id
+}
+
+// groupBytes is a group id as calls carry it.
+func groupBytes(id uint64) []byte { return binary.BigEndian.AppendUint64(nil, id) }
+
+// cleanup runs what was added last first.
+type cleanup struct{ steps []func() error }
+
+func (c *cleanup) add(f func() error) { c.steps = append(c.steps, f) }
+
+func (c *cleanup) run() error {
+	var errs []error
+	for i := len(c.steps) - 1; i >= 0; i-- {
+		errs = append(errs, c.steps[i]())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,238 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"time"
+
+	"github.com/lockstep-sync/lockstep/api"
+	"github.com/lockstep-sync/lockstep/internal/access"
+	"github.com/lockstep-sync/lockstep/internal/control"
+)
+
+// The methods of httpdoor.Node that are not about directories.
+
+// Version of this binary.
+func (n *node) Version(context.Context) (api.Version, error) { return n.cfg.Version, nil }
+
+// Ready holds once the node knows its cluster and every directory that it holds has been compared with it.
+func (n *node) Ready(context.Context) []api.Check {
+	st := n.ctl.state()
+	checks := []api.Check{{Name: "control", OK: st.Cluster.ID != "", Text: "the node does not know its cluster's state yet"}}
+	if me, ok := st.Node(n.self); !ok || me.Removed {
+		checks = append(checks, api.Check{Name: "member", Text: "the node is not a member of the cluster yet"})
+	}
+	for i := range st.Groups {
+		g := &st.Groups[i]
+		if _, mine := g.Member(n.self); !mine || g.Deleted || g.Kind != control.KindFiles {
+			continue
+		}
+		c := api.Check{Name: "dir " + g.Name}
+		if h, err := n.holding(g.ID); err != nil {
+			c.Text = err.Error()
+		} else {
+			c.OK, c.Text = h.ready()
+		}
+		checks = append(checks, c)
+	}
+	for i := range checks {
+		if checks[i].OK {
+			checks[i].Text = ""
+		}
+	}
+	return checks
+}
+
+// Status of this node and its view of the cluster.
+func (n *node) Status(ctx context.Context) (api.Status, error) {
+	st := n.ctl.state()
+	out := api.Status{Cluster: n.id.Cluster().String(), Ready: true, Groups: []api.Group{}, Dirs: []api.DirStatus{}, Warnings: []api.Warning{}}
+	for _, c := range n.Ready(ctx) {
+		out.Ready = out.Ready && c.OK
+		if !c.OK {
+			out.Warnings = append(out.Warnings, api.Warning{Name: "not_ready", Subject: c.Name, Text: c.Text, Hint: "it usually becomes ready by itself", Since: time.Now()})
+		}
+	}
+	var err error
+	if out.Nodes, err = n.Nodes(ctx); err != nil {
+		return out, err
+	}
+	for _, node := range out.Nodes {
+		if node.Self {
+			out.Node = node
+		}
+	}
+	for i := range st.Groups {
+		g := &st.Groups[i]
+		if g.Deleted {
+			continue
+		}
+		reports := n.survey(ctx, g)
+		out.Groups = append(out.Groups, n.describeGroup(g, reports))
+		if g.Kind == control.KindFiles {
+			d := n.describeDir(g, reports)
+			out.Dirs = append(out.Dirs, d)
+			out.Warnings = append(out.Warnings, warnings(d)...)
+		}
+	}
+	return out, nil
+}
+
+// warnings are what an operator should look at in a directory.
+func warnings(d api.DirStatus) (list []api.Warning) {
+	for _, m := range d.Nodes {
+		subject := d.Group + " on " + m.Node
+		switch m.Mode {
+		case "down":
+			list = append(list, api.Warning{Name: "node_down", Subject: subject, Text: "the node does not answer: " + m.Why,
+				Hint: "start it; it catches up by itself"})
+		case "stopped":
+			list = append(list, api.Warning{Name: "dir_stopped", Subject: subject, Text: m.Why,
+				Hint: fmt.Sprintf("look at %s; if all is as it should be: lockstep dir resume %s %s", m.Path, d.Group, m.Node)})
+		}
+		if k := len(m.Problems); k > 0 {
+			list = append(list, api.Warning{Name: "dir_problems", Subject: subject, Since: m.Problems[0].Since,
+				Text: fmt.Sprintf("%d paths are not in step, the first: %s: %s", k, m.Problems[0].Path, m.Problems[0].What),
+				Hint: "lockstep dir status " + d.Group + " lists them"})
+		}
+	}
+	return list
+}
+
+// Nodes of the cluster that were not removed.
+func (n *node) Nodes(ctx context.Context) ([]api.Node, error) {
+	st := n.ctl.state()
+	ctl, ok := st.Group(control.ControlGroup)
+	if !ok {
+		return []api.Node{{Name: n.id.Name(), ID: nodeID(n.self), Address: n.advertise, State: "joining", Version: n.cfg.Version.Version, Self: true}}, nil
+	}
+	up := each(ctl.Members, func(m control.Member) bool { return n.isUp(ctx, m.Node) })
+	var out []api.Node
+	for i, m := range ctl.Members {
+		p, ok := st.Node(m.Node)
+		if !ok || p.Removed {
+			continue
+		}
+		state := "down"
+		if up[i] {
+			state = "up"
+		}
+		out = append(out, api.Node{Name: p.Name, ID: nodeID(p.ID), Address: p.Address, State: state, Version: p.Version,
+			Voter: m.Role == control.RoleVoter, Self: p.ID == n.self})
+	}
+	return out, nil
+}
+
+func nodeID(id uint64) string { return fmt.Sprintf("%016x", id) }
+
+// TokenCreate mints a token that names up to five nodes to ask.
+func (n *node) TokenCreate(ctx context.Context, ttl time.Duration) (api.Token, error) {
+	var addrs []string
+	for _, id := range append([]uint64{n.self}, n.votersOf(control.ControlGroup)...) {
+		if p, ok := n.ctl.state().Node(id); ok && len(addrs) < 5 && (id != n.self || len(addrs) == 0) {
+			addrs = append(addrs, p.Address)
+		}
+	}
+	if len(addrs) == 0 {
+		return api.Token{}, &api.Error{Code: api.CodeUnavailable, Op: "token create", Subject: n.id.Name(),
+			Why: "this node does not know its cluster yet", Hint: "try again in a second"}
+	}
+	t, err := access.NewToken(n.id.Cluster(), n.id.CAFingerprint(), addrs, ttl, time.Now(), rand.Reader)
+	if err != nil {
+		return api.Token{}, &api.Error{Code: api.CodeUsage, Op: "token create", Why: err.Error()}
+	}
+	hash := t.Secret.Hash(t.ID)
+	_, err = n.ctl.propose(ctx, &control.Command{By: n.id.Name(), AddToken: &control.Token{
+		ID: t.ID.String(), SecretHash: hex.EncodeToString(hash[:]), Expires: t.Expires,
+	}})
+	return api.Token{Token: t.Encode(), ID: t.ID.String(), Expires: t.Expires}, err
+}
+
+// TokenList shows tokens that still let servers in.
+func (n *node) TokenList(context.Context) ([]api.Token, error) {
+	var out []api.Token
+	for _, t := range n.ctl.state().Tokens {
+		if !t.Revoked && t.Expires.After(time.Now()) {
+			out = append(out, api.Token{ID: t.ID, Expires: t.Expires, Used: t.Used})
+		}
+	}
+	return out, nil
+}
+
+// TokenRevoke ends a token.
+func (n *node) TokenRevoke(ctx context.Context, id string) error {
+	_, err := n.ctl.propose(ctx, &control.Command{By: n.id.Name(), RevokeToken: &control.RevokeToken{ID: id}})
+	return err
+}
+
+// Groups of the cluster.
+func (n *node) Groups(ctx context.Context) ([]api.Group, error) {
+	var out []api.Group
+	st := n.ctl.state()
+	for i := range st.Groups {
+		if g := &st.Groups[i]; !g.Deleted {
+			out = append(out, n.describeGroup(g, n.survey(ctx, g)))
+		}
+	}
+	return out, nil
+}
+
+// Group by name.
+func (n *node) Group(ctx context.Context, name string) (api.Group, error) {
+	g, err := n.groupNamed("group show", name)
+	if err != nil {
+		return api.Group{}, err
+	}
+	return n.describeGroup(g, n.survey(ctx, g)), nil
+}
+
+func (n *node) groupNamed(op, name string) (*control.Group, error) {
+	g, ok := n.ctl.state().GroupNamed(name)
+	if !ok {
+		return nil, &api.Error{Code: api.CodeNotFound, Op: op, Subject: name, Why: "no such group", Hint: "lockstep group list shows them"}
+	}
+	return g, nil
+}
+
+// TransferLeader hands a group's leadership to a node.
+func (n *node) TransferLeader(ctx context.Context, group, name string) error {
+	const op = "group transfer"
+	g, err := n.groupNamed(op, group)
+	if err != nil {
+		return err
+	}
+	to, ok := n.ctl.state().NodeNamed(name)
+	if !ok {
+		return &api.Error{Code: api.CodeNotFound, Op: op, Subject: name, Why: "no such node", Hint: "lockstep node list shows them"}
+	}
+	if m, ok := g.Member(to.ID); !ok || m.Role != control.RoleVoter {
+		return &api.Error{Code: api.CodeConflict, Op: op, Subject: name, Why: "it does not vote in group " + group, Hint: "lockstep group show " + group + " lists who does"}
+	}
+	for i, r := range n.survey(ctx, g) {
+		if r.Role == "leader" {
+			_, err := call(ctx, n, g.Members[i].Node, methodLead, groupRequest{Group: g.ID, Node: to.ID}, n.leadHere)
+			return err
+		}
+	}
+	return &api.Error{Code: api.CodeUnavailable, Op: op, Subject: group, Why: "the group has no leader now", Hint: "try again in a second"}
+}
+
+func (n *node) leadHere(ctx context.Context, req groupRequest) (none, error) {
+	grp := n.groupHere(req.Group)
+	if grp == nil {
+		return none{}, errNoSuchGroup
+	}
+	g, ok := n.ctl.state().Group(req.Group)
+	if !ok {
+		return none{}, errNoSuchGroup
+	}
+	m, ok := g.Member(req.Node)
+	if !ok {
+		return none{}, errNoSuchGroup
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	return none{}, grp.Transfer(ctx, m.Replica)
+}

@@ -1,0 +1,130 @@
+package server
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/lockstep-sync/lockstep/api"
+	"github.com/lockstep-sync/lockstep/internal/control"
+	"github.com/lockstep-sync/lockstep/internal/engine"
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+)
+
+// report is a node's account of its part of a group.
+type report struct {
+	Role    string       `json:"role"`
+	Mode    string       `json:"mode"`
+	Why     string       `json:"why"`
+	Leader  uint64       `json:"leader"` // node; 0: none known
+	Term    uint64       `json:"term"`
+	Commit  uint64       `json:"commit"`
+	Applied uint64       `json:"applied"`
+	Digest  string       `json:"digest,omitempty"`
+	Dir     *api.DirNode `json:"dir,omitempty"`
+	Files   uint64       `json:"files"`
+	Bytes   uint64       `json:"bytes"`
+}
+
+// down stands in for a node that does not answer.
+func down(err error) report { return report{Role: "unknown", Mode: "down", Why: err.Error()} }
+
+func (n *node) reportHere(ctx context.Context, req groupRequest) (report, error) {
+	if req.Group == control.ControlGroup {
+		n.ctl.mu.Lock()
+		defer n.ctl.mu.Unlock()
+		return reportMember(n.ctl.self, n.ctl.grp, n.ctl.obs), nil
+	}
+	h, err := n.holding(req.Group)
+	if err != nil {
+		return report{}, err
+	}
+	r := reportMember(h.member, h.grp, h.obs)
+	return r, h.describe(&r)
+}
+
+func reportMember(m member, grp *engine.Group, obs *engine.Observer) report {
+	at, how := m.Applied(), m.Catchup()
+	r := report{Mode: "live", Why: how.Why, Applied: at.Index, Commit: at.Index, Term: at.Term, Role: control.RoleObserver}
+	if how.Mode != "live" {
+		r.Why = fmt.Sprintf("caught up by %s: %s", how.Mode, how.Why)
+		r.Mode = how.Mode
+	}
+	if grp == nil {
+		r.Leader, r.Commit = 0, max(at.Index, obs.SourceApplied())
+		return r
+	}
+	st := grp.Fresh()
+	r.Term, r.Commit = st.Term, max(st.Commit, at.Index)
+	r.Leader, _ = grp.NodeOf(st.Leader)
+	r.Role = "follower"
+	switch {
+	case st.Role == core.Leader:
+		r.Role = "leader"
+	case contains(st.Learners, grp.Replica()):
+		r.Role = "learner"
+	}
+	return r
+}
+
+func contains(list []uint64, x uint64) bool {
+	for _, y := range list {
+		if x == y {
+			return true
+		}
+	}
+	return false
+}
+
+// survey asks every member of a group for its report, at once.
+func (n *node) survey(ctx context.Context, g *control.Group) []report {
+	return each(g.Members, func(m control.Member) report {
+		ctx, cancel := context.WithTimeout(ctx, answerTime)
+		defer cancel()
+		r, err := call(ctx, n, m.Node, methodReport, groupRequest{Group: g.ID}, n.reportHere)
+		if err != nil {
+			return down(err)
+		}
+		return r
+	})
+}
+
+// describeGroup puts the members' reports together. The one with the highest term knows best who leads.
+func (n *node) describeGroup(g *control.Group, reports []report) api.Group {
+	out := api.Group{Name: g.Name, Kind: g.Kind, Ack: g.Ack, Replicas: []api.Replica{}}
+	for _, r := range reports {
+		if r.Mode != "down" && r.Leader != 0 && r.Term >= out.Term {
+			out.Term, out.Leader = r.Term, n.nameOf(r.Leader)
+		}
+		out.Commit = max(out.Commit, r.Commit)
+	}
+	for i, r := range reports {
+		rep := api.Replica{Node: n.nameOf(g.Members[i].Node), Role: r.Role, Mode: r.Mode, Why: r.Why, Applied: r.Applied}
+		if r.Mode != "down" {
+			rep.LagEntries = out.Commit - min(out.Commit, r.Applied)
+		}
+		if r.Dir != nil {
+			rep.LagSeconds = r.Dir.LagSeconds
+		}
+		out.Replicas = append(out.Replicas, rep)
+	}
+	return out
+}
+
+func (n *node) describeDir(g *control.Group, reports []report) api.DirStatus {
+	out := api.DirStatus{Group: g.Name, Ack: g.Ack, Conflict: g.Conflict, Topology: g.Topology, Nodes: []api.DirNode{}}
+	for _, r := range reports {
+		if r.Applied >= out.Position && r.Mode != "down" {
+			out.Position, out.Digest, out.Files, out.Bytes = r.Applied, r.Digest, r.Files, r.Bytes
+		}
+	}
+	for i, r := range reports {
+		m := g.Members[i]
+		d := api.DirNode{Node: n.nameOf(m.Node), Role: r.Role, Path: m.Path, Mode: "down", Why: r.Why, Problems: []api.Problem{}}
+		if r.Dir != nil {
+			d = *r.Dir
+			d.Node, d.Role, d.Path, d.Applied, d.Digest = n.nameOf(m.Node), r.Role, m.Path, r.Applied, r.Digest
+		}
+		out.Nodes = append(out.Nodes, d)
+	}
+	return out
+}
