@@ -3,11 +3,14 @@ package main
 import (
 	"context"
 
-	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/cli"
+	"github.com/lockstep-sync/lockstep/internal/server"
 )
 
 // serve runs a node.
-func serve(context.Context, cli.ServeConfig) error {
-	return &api.Error{Code: api.CodeUnavailable, Op: "serve", Why: "this build has no node in it"}
+func serve(ctx context.Context, c cli.ServeConfig) error {
+	return server.Run(ctx, server.Config{
+		Data: c.Data, Name: c.Name, Listen: c.Listen, Advertise: c.Advertise, API: c.API, Join: c.Join, Replace: c.Replace,
+		Version: build(), Log: c.Log,
+	})
 }

@@ -29,14 +29,11 @@ const (
 type Machine struct {
 	// changed gets the state after every committed batch that touched it, on the applier's goroutine.
 	changed func(*State)
-	store   kv.Reader
-	dirty   bool
+	next    *State // not yet committed; nil: unchanged
 }
 
-// New makes a machine; changed must not block. committed reads what is committed (the machine's own keys).
-func New(committed kv.Reader, changed func(*State)) *Machine {
-	return &Machine{changed: changed, store: committed}
-}
+// New makes a machine; changed must not block.
+func New(changed func(*State)) *Machine { return &Machine{changed: changed} }
 
 // Apply executes one command.
 func (m *Machine) Apply(tx kv.Tx, cmd machine.Command) ([]byte, error) {
@@ -58,19 +55,19 @@ func (m *Machine) Apply(tx kv.Tx, cmd machine.Command) ([]byte, error) {
 			return nil, err
 		}
 	}
-	m.dirty = m.dirty || x.wrote
+	if x.wrote {
+		if m.next, err = Load(tx, cmd.Index); err != nil {
+			return nil, err
+		}
+	}
 	return encodeResult(result)
 }
 
 // Committed publishes the state if it changed.
-func (m *Machine) Committed(index uint64) {
-	if !m.dirty {
-		return
-	}
-	m.dirty = false
-	// A state that cannot be read back is caught by the next Apply, which fails the replica.
-	if s, err := Load(m.store, index); err == nil {
-		m.changed(s)
+func (m *Machine) Committed(uint64) {
+	if m.next != nil {
+		m.changed(m.next)
+		m.next = nil
 	}
 }
 
@@ -80,7 +77,7 @@ func (m *Machine) Restored(r kv.Reader, index uint64) error {
 	if err != nil {
 		return err
 	}
-	m.dirty = false
+	m.next = nil
 	m.changed(s)
 	return nil
 }
