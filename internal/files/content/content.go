@@ -48,7 +48,7 @@ var (
 	ErrClosed = errors.New("content store is closed")
 )
 
-// Source is an open content; *os.File is one. Read and ReadAt are not used concurrently.
+// Source is an open content; *os.File is one. ReadAt may be called concurrently, but not while Read is.
 type Source interface {
 	io.Reader
 	io.ReaderAt

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -60,38 +62,74 @@ type peerResult struct{ error }
 func (p peerResult) Unwrap() error { return p.error }
 
 func (c *session) sendSegments(ctx context.Context, t *transfer, w Want, src io.ReaderAt) error {
+	ctx, cancel := context.WithCancel(ctx)
+	segments := make(chan segment, 1) // the next one is cut and hashed while this one moves
+	var cutting sync.WaitGroup
+	cutting.Go(func() { c.s.cut(ctx, w, src, segments) })
+	defer cutting.Wait()
+	defer cancel()
 	out := sender{c: c, ctx: ctx, t: t, src: src, credit: credits}
-	known, cached := c.s.recipes.get(w.Hash)
-	split := chunk.NewSplitter(io.NewSectionReader(src, 0, w.Size))
-	var whole chunk.Recipe
-	for offset := int64(0); offset < w.Size; {
-		var seg chunk.Recipe
-		if cached {
-			n := min(segmentRefs, len(known))
-			seg, known = known[:n], known[n:]
-		} else {
-			var err error
-			if seg, err = split.Segment(segmentRefs); err != nil {
-				return fmt.Errorf("read %x: %w", w.Hash[:4], err)
-			}
-			if len(whole) <= recipeRefs {
-				whole = append(whole, seg...)
-			}
+	offset := int64(0)
+	for seg := range segments {
+		if seg.err != nil {
+			return fmt.Errorf("read %x: %w", w.Hash[:4], seg.err)
 		}
-		if len(seg) == 0 {
-			return fmt.Errorf("read %x: only %d of %d bytes: %w", w.Hash[:4], offset, w.Size, ErrChanged)
-		}
-		if err := out.segment(offset, seg); err != nil {
+		if err := out.segment(offset, seg.refs); err != nil {
 			return err
 		}
-		offset += seg.Size()
+		offset += seg.refs.Size()
 	}
-	if !cached {
-		// If the file changed meanwhile the recipe is not the content's; whoever uses it finds out by hash,
-		// and drops it.
-		c.s.recipes.put(w.Hash, whole)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if offset != w.Size {
+		return fmt.Errorf("read %x: %d of %d bytes: %w", w.Hash[:4], offset, w.Size, ErrChanged)
 	}
 	return nil
+}
+
+type segment struct {
+	refs chunk.Recipe
+	err  error
+}
+
+// cut names the chunks of a content, segment by segment, from the recipe if it is known. It closes out.
+func (s *Store) cut(ctx context.Context, w Want, src io.ReaderAt, out chan<- segment) {
+	defer close(out)
+	send := func(seg segment) bool {
+		select {
+		case out <- seg:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+	if known, ok := s.recipes.get(w.Hash); ok {
+		for refs := range slices.Chunk(known, segmentRefs) {
+			if !send(segment{refs: refs}) {
+				return
+			}
+		}
+		return
+	}
+	split := chunk.NewSplitter(io.NewSectionReader(src, 0, w.Size))
+	var whole chunk.Recipe
+	for {
+		refs, err := split.Segment(segmentRefs)
+		if err == nil && len(refs) == 0 {
+			break
+		}
+		if !send(segment{refs, err}) || err != nil {
+			return
+		}
+		if len(whole) <= recipeRefs {
+			whole = append(whole, refs...)
+		}
+	}
+	if whole.Size() == w.Size {
+		// If the file changed meanwhile it is the recipe of other bytes: who uses it finds out and drops it.
+		s.recipes.put(w.Hash, whole)
+	}
 }
 
 // sender is the state of one outgoing transfer.

@@ -1,0 +1,205 @@
+package content
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	"github.com/zeebo/blake3"
+
+	"github.com/lockstep-sync/lockstep/internal/files/content/chunk"
+	"github.com/lockstep-sync/lockstep/internal/files/manifest"
+	"github.com/lockstep-sync/lockstep/internal/files/place"
+)
+
+var _ place.Contents = (*Store)(nil)
+
+func none(manifest.Hash) bool { return false }
+
+// stageLarge stages a large content as a transfer would, all of it or only its first chunks.
+func (m *member) stageLarge(data []byte, chunks int) manifest.Hash {
+	m.rig.t.Helper()
+	h := manifest.Hash(blake3.Sum256(data))
+	g, err := m.beginStaging(h, int64(len(data)), "")
+	if err != nil {
+		m.rig.t.Fatal(err)
+	}
+	refs, err := chunk.NewSplitter(bytes.NewReader(data)).Segment(segmentRefs)
+	if err != nil {
+		m.rig.t.Fatal(err)
+	}
+	if _, err := g.plan(refs); err != nil {
+		m.rig.t.Fatal(err)
+	}
+	for len(g.expect) > 0 && chunks > 0 {
+		chunks--
+		p := g.expect[0]
+		if err := g.chunk(p.offset, data[p.offset:][:p.ref.Len]); err != nil {
+			m.rig.t.Fatal(err)
+		}
+	}
+	if len(g.expect) > 0 {
+		err = g.abandon(true)
+	} else {
+		err = g.finish()
+	}
+	if err != nil {
+		m.rig.t.Fatal(err)
+	}
+	return h
+}
+
+func TestTakeStaged(t *testing.T) {
+	m := newRig(t, 1).members[1]
+	data := randomBytes(3 << 20)
+	h := m.stageLarge(data, 100)
+	path, ok := m.TakeStaged(h)
+	if !ok {
+		t.Fatal("a staged content cannot be taken")
+	}
+	if _, again := m.TakeStaged(h); again {
+		t.Error("taken twice")
+	}
+	m.holds(data) // until it is renamed away
+	if err := os.Rename(path, filepath.Join(m.tree, "f")); err != nil {
+		t.Fatal(err)
+	}
+	if m.Has(h) {
+		t.Error("still there after it was renamed away")
+	}
+	if err := m.Release(h); err != nil {
+		t.Error(err)
+	}
+	m.stageLarge(data, 100)
+	if _, ok := m.TakeStaged(h); !ok {
+		t.Error("staged anew, it cannot be taken")
+	}
+}
+
+func TestLargeAccounting(t *testing.T) {
+	r := newRig(t, 1)
+	m := r.members[1]
+	now := time.Now()
+	m.opts.Now = func() time.Time { return now }
+	a, b := m.stageLarge(randomBytes(1<<20), 100), m.stageLarge(randomBytes(1<<20), 100)
+	if !m.touchLarge(a) {
+		t.Fatal("a staged content is not there")
+	}
+	if err := m.Release(a, b); err != nil {
+		t.Fatal(err)
+	}
+	if !m.Has(a) || m.Has(b) {
+		t.Errorf("staged twice: kept %v; staged once: kept %v", m.Has(a), m.Has(b))
+	}
+	half := m.stageLarge(randomBytes(3<<20), 2)
+	if err := m.Expire(now.Add(ExpireAfter-time.Minute), none); err != nil || !m.Has(a) {
+		t.Errorf("expired early: %v", err)
+	}
+	if err := m.Expire(now.Add(ExpireAfter+time.Minute), func(h manifest.Hash) bool { return h == a }); err != nil || !m.Has(a) {
+		t.Errorf("expired while named: %v", err)
+	}
+	if _, err := os.Stat(m.largeName(half) + partSuffix); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("an abandoned part file is left: %v", err)
+	}
+	if err := m.Expire(now.Add(ExpireAfter+time.Minute), none); err != nil || m.Has(a) {
+		t.Errorf("not expired: %v", err)
+	}
+	names, err := os.ReadDir(m.largeDir())
+	if err != nil || len(names) != 0 {
+		t.Errorf("%d files are left, %v", len(names), err)
+	}
+	if st := m.Stats(); st.Large != 0 || st.LargeBytes != 0 {
+		t.Errorf("stats %+v", st)
+	}
+}
+
+// TestPartFileIsNotTrusted: whatever a crash made of a part file, the content comes out right, and what is right
+// in it does not move again.
+func TestPartFileIsNotTrusted(t *testing.T) {
+	r := newRig(t, 2)
+	m := r.members[2]
+	data := randomBytes(8 << 20)
+	h := m.stageLarge(data, 100)
+	path, _ := m.TakeStaged(h)
+	damaged := bytes.Clone(data)
+	clear(damaged[3<<20 : 3<<20+4096])
+	if err := errors.Join(os.Remove(path), os.WriteFile(path+partSuffix, damaged[:7<<20], 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	before := m.Stats().Traffic.Received
+	if err := r.members[1].Pusher(2).Push(t.Context(), []Item{fileItem(writeFile(t, data), data)}); err != nil {
+		t.Fatal(err)
+	}
+	m.holds(data)
+	if n := m.Stats().Traffic.Received - before; n < 1<<20 || n > 4<<20 {
+		t.Errorf("%d bytes moved to repair one block and the missing end", n)
+	}
+}
+
+func TestTwoTransfersOfOneContent(t *testing.T) {
+	m := newRig(t, 1).members[1]
+	data := randomBytes(1 << 20)
+	h := manifest.Hash(blake3.Sum256(data))
+	first, err := m.beginStaging(h, int64(len(data)), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.stageLarge(data, 100)
+	m.holds(data)
+	if err := first.abandon(false); err != nil {
+		t.Error(err)
+	}
+	m.holds(data)
+}
+
+func TestVerifierHoldsBackTheEnd(t *testing.T) {
+	data := randomBytes(10_000)
+	h := manifest.Hash(blake3.Sum256(data))
+	other := bytes.Clone(data)
+	other[5] ^= 1
+	broken := errors.New("broken")
+	for name, c := range map[string]struct {
+		src  io.Reader
+		want error
+	}{
+		"same":       {bytes.NewReader(data), nil},
+		"one by one": {iotest.OneByteReader(bytes.NewReader(data)), nil},
+		"other":      {bytes.NewReader(other), ErrDamaged},
+		"shorter":    {bytes.NewReader(data[:9999]), ErrDamaged},
+		"longer":     {bytes.NewReader(append(bytes.Clone(data), 0)), ErrDamaged},
+		"broken":     {io.MultiReader(bytes.NewReader(data[:500]), iotest.ErrReader(broken)), broken},
+	} {
+		got, err := io.ReadAll(newVerifier(plain{c.src}, h, int64(len(data))))
+		if !errors.Is(err, c.want) || (err == nil) != bytes.Equal(got, data) {
+			t.Errorf("%s: %d bytes, %v", name, len(got), err)
+		}
+	}
+	if _, err := io.ReadAll(newVerifier(plain{bytes.NewReader(nil)}, blake3.Sum256(nil), 0)); err != nil {
+		t.Errorf("empty: %v", err)
+	}
+}
+
+type plain struct{ io.Reader }
+
+func (plain) Close() error                      { return nil }
+func (plain) ReadAt([]byte, int64) (int, error) { return 0, errors.ErrUnsupported }
+
+func TestPutRefuses(t *testing.T) {
+	m := newRig(t, 1).members[1]
+	if err := m.Put(manifest.Hash{1}, []byte("x")); !errors.Is(err, ErrChanged) {
+		t.Errorf("wrong hash: %v", err)
+	}
+	big := make([]byte, SmallMax+1)
+	if err := m.Put(blake3.Sum256(big), big); err == nil {
+		t.Error("a large content was put into a pack")
+	}
+	m.free.Store(10)
+	if err := m.Put(blake3.Sum256([]byte("x")), []byte("x")); !errors.Is(err, ErrNoSpace) {
+		t.Errorf("no space: %v", err)
+	}
+}
