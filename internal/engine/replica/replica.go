@@ -10,7 +10,7 @@
 // Keys, all below the group's prefix:
 //
 //	e/position            slot, position, time, configuration
-//	e/s/<slot><client>    a session
+//	e/s/<slot><client>    a session; without a client: how many were evicted
 //	m/ or n/              the machine's state, by slot
 //
 // There are two slots so that a snapshot can be written beside the state that it replaces, in batches of
@@ -201,6 +201,7 @@ func (r *Replica) EngineDigest() machine.Digest {
 	h := blake3.New()
 	var buf []byte
 	buf = binary.AppendVarint(buf, r.state.time)
+	buf = binary.AppendUvarint(buf, r.sessions.evicted)
 	for s := r.sessions.oldest(); s != nil; s = s.newer {
 		buf = append(buf, s.client[:]...)
 		buf = s.encode(buf)

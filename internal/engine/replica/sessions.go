@@ -22,14 +22,17 @@ const (
 // like it a function of the log alone, evictions included. It is kept in memory and written through, one
 // record for each session that an Apply touched.
 //
-// A session begins with its first write, without being announced. One that is not in the table is new if it
-// says that nothing was ever answered (Floor ≤ 1), else it was evicted. So a write can be executed twice in
-// one case only: the very first ones of a session are retried after maxSessions others have written.
+// A session begins with its first write, without being announced. One that is not in the table is new if
+// nothing was ever evicted or if it says that nothing was ever answered (Floor ≤ 1), else it may have been
+// evicted and is refused. So a write can be executed twice in one case only: the very first ones of a session
+// are retried after maxSessions others have written.
 type sessions struct {
 	by            map[[16]byte]*session
-	first, latest *session   // in order of use
-	dirty         []*session // touched since the last flush
-	gone          [][16]byte // evicted since the last flush
+	first, latest *session // in order of use
+	evicted       uint64   // how many ever
+
+	dirty []*session // touched since the last flush
+	gone  [][16]byte // evicted since the last flush
 }
 
 type session struct {
@@ -59,7 +62,7 @@ func (t *sessions) touch(p *core.Proposal, now use) *session {
 	switch {
 	case s != nil:
 		t.unlink(s)
-	case p.Floor > 1:
+	case p.Floor > 1 && t.evicted > 0:
 		return nil
 	default:
 		s = &session{client: p.Client}
@@ -84,6 +87,7 @@ func (t *sessions) touch(p *core.Proposal, now use) *session {
 func (t *sessions) evict(s *session) {
 	t.unlink(s)
 	delete(t.by, s.client)
+	t.evicted++
 	t.gone = append(t.gone, s.client)
 	if s.dirty {
 		t.dirty = slices.DeleteFunc(t.dirty, func(x *session) bool { return x == s })
@@ -156,6 +160,11 @@ func (t *sessions) flush(tx kv.Tx, in slot) error {
 			return err
 		}
 	}
+	if len(t.gone) > 0 {
+		if err := tx.Set(key[:n], binary.AppendUvarint(nil, t.evicted)); err != nil {
+			return err
+		}
+	}
 	t.gone = t.gone[:0]
 	var buf []byte
 	for _, s := range t.dirty {
@@ -219,6 +228,13 @@ func (t *sessions) load(r kv.Reader, from slot) error {
 	prefix := from.sessions()
 	var all []*session
 	err := r.Scan(prefix, kv.PrefixEnd(prefix), func(key, value []byte) error {
+		if len(key) == len(prefix) {
+			d := reader{rest: value}
+			if t.evicted = d.uvarint(); d.bad {
+				return fmt.Errorf("number of evicted sessions: %w", ErrDamaged)
+			}
+			return nil
+		}
 		s, err := decodeSession(key[len(prefix):], value)
 		all = append(all, s)
 		return err

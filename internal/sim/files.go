@@ -1,0 +1,3 @@
+package sim
+
+func newFiles(w *world) workload { return newRegisters(w) }

@@ -1,0 +1,183 @@
+package sim
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+
+	"github.com/anishathalye/porcupine"
+	"github.com/zeebo/blake3"
+
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/kv"
+	"github.com/lockstep-sync/lockstep/internal/machine"
+)
+
+// registers is a workload of swaps and reads on a few registers. Every swap writes a value of its own and
+// returns the one before, so the history of each register is a chain; porcupine looks for an order that
+// explains everything that clients saw.
+type registers struct {
+	w       *world
+	values  uint64
+	history []porcupine.Operation
+	acked   []uint64        // values that must be there in the end
+	local   map[uint64]bool // values that were only accepted
+}
+
+const registerCount = 4
+
+// localRegister is written with AckLocal only; what was accepted may be lost, so nobody reasons about it.
+const localRegister = registerCount
+
+func newRegisters(w *world) *registers { return &registers{w: w, local: map[uint64]bool{}} }
+
+func (rs *registers) machine(h *host) machine.Machine {
+	return &spy{Machine: swapper{}, h: h, op: func(p []byte) uint64 { return binary.BigEndian.Uint64(p[1:]) }}
+}
+
+// swapper executes swaps: a byte that names the register, 8 bytes of value. The result is the value before.
+// It keeps every value that it has ever seen.
+type swapper struct{}
+
+func registerKey(r byte) []byte { return []byte{'r', r} }
+
+func valueKey(v uint64) []byte { return binary.BigEndian.AppendUint64([]byte{'v'}, v) }
+
+func (swapper) Apply(tx kv.Tx, cmd machine.Command) ([]byte, error) {
+	key, value := registerKey(cmd.Payload[0]), cmd.Payload[1:9]
+	old, _, err := tx.Get(key)
+	if err == nil {
+		err = tx.Set(key, value)
+	}
+	if err == nil {
+		err = tx.Set(valueKey(binary.BigEndian.Uint64(value)), binary.BigEndian.AppendUint64(nil, cmd.Index))
+	}
+	return append([]byte{}, old...), err
+}
+
+func (swapper) Committed(uint64) {}
+
+func (swapper) Restored(kv.Reader, uint64) error { return nil }
+
+func (swapper) Digest(tx kv.Tx) (machine.Digest, error) {
+	h := blake3.New()
+	err := tx.Scan(nil, nil, func(k, v []byte) error {
+		h.Write(k)
+		h.Write(v)
+		return nil
+	})
+	return machine.Digest(h.Sum(nil)), err
+}
+
+// seen is what a client asked and, once it is answered, saw.
+type seen struct {
+	register byte
+	write    bool
+	value    uint64 // written
+}
+
+func (rs *registers) next(c *client) request {
+	r := rs.w.dice.work
+	begun := rs.w.now
+	if r.IntN(3) == 0 {
+		reg := byte(r.IntN(registerCount))
+		return request{read: func(view kv.Reader) {
+			v, _, err := view.Get(registerKey(reg))
+			must(err, "read register")
+			rs.record(c, begun, seen{register: reg}, number(v))
+		}}
+	}
+	rs.values++
+	in := seen{register: byte(r.IntN(registerCount)), write: true, value: rs.values}
+	ack := core.AckQuorum
+	switch r.IntN(8) {
+	case 0:
+		ack = core.AckAll
+	case 1:
+		ack, in.register = core.AckLocal, localRegister
+	}
+	payload := binary.BigEndian.AppendUint64([]byte{in.register}, in.value)
+	payload = append(payload, make([]byte, r.IntN(200))...)
+	return request{payload: payload, ack: ack, answered: func(code core.Code, result []byte) {
+		if code == core.Accepted {
+			rs.local[in.value] = true
+			return
+		}
+		rs.acked = append(rs.acked, in.value)
+		if in.register != localRegister {
+			rs.record(c, begun, in, number(result))
+		}
+	}}
+}
+
+func number(v []byte) uint64 {
+	if len(v) == 0 {
+		return 0
+	}
+	return binary.BigEndian.Uint64(v)
+}
+
+func (rs *registers) record(c *client, begun int64, in seen, out uint64) {
+	rs.history = append(rs.history, porcupine.Operation{
+		ClientId: int(c.id), Input: in, Call: begun, Output: out, Return: rs.w.now,
+	})
+}
+
+// model is one register: the state is its value.
+var model = porcupine.Model{
+	Partition: func(history []porcupine.Operation) [][]porcupine.Operation {
+		parts := make([][]porcupine.Operation, registerCount)
+		for _, op := range history {
+			r := op.Input.(seen).register
+			parts[r] = append(parts[r], op)
+		}
+		return parts
+	},
+	Init: func() any { return uint64(0) },
+	Step: func(state, input, output any) (bool, any) {
+		in := input.(seen)
+		if in.write {
+			return state == output, in.value
+		}
+		return state == output, state
+	},
+	Equal: func(a, b any) bool { return a == b },
+}
+
+func (rs *registers) check(h *host) {
+	view := h.rep.View()
+	for _, v := range rs.acked {
+		if _, found, err := view.Get(valueKey(v)); err != nil || !found {
+			fail("value %d was acknowledged and is not there: %v", v, err)
+		}
+	}
+	for v := range rs.local {
+		if _, found, err := view.Get(valueKey(v)); err != nil || !found {
+			rs.w.report.AcceptedLost++
+		}
+	}
+	must(view.Close(), "close view")
+	if !porcupine.CheckOperations(model, rs.history) {
+		fail("what clients saw of the registers is not linearizable: %s", rs.describe())
+	}
+}
+
+// describe lists the shortest history that does not hold together, of one register.
+func (rs *registers) describe() string {
+	for _, part := range model.Partition(rs.history) {
+		if porcupine.CheckOperations(model, part) {
+			continue
+		}
+		slices.SortFunc(part, func(a, b porcupine.Operation) int { return int(a.Return - b.Return) })
+		n := 1
+		for n < len(part) && porcupine.CheckOperations(model, part[:n]) {
+			n++
+		}
+		out := ""
+		for _, op := range part[max(0, n-8):n] {
+			out += fmt.Sprintf("\n  client %d %d–%d ms: %+v saw %d", op.ClientId, op.Call/milli, op.Return/milli, op.Input, op.Output)
+		}
+		return out
+	}
+	return ""
+}
