@@ -3,6 +3,14 @@
 // A Write is the unit that raft calls MsgStorageAppend. Store.Write makes a slice of them durable with a
 // single sync (group commit); atomically for each group: entries, hard state and snapshot position are all
 // there after a crash, or none of that Write is.
+//
+// OpenPebble is the store of a node, NewMemory its twin for tests and the simulator, which knows what a crash
+// may leave. DESIGN.md has the format. The package is not where logs are compared or shipped, and decides
+// nothing about truncation. It starts no goroutine; Pebble starts its own and Close waits for them.
+//
+// Cost (BenchmarkWrite, 2 cores, ext4 on a virtual disk): a Write of one 256 B entry takes one fdatasync
+// (0.3 to 0.4 ms there) and 20 to 50 µs; one of 64 such entries 0.1 ms more. 64 recent entries are read in 4 µs,
+// 64 that only the database has in 50 to 90 µs.
 package logstore
 
 import (
