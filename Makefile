@@ -10,7 +10,7 @@ help: ## print this list
 	@echo 'make TARGET:'
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-build: ## build $(BINARY)
+build: ## build bin/lockstep
 	$(GO) build -trimpath -o $(BINARY) ./cmd/lockstep
 
 test: ## all tests, with vet, staticcheck, formatting and the import rules

@@ -36,12 +36,18 @@ func TestSettingsPrecedence(t *testing.T) {
 	if err := os.WriteFile(file, []byte(toml), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	used := t.TempDir()
+	if err := os.WriteFile(filepath.Join(used, "cert.pem"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, tc := range []struct {
 		name string
 		env  map[string]string
 		args []string
 		want ServeConfig
 	}{
+		{"a data directory that knows its node's name", nil, []string{"--data", used},
+			ServeConfig{Data: used, Listen: ":7420", API: "127.0.0.1:7421"}},
 		{"defaults", nil, []string{"--name", "n1"},
 			ServeConfig{Data: DefaultData, Name: "n1", Listen: ":7420", API: "127.0.0.1:7421"}},
 		{"file over default", nil, []string{"--config", file},

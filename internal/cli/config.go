@@ -34,7 +34,7 @@ func (s setting) env() string  { return "LOCKSTEP_" + strings.ToUpper(s.key) }
 func settings() []setting {
 	return []setting{
 		{key: "data", value: DefaultData, usage: "directory for the node's own state"},
-		{key: "name", usage: "the node's name in the cluster (default: the host's)"},
+		{key: "name", usage: "the node's name in the cluster (default: the one it has, or the host's)"},
 		{key: "listen", value: ":7420", usage: "HOST:PORT for other nodes"},
 		{key: "advertise", usage: "HOST:PORT under which other nodes reach this one (default: found out from --listen)"},
 		{key: "api", value: "127.0.0.1:" + strconv.Itoa(api.DefaultPort), usage: "loopback HOST:PORT of the HTTP API; off: only the socket in the data directory"},
@@ -151,13 +151,14 @@ func serveConfig(v map[string]string, stderr io.Writer) (ServeConfig, error) {
 	if cfg.Data, err = filepath.Abs(v["data"]); err != nil {
 		return cfg, bad("data", err.Error(), "write an absolute path")
 	}
-	if cfg.Name == "" {
+	known := hasIdentity(cfg.Data)
+	if cfg.Name == "" && !known {
 		if cfg.Name, err = os.Hostname(); err != nil {
 			return cfg, bad("name", "this host has none: "+err.Error(), "give one with --name")
 		}
 		cfg.Name, _, _ = strings.Cut(cfg.Name, ".")
 	}
-	if !ValidName(cfg.Name) {
+	if !ValidName(cfg.Name) && (cfg.Name != "" || !known) {
 		return cfg, bad("name", fmt.Sprintf("%q is not a name", cfg.Name), "use 1 to 63 letters, digits, '-', '_' and '.', beginning with a letter or digit")
 	}
 	for _, key := range []string{"listen", "advertise"} {
@@ -178,6 +179,13 @@ func serveConfig(v map[string]string, stderr io.Writer) (ServeConfig, error) {
 	}
 	cfg.Log, err = newLog(v["log"], v["log_level"], stderr)
 	return cfg, err
+}
+
+// hasIdentity tells whether a data directory is a node's already: then it knows the node's name, which need not be
+// the host's.
+func hasIdentity(data string) bool {
+	_, err := os.Stat(filepath.Join(data, "cert.pem"))
+	return err == nil
 }
 
 // ValidName tells whether s may name a node.

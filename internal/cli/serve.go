@@ -10,7 +10,7 @@ import (
 // ServeConfig is a node's own facts, complete and checked. Everything that is shared lives in the cluster.
 type ServeConfig struct {
 	Data      string // absolute path of the data directory
-	Name      string // the node's name
+	Name      string // the node's name; empty: the one that Data knows
 	Listen    string // HOST:PORT for other nodes; HOST may be empty: all addresses
 	Advertise string // HOST:PORT under which other nodes reach it; empty: found out from Listen
 	API       string // loopback HOST:PORT of the HTTP API; empty: only the unix socket
