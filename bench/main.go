@@ -1,0 +1,144 @@
+// Command bench reproduces the figures in the documentation: the engine alone, and whole clusters on loopback
+// side by side with the peers that are installed.
+//
+//	go run ./bench [-runs 5] [-dir DIR] [-only engine,cold1,cold2,event,burst,kill,stop,restart]
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+func main() {
+	runs := flag.Int("runs", 3, "runs of each workload")
+	dir := flag.String("dir", "", "where the files go (default: a temporary directory, removed at the end)")
+	only := flag.String("only", "", "workloads, separated by commas (default: all)")
+	binary := flag.String("lockstep", "", "the lockstep binary (default: built from this checkout)")
+	seed := flag.Uint64("seed", 1, "of the contents")
+	flag.Parse()
+	if err := run(*dir, *only, *binary, *runs, *seed); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// workload runs once below g.dir and returns named figures.
+type workload struct {
+	name, what string
+	run        func(ctx context.Context, g ground) ([]figure, error)
+}
+
+type figure struct {
+	name  string
+	value float64
+}
+
+func workloads() []workload {
+	return []workload{
+		{"cold1", "100,000 files of 5 KB on one node, until they are on one other", func(ctx context.Context, g ground) ([]figure, error) {
+			s, err := cold(ctx, g, 2, 100_000, 200, 5<<10)
+			return []figure{{"seconds", s}}, err
+		}},
+		{"cold2", "the same, until they are on two others", func(ctx context.Context, g ground) ([]figure, error) {
+			s, err := cold(ctx, g, 3, 100_000, 200, 5<<10)
+			return []figure{{"seconds", s}}, err
+		}},
+		{"event", "one new 5 KB file at a time on any of 3 nodes, until it is on the other two (200 events)", func(ctx context.Context, g ground) ([]figure, error) {
+			p50, p99, err := latency(ctx, g, 200)
+			return []figure{{"p50 ms", p50}, {"p99 ms", p99}}, err
+		}},
+		{"burst", "20,000 new 5 KB files as fast as possible on one node, from the last until all are on the other two", func(ctx context.Context, g ground) ([]figure, error) {
+			c, a, err := burst(ctx, g, 20_000)
+			return []figure{{"create s", c}, {"after s", a}}, err
+		}},
+		{"kill", "kill -9 of the leader under steady writes: longest pause", func(ctx context.Context, g ground) ([]figure, error) {
+			return gaps(failover(ctx, g, 10, false))
+		}},
+		{"stop", "SIGTERM of the leader under steady writes: longest pause", func(ctx context.Context, g ground) ([]figure, error) {
+			return gaps(failover(ctx, g, 10, true))
+		}},
+		{"idle", "a node that idles with 100,000 files", func(ctx context.Context, g ground) ([]figure, error) {
+			s, m, err := restart(ctx, g, 100_000, 1_000)
+			return []figure{{"restart s", s}, {"RSS MiB", m}}, err
+		}},
+		{"restart", "a node with 1,000,000 unchanged files: restart until in step, and idle memory", func(ctx context.Context, g ground) ([]figure, error) {
+			s, m, err := restart(ctx, g, 1_000_000, 10_000)
+			return []figure{{"restart s", s}, {"RSS MiB", m}}, err
+		}},
+	}
+}
+
+func gaps(ms []float64, err error) ([]figure, error) {
+	if err != nil {
+		return nil, err
+	}
+	slices.Sort(ms)
+	return []figure{{"p50 ms", ms[len(ms)/2]}, {"max ms", ms[len(ms)-1]}}, nil
+}
+
+func run(dir, only, binary string, runs int, seed uint64) error {
+	if dir == "" {
+		var err error
+		if dir, err = os.MkdirTemp("", "lockstep-bench-"); err != nil {
+			return err
+		}
+		defer os.RemoveAll(dir)
+	}
+	wanted := func(name string) bool { return only == "" || slices.Contains(strings.Split(only, ","), name) }
+	if wanted("engine") {
+		if err := benchEngine(dir, runs); err != nil {
+			return err
+		}
+	}
+	if binary == "" {
+		binary = filepath.Join(dir, "lockstep")
+		build := exec.Command("go", "build", "-o", binary, "github.com/lockstep-sync/lockstep/cmd/lockstep")
+		build.Stderr = os.Stderr
+		if err := build.Run(); err != nil {
+			return fmt.Errorf("build lockstep: %w", err)
+		}
+	}
+	for _, w := range workloads() {
+		if wanted(w.name) {
+			if err := repeat(w, ground{binary: binary, dir: dir, seed: seed}, runs); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// repeat runs a workload and prints each figure's median and range. Trees stay until the end: deleting them at
+// once would slow down the creation of files in the next run (ext4 looks for recently deleted inodes).
+func repeat(w workload, g ground, runs int) error {
+	values := map[string][]float64{}
+	var names []string
+	base := g.dir
+	for i := range runs {
+		g.dir = filepath.Join(base, fmt.Sprintf("%s-%d", w.name, i))
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
+		figures, err := w.run(ctx, g)
+		cancel()
+		if err != nil {
+			return fmt.Errorf("%s: %w", w.name, err)
+		}
+		for _, f := range figures {
+			if i == 0 {
+				names = append(names, f.name)
+			}
+			values[f.name] = append(values[f.name], f.value)
+		}
+	}
+	fmt.Printf("%s: %s\n", w.name, w.what)
+	for _, name := range names {
+		fmt.Printf("  %-10s %s\n", name, spread(values[name]))
+	}
+	return nil
+}
