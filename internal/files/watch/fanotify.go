@@ -19,8 +19,6 @@ const (
 		unix.FAN_CLOSE_WRITE | unix.FAN_ATTRIB | unix.FAN_DELETE_SELF | unix.FAN_MOVE_SELF | unix.FAN_ONDIR
 	// fanBuffer takes about a thousand events.
 	fanBuffer = 64 << 10
-	// rootCheckEvery is how often we look whether the root is still where it was: a lazy unmount makes no event.
-	rootCheckEvery = 5 * time.Second
 	// staleFor is how long after an event of a directory that no longer exists the removal of one of ours is taken
 	// for the reason; the two are microseconds apart in the queue.
 	staleFor = 10 * time.Second
@@ -35,6 +33,7 @@ type fanotifyWatcher struct {
 	cookies  *cookies
 	barriers *barriers
 	top      string // the root's file handle
+	above    string // that of the directory that the root is in
 	self     int32  // events of this process are dropped; 0 none
 
 	reading   sync.Mutex // held by Read; guards what follows but overflows
@@ -78,7 +77,11 @@ func openFanotify(cfg *Config, barriers *barriers) (_ source, err error) {
 	if err != nil {
 		return nil, err
 	}
-	w.top = string(handle)
+	above, err := w.aboveHandle()
+	if err != nil {
+		return nil, err
+	}
+	w.top, w.above = string(handle), string(above)
 	if path, is, err := w.dirs.find(handle); err != nil {
 		return nil, err
 	} else if is != mine || path != "" {
@@ -95,6 +98,20 @@ func (w *fanotifyWatcher) workHandle() ([]byte, error) {
 	}
 	if info.Dev != w.root.Dev() {
 		return nil, fmt.Errorf("work directory %s is on another file system than %s: %w", w.cfg.Work, w.cfg.Root, unix.EXDEV)
+	}
+	return handleOf(fd)
+}
+
+// aboveHandle: the removal of the root is only reported by the directory it is in, because we hold it open.
+func (w *fanotifyWatcher) aboveHandle() ([]byte, error) {
+	fd, err := unix.Openat(w.root.Fd(), "..", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open what the root is in: %w", err)
+	}
+	defer unix.Close(fd)
+	info, err := vfs.StatFd(fd)
+	if err != nil || info.Dev != w.root.Dev() {
+		return nil, err // the root of the file system: there is nothing above it that we hear of
 	}
 	return handleOf(fd)
 }
@@ -124,12 +141,12 @@ func (w *fanotifyWatcher) Read(ctx context.Context) ([]Event, error) {
 	w.reading.Lock()
 	defer w.reading.Unlock()
 	for !w.gone {
-		n, err := readQueue(ctx, w.queue, w.buf)
+		n, err := readQueue(ctx, w.cfg, w.queue, w.buf)
 		if err != nil {
 			return nil, fmt.Errorf("read fanotify events: %w", err)
 		}
 		w.process(w.buf[:n])
-		if now := w.cfg.Now(); n == 0 || now.Sub(w.rootCheck) >= rootCheckEvery {
+		if now := w.cfg.Now(); n == 0 || now.Sub(w.rootCheck) >= w.cfg.rootCheckEvery {
 			w.checkRoot(now)
 		}
 		if len(w.out.events) > 0 {
@@ -139,10 +156,12 @@ func (w *fanotifyWatcher) Read(ctx context.Context) ([]Event, error) {
 	return nil, ErrGone
 }
 
-// readQueue reads events into buf; none (0) if there were none for rootCheckEvery.
-func readQueue(ctx context.Context, queue *os.File, buf []byte) (int, error) {
-	if err := queue.SetReadDeadline(time.Now().Add(rootCheckEvery)); err != nil {
+// readQueue reads events into buf; none (0) if there were none for Config.rootCheckEvery.
+func readQueue(ctx context.Context, cfg *Config, queue *os.File, buf []byte) (int, error) {
+	if err := queue.SetReadDeadline(time.Now().Add(cfg.rootCheckEvery)); errors.Is(err, os.ErrNoDeadline) {
 		return 0, err
+	} else if err != nil {
+		return 0, os.ErrClosed // what it says then has no name of its own
 	}
 	if err := ctx.Err(); err != nil {
 		return 0, err // after the deadline was set, so that it cannot undo that of the caller's AfterFunc
@@ -204,6 +223,9 @@ func (w *fanotifyWatcher) event(ev *fanEvent) error {
 		w.workEvent(ev)
 		return nil
 	case is != mine:
+		if ev.mask&unix.FAN_ONDIR != 0 && ev.mask&unix.FAN_DELETE != 0 && string(ev.handle) == w.above {
+			w.checkRoot(w.cfg.Now())
+		}
 		return nil
 	}
 	own := w.self != 0 && ev.pid == w.self

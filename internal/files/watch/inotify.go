@@ -167,14 +167,14 @@ func (w *inotifyWatcher) Read(ctx context.Context) ([]Event, error) {
 	w.reading.Lock()
 	defer w.reading.Unlock()
 	for !w.gone {
-		n, err := readQueue(ctx, w.queue, w.buf)
+		n, err := readQueue(ctx, w.cfg, w.queue, w.buf)
 		if err != nil {
 			return nil, fmt.Errorf("read inotify events: %w", err)
 		}
 		if err := w.process(w.buf[:n]); err != nil {
 			return nil, err
 		}
-		if now := w.cfg.Now(); n == 0 || now.Sub(w.rootCheck) >= rootCheckEvery {
+		if now := w.cfg.Now(); n == 0 || now.Sub(w.rootCheck) >= w.cfg.rootCheckEvery {
 			w.checkRoot(now)
 		}
 		if len(w.out.events) > 0 {

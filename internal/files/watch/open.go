@@ -83,6 +83,9 @@ func (l *ladder) defaults() error {
 	if c.PollEvery <= 0 {
 		c.PollEvery = DefaultPollEvery
 	}
+	if c.rootCheckEvery <= 0 {
+		c.rootCheckEvery = rootCheckEvery
+	}
 	if c.addWatch == nil {
 		c.addWatch = unix.InotifyAddWatch
 	}

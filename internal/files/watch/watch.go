@@ -62,6 +62,10 @@ const (
 // DefaultPollEvery is the pause between two polling passes unless told otherwise.
 const DefaultPollEvery = 10 * time.Second
 
+// rootCheckEvery is how often we look whether the root is still where it was: not every end makes an event, a lazy
+// unmount for instance.
+const rootCheckEvery = 5 * time.Second
+
 // ErrGone is what Read fails with once the root has gone: open a new watcher when it is back.
 var ErrGone = errors.New("watched root is gone")
 
@@ -88,6 +92,7 @@ type Config struct {
 	// Log gets warnings about what cannot be watched; nil drops them.
 	Log *slog.Logger
 
-	boundedQueue bool                                                // tests: fanotify with the kernel's default queue bound
-	addWatch     func(fd int, path string, mask uint32) (int, error) // tests: inotify_add_watch
+	rootCheckEvery time.Duration                                       // tests: instead of rootCheckEvery
+	boundedQueue   bool                                                // tests: fanotify with the kernel's default queue bound
+	addWatch       func(fd int, path string, mask uint32) (int, error) // tests: inotify_add_watch
 }
