@@ -26,12 +26,19 @@ func (w *worker) replace(j *job, cur vfs.Info) Result {
 		return j.fail("prepare", err)
 	}
 	defer pre.close()
-	if w.p.lacking(lackExchange) {
-		return w.replacePlain(j, cur, &pre)
-	}
 	if err := w.toSwap(j, &pre); err != nil {
 		w.discard(&pre)
 		return j.fail("prepare", err)
+	}
+	w.p.at("hold", j.Path)
+	h, why := w.p.hold(w.fd, j.name, cur)
+	defer h.release()
+	if why != "" {
+		w.discard(&pre)
+		return j.busy(why)
+	}
+	if w.p.lacking(lackExchange) {
+		return w.replacePlain(j, &h, &pre)
 	}
 	w.begin()
 	w.p.at("exchange", j.Path)
@@ -39,10 +46,11 @@ func (w *worker) replace(j *job, cur vfs.Info) Result {
 	defer w.end(j)
 	switch err {
 	case nil:
-		return w.displaced(j, cur, &pre)
+		pre.placed()
+		return w.displaced(j, &h, &pre)
 	case unix.EINVAL, unix.ENOSYS:
 		w.p.learn(lackExchange)
-		return w.replacePlain(j, cur, &pre)
+		return w.replacePlain(j, &h, &pre)
 	}
 	w.discard(&pre)
 	if err == unix.ENOENT {
@@ -66,18 +74,19 @@ func (w *worker) toSwap(j *job, pre *prepared) error {
 	return err
 }
 
-// displaced drops what came out of an exchange if it is cur, unused and unchanged; otherwise it goes back.
-func (w *worker) displaced(j *job, cur vfs.Info, pre *prepared) Result {
+// displaced drops what came out of an exchange if it is what was held, unused and unchanged; otherwise it goes
+// back.
+func (w *worker) displaced(j *job, h *held, pre *prepared) Result {
 	w.p.at("look", j.Path)
-	why := w.p.changed(pre.name, cur)
+	why := w.p.still(h, pre.name)
 	if why == "" {
 		w.p.at("drop", j.Path)
-		err := remove(w.p.work, pre.name, cur.Kind)
+		err := remove(w.p.work, pre.name, h.info.Kind)
 		if err == nil {
 			if j.Want.Kind == manifest.Dir {
 				w.madeDir(j, pre.info)
 			}
-			return w.describe(j, pre)
+			return j.result(Done, pre.info)
 		}
 		why = "what was there cannot be removed: " + err.Error()
 	}
@@ -116,55 +125,91 @@ func (p *Placer) bringBack(dirfd int, name, back string, fresh vfs.Info) (kept s
 	}
 	p.at("before back", name)
 	now, err := vfs.StatAt(dirfd, name)
-	if err != nil || now.Exists() && !sameObject(now, fresh) {
+	if err == nil && !now.Exists() {
+		return p.backToFree(dirfd, name, back, was.Kind)
+	}
+	h, why := p.hold(dirfd, name, fresh)
+	defer h.release()
+	if err != nil || why != "" {
 		return p.keep(back, name) // somebody put yet another thing there, or edited ours: it stays
 	}
 	p.at("back", name)
-	err = unix.ENOENT
-	if now.Exists() {
-		err = unix.Renameat2(p.work, back, dirfd, name, unix.RENAME_EXCHANGE)
-	}
-	if err == unix.ENOENT {
-		err = p.renameNew(p.work, back, dirfd, name, was.Kind)
-		if err == nil {
-			return ""
-		}
-	}
-	if err != nil {
+	switch err := unix.Renameat2(p.work, back, dirfd, name, unix.RENAME_EXCHANGE); err {
+	case nil:
+	case unix.ENOENT:
+		return p.backToFree(dirfd, name, back, was.Kind)
+	default:
 		return p.keep(back, name)
 	}
 	p.at("look back", name)
-	return p.dropFresh(back, name, fresh)
+	if p.still(&h, back) != "" || remove(p.work, back, fresh.Kind) != nil {
+		return p.keep(back, name)
+	}
+	return ""
 }
 
-// dropFresh removes what we had put in place and took out again, unless somebody changed it there.
-func (p *Placer) dropFresh(back, name string, fresh vfs.Info) (kept string) {
-	if p.changed(back, fresh) == "" && remove(p.work, back, fresh.Kind) == nil {
+// backToFree puts a displaced object back to a name that is free, or keeps it.
+func (p *Placer) backToFree(dirfd int, name, from string, kind vfs.Kind) (kept string) {
+	p.at("back to free", name)
+	if p.renameNew(p.work, from, dirfd, name, kind) == nil {
 		return ""
 	}
-	return p.keep(back, name)
+	return p.keep(from, name)
 }
 
-// changed says how the displaced object name in Work/place differs from what it was expected to be: "" not at
-// all. The order matters: first nobody must have it open for writing, then it must look the same.
-func (p *Placer) changed(name string, was vfs.Info) string {
+// held is an object that is about to be taken out of its place, or was.
+type held struct {
+	fd     int // open on it with a lease if there are leases; -1 for what is not a file
+	leased bool
+	info   vfs.Info
+}
+
+func (h *held) release() {
+	if h.fd >= 0 {
+		closeFd(h.fd)
+		h.fd = -1
+	}
+}
+
+// hold makes sure that name still is was (a CTime of 0 is not compared) and that nobody has it open for
+// writing, and sees to it that anybody who opens it for writing from now on waits until it is released. why is
+// "" or says what is in the way. Without leases the second half is not known and not seen to.
+func (p *Placer) hold(dirfd int, name string, was vfs.Info) (h held, why string) {
+	const changed = "it was changed"
+	h.fd = -1
+	var err error
 	if was.Kind != vfs.File {
-		now, err := vfs.StatAt(p.work, name)
-		if err != nil || !sameObject(now, was) {
-			return "it was changed"
+		h.info, err = vfs.StatAt(dirfd, name)
+	} else {
+		var writers bool
+		if h.fd, writers, err = p.openQuiet(dirfd, name); writers {
+			return h, "somebody has it open for writing"
 		}
-		return ""
+		if err == nil {
+			h.leased = !p.lacking(lackLease)
+			h.info, err = vfs.StatFd(h.fd)
+		}
 	}
-	fd, writers, err := p.openQuiet(p.work, name)
-	if err != nil {
-		return "it was changed: " + err.Error()
+	switch {
+	case err != nil:
+		return h, changed + ": " + err.Error()
+	case !sameObject(h.info, was), was.CTime != 0 && was.Kind != vfs.Dir && was.CTime != h.info.CTime:
+		return h, changed
 	}
-	defer closeFd(fd)
-	if writers {
-		return "somebody has it open for writing"
+	return h, ""
+}
+
+// still says whether what came out of its place, to name in Work/place, is what is held, without change and
+// without anybody waiting to write to it: "" if so.
+func (p *Placer) still(h *held, name string) (why string) {
+	if h.leased {
+		lease, err := unix.FcntlInt(uintptr(h.fd), unix.F_GETLEASE, 0)
+		if err != nil || lease != unix.F_RDLCK {
+			return "somebody is opening it for writing"
+		}
 	}
-	now, err := vfs.StatFd(fd)
-	if err != nil || !sameObject(now, was) {
+	now, err := vfs.StatAt(p.work, name)
+	if err != nil || !sameObject(now, h.info) {
 		return "it was changed"
 	}
 	return ""
@@ -185,11 +230,11 @@ func (p *Placer) openQuiet(dirfd int, name string) (fd int, writers bool, err er
 	}
 	switch _, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_RDLCK); err {
 	case nil:
+		return fd, false, nil
 	case unix.EAGAIN:
 		return fd, true, nil
-	default:
-		p.learn(lackLease)
 	}
+	p.learn(lackLease)
 	return fd, false, nil
 }
 
@@ -227,6 +272,12 @@ func (w *worker) delete(j job) Result {
 	case cur != j.have || cur.Other:
 		return j.busy("there is another entry than expected")
 	}
+	w.p.at("hold", j.Path)
+	h, why := w.p.hold(w.fd, j.name, cur)
+	defer h.release()
+	if why != "" {
+		return j.busy(why)
+	}
 	old := workName(prefixOld, j.seq)
 	w.begin()
 	defer w.end(&j)
@@ -239,29 +290,15 @@ func (w *worker) delete(j job) Result {
 		return j.fail("move aside", err)
 	}
 	w.p.at("look", j.Path)
-	why := w.p.changed(old, cur)
-	if why == "" {
+	if why = w.p.still(&h, old); why == "" {
 		w.p.at("drop", j.Path)
-		if err := remove(w.p.work, old, cur.Kind); err == nil {
+		err := remove(w.p.work, old, cur.Kind)
+		if err == nil {
 			return j.result(Done, vfs.Info{})
-		} else {
-			why = "it cannot be removed: " + err.Error()
 		}
+		why = "it cannot be removed: " + err.Error()
 	}
-	return w.p.raced(&j, why, w.p.returnAside(w.fd, j.name, old))
-}
-
-// returnAside puts back what was moved aside, or keeps it if its name is taken.
-func (p *Placer) returnAside(dirfd int, name, old string) (kept string) {
-	p.at("back", name)
-	in, err := vfs.StatAt(p.work, old)
-	if err == nil {
-		err = p.renameNew(p.work, old, dirfd, name, in.Kind)
-	}
-	if err == nil {
-		return ""
-	}
-	return p.keep(old, name)
+	return w.p.raced(&j, why, w.p.backToFree(w.fd, j.name, old, cur.Kind))
 }
 
 // renameNew renames without clobbering: EEXIST if to is taken.
@@ -287,50 +324,44 @@ func (p *Placer) renameNew(fromfd int, from string, tofd int, to string, kind vf
 
 // replacePlain is replace where names cannot be exchanged. What is there gets a second name in Work, then the
 // new object is renamed over the first. A thing renamed onto the path between the two is lost: see lackText.
-func (w *worker) replacePlain(j *job, cur vfs.Info, pre *prepared) Result {
-	if pre.name == "" {
-		if err := w.toSwap(j, pre); err != nil {
-			return j.fail("prepare", err)
-		}
-	}
-	if cur.Kind == vfs.Dir || j.Want.Kind == manifest.Dir {
-		return w.replaceAside(j, cur, pre)
+func (w *worker) replacePlain(j *job, h *held, pre *prepared) Result {
+	if h.info.Kind == vfs.Dir || j.Want.Kind == manifest.Dir {
+		return w.replaceAside(j, h, pre)
 	}
 	old := workName(prefixOld, j.seq)
 	w.begin()
 	defer w.end(j)
 	w.p.at("second name", j.Path)
-	if err := unix.Linkat(w.fd, j.name, w.p.work, old, 0); err != nil {
-		w.discard(pre)
-		if err == unix.ENOENT {
-			return j.busy("it was removed")
+	err := unix.Linkat(w.fd, j.name, w.p.work, old, 0)
+	if err == nil {
+		if why := w.p.still(h, old); why != "" {
+			w.drop(old, h.info.Kind)
+			w.discard(pre)
+			return j.busy(why)
 		}
-		return j.fail("link aside", err)
+		w.p.at("rename over", j.Path)
+		if err = unix.Renameat(pre.dirfd, pre.name, w.fd, j.name); err != nil {
+			w.drop(old, h.info.Kind)
+		}
 	}
-	if why := w.p.changed(old, cur); why != "" {
-		w.drop(old, cur.Kind)
-		w.discard(pre)
-		return j.busy(why)
-	}
-	w.p.at("rename over", j.Path)
-	if err := unix.Renameat(pre.dirfd, pre.name, w.fd, j.name); err != nil {
-		w.drop(old, cur.Kind)
+	if err != nil {
 		w.discard(pre)
 		return j.fail("rename into place", err)
 	}
+	pre.placed()
 	w.p.at("look", j.Path)
-	if why := w.p.changed(old, cur); why != "" {
+	if why := w.p.still(h, old); why != "" {
 		if err := unix.Renameat(w.p.work, old, w.fd, j.name); err != nil {
 			return w.p.raced(j, why, w.p.keep(old, j.name))
 		}
 		return j.busy(why)
 	}
-	w.drop(old, cur.Kind)
-	return w.describe(j, pre)
+	w.drop(old, h.info.Kind)
+	return j.result(Done, pre.info)
 }
 
 // replaceAside is replacePlain where one of the two is a directory: the name is missing for a moment.
-func (w *worker) replaceAside(j *job, cur vfs.Info, pre *prepared) Result {
+func (w *worker) replaceAside(j *job, h *held, pre *prepared) Result {
 	old := workName(prefixOld, j.seq)
 	w.begin()
 	defer w.end(j)
@@ -340,23 +371,27 @@ func (w *worker) replaceAside(j *job, cur vfs.Info, pre *prepared) Result {
 		return j.fail("move aside", err)
 	}
 	w.p.at("look", j.Path)
-	why := w.p.changed(old, cur)
+	why := w.p.still(h, old)
 	if why == "" {
-		if err := remove(w.p.work, old, cur.Kind); err != nil {
+		if err := remove(w.p.work, old, h.info.Kind); err != nil {
 			why = "it cannot be removed: " + err.Error()
 		}
 	}
 	if why != "" {
 		w.discard(pre)
-		return w.p.raced(j, why, w.p.returnAside(w.fd, j.name, old))
+		return w.p.raced(j, why, w.p.backToFree(w.fd, j.name, old, h.info.Kind))
 	}
 	w.p.at("link", j.Path)
 	if err := w.p.renameNew(pre.dirfd, pre.name, w.fd, j.name, pre.info.Kind); err != nil {
 		w.discard(pre)
+		if err == unix.EEXIST {
+			return j.busy("somebody took the name")
+		}
 		return j.fail("rename into place", err)
 	}
+	pre.placed()
 	if j.Want.Kind == manifest.Dir {
 		w.madeDir(j, pre.info)
 	}
-	return w.describe(j, pre)
+	return j.result(Done, pre.info)
 }

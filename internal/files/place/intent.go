@@ -181,7 +181,7 @@ func (p *Placer) readIntent() (map[uint64]intended, error) {
 
 // fresh is how the object with inode ino looked when it was put in place, as far as the intent knows.
 func (in intended) fresh(ino uint64, now vfs.Info) vfs.Info {
-	now.Kind, now.Ino = vfs.Kind(in.kind), ino
+	now.Kind, now.Ino, now.CTime = vfs.Kind(in.kind), ino, 0
 	if now.Kind == vfs.File {
 		now.Mode, now.Size = in.mode, in.size
 	}

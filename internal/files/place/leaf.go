@@ -54,11 +54,13 @@ func (w *worker) create(j *job) Result {
 	w.begin()
 	w.p.at("link", j.Path)
 	if err = w.publish(&pre, j.name); err == nil {
-		w.end(j)
-		w.p.at("linked", j.Path)
-		return w.describe(j, &pre)
+		pre.placed()
 	}
 	w.end(j)
+	if err == nil {
+		w.p.at("linked", j.Path)
+		return j.result(Done, pre.info)
+	}
 	w.discard(&pre)
 	if err != unix.EEXIST {
 		return j.fail("link into place", err)
@@ -76,17 +78,6 @@ func (w *worker) publish(pre *prepared, name string) error {
 		return linkFd(pre.fd, w.fd, name)
 	}
 	return w.p.renameNew(pre.dirfd, pre.name, w.fd, name, pre.info.Kind)
-}
-
-// describe is the result for an object that was just placed. If somebody changed it already it is described as
-// it was placed, with no ctime, so that the edit is seen as one.
-func (w *worker) describe(j *job, pre *prepared) Result {
-	in, err := vfs.StatFd(pre.fd)
-	if err != nil || !sameObject(in, pre.info) {
-		in = pre.info
-		in.CTime = 0
-	}
-	return j.result(Done, in)
 }
 
 // adopt is for a path where something else than Have is found: fine if it is what is wanted, otherwise it is

@@ -50,6 +50,18 @@ func (pre *prepared) close() {
 	}
 }
 
+// placed notes how the object looks now that it has its place: the ctime is new. If somebody changed it already
+// it is described as it was placed, with no ctime, so that the edit is seen as one. One that leaves size, mode
+// and owner alone and restores the mtime, all between the rename and here, is not.
+func (pre *prepared) placed() {
+	in, err := vfs.StatFd(pre.fd)
+	if err != nil || !sameObject(in, pre.info) {
+		pre.info.CTime = 0
+		return
+	}
+	pre.info = in
+}
+
 // closeFd closes a descriptor that holds nothing unwritten, so that there is nothing an error could say.
 func closeFd(fd int) { unix.Close(fd) }
 

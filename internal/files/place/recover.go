@@ -131,9 +131,19 @@ func (p *Placer) recoverOne(e vfs.Entry, plan map[uint64]intended) (kept, origin
 	case prefix == prefixOld && now.Ino == e.Info.Ino && now.Dev == e.Info.Dev:
 		return "", "", remove(p.work, e.Name, e.Info.Kind) // a second name of what is still in place
 	case prefix == prefixOld:
-		return p.returnAside(fd, name, e.Name), in.path, nil
+		return p.backToFree(fd, name, e.Name, e.Info.Kind), in.path, nil
 	case prefix == prefixSwap:
 		return p.putBack(fd, name, seq, in.fresh(ino, now)), in.path, nil
 	}
 	return p.bringBack(fd, name, e.Name, in.fresh(ino, now)), in.path, nil
+}
+
+// dropFresh drops what had been put in place and was taken out again, unless somebody changed it there.
+func (p *Placer) dropFresh(back, name string, fresh vfs.Info) (kept string) {
+	h, why := p.hold(p.work, back, fresh)
+	defer h.release()
+	if why != "" || remove(p.work, back, fresh.Kind) != nil {
+		return p.keep(back, name)
+	}
+	return ""
 }
