@@ -92,3 +92,24 @@ func authorKey(id uint64) []byte {
 func authorNameKey(name string) []byte {
 	return append([]byte{tagAuthorID}, name...)
 }
+
+// AppendKey appends a key that sorts as Walk visits: a directory before what is in it, the children of one
+// directory together. Other tables keyed by path may use it to be walked alongside. The root's key is empty.
+func AppendKey(b []byte, path string) []byte {
+	if path == "" {
+		return b
+	}
+	dir, name := split(path)
+	return append(append(appendDir(b, dir), 0, 0), name...)
+}
+
+// AppendChildrenKey appends the prefix that AppendKey gives dir's direct children, and no other path.
+func AppendChildrenKey(b []byte, dir string) []byte { return append(appendDir(b, dir), 0, 0) }
+
+// KeyPath is the inverse of AppendKey.
+func KeyPath(key []byte) (string, bool) {
+	if len(key) == 0 {
+		return "", true
+	}
+	return nodePath(append([]byte{tagNode}, key...))
+}

@@ -1,0 +1,360 @@
+// Package files keeps one directory of this node, a binding, in step with a files group: it turns what
+// changes on the disk into proposals and what the group decided into files. See Agent.
+//
+// It decides nothing about conflicts (the manifest machine does), touches the disk only through the placer,
+// and knows no transport: the group's log and the other members come in as Log and Peers.
+//
+// Goroutines, all started by Run and joined before it returns: one reads the watcher, one scans, a few look
+// at paths, one gathers batches and one a batch in flight proposes them, one places, one keeps time
+// (checkpoints, retries, guards), and one pushes to each other member.
+package files
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lockstep-sync/lockstep/internal/files/content"
+	"github.com/lockstep-sync/lockstep/internal/files/manifest"
+	"github.com/lockstep-sync/lockstep/internal/files/place"
+	"github.com/lockstep-sync/lockstep/internal/files/scan"
+	"github.com/lockstep-sync/lockstep/internal/files/watch"
+	"github.com/lockstep-sync/lockstep/internal/kv"
+	"github.com/lockstep-sync/lockstep/internal/vfs"
+)
+
+// Log is the group as the agent sees it.
+type Log interface {
+	// Propose has payload applied exactly once, retrying what is UNKNOWN itself until ctx ends.
+	Propose(ctx context.Context, payload []byte) (index uint64, result []byte, err error)
+	// Barrier is linearizable: when it returns, the local state includes everything committed before the call.
+	Barrier(ctx context.Context) (index uint64, err error)
+	// Applied is the index that the local state includes.
+	Applied() uint64
+	// View is the machine's state now; the caller closes it.
+	View() (kv.View, error)
+	// Backlog is the number of proposals that wait: contents ride in entries only while it is small.
+	Backlog() int
+}
+
+// Peer is another member of the group.
+type Peer struct {
+	ID   uint64
+	Name string
+	Up   bool
+}
+
+// Peers are the other members.
+type Peers interface {
+	List() []Peer
+	// Dial opens a stream to the member's ServeContent for this group.
+	Dial(ctx context.Context, id uint64) (net.Conn, error)
+	// Acks is how many other members must hold a content durably before an entry may name it.
+	Acks() int
+}
+
+// Watcher opens a watch.Watcher; watch.Open is one.
+type Watcher func(watch.Config) (watch.Watcher, error)
+
+// Config of an Agent. All up to Peers is required.
+type Config struct {
+	GroupID string    // stands in the root marker
+	Created time.Time // when the group was; the marker's mtime
+	Node    string    // this node's name: the author of its changes
+	Root    string    // the binding
+	Work    string    // work area, on the binding's mount; place.WorkDir finds it
+	Table   kv.Store  // the placed table, for this binding alone
+	Log     Log
+	Peers   Peers
+
+	Chunks   kv.Store // where chunks of large files are; nil: only old versions at the same path are used
+	Owner    bool     // set owners (running as root)
+	ReadOnly bool     // local changes are reverted, not proposed
+	Ignore   func(rel string) bool
+
+	Watch      Watcher       // nil: watch.Open
+	Readers    int           // files read at the same time; 0: 2
+	ScanEvery  time.Duration // the slow rescan; 0: an hour
+	Checkpoint time.Duration // between two checkpoints; 0: 3 s
+	Reserve    uint64        // bytes that staging leaves free
+	BootID     string        // this boot of the system; "" reads it from /proc
+	Now        func() time.Time
+	Logger     *slog.Logger
+}
+
+// Agent keeps one binding. Changed, Restored and ServeContent may be called before and while Run runs.
+type Agent struct {
+	cfg    Config
+	log    *slog.Logger
+	table  table
+	board  *board
+	store  *content.Store
+	placer *place.Placer
+	root   *vfs.Root
+	kept   []place.Kept
+
+	ctx      context.Context // Run's, for what its goroutines wait for
+	fail     context.CancelCauseFunc
+	results  chan []finding
+	rescan   chan struct{} // something is in scanDue
+	shipping *shipping
+	guard    guard
+	status   status
+	scanDue  scanQueue
+	barriers barrierWaits
+
+	watchMu sync.Mutex
+	watcher watch.Watcher
+
+	rechecks rechecks
+	durable  atomic.Uint64 // placed index of the last checkpoint
+}
+
+// New opens the binding: work area, contents, placer, placed table. It fails if Root is not the binding of
+// this group (ErrStopped's reasons); a binding that nothing was ever placed in is marked first.
+func New(cfg Config) (*Agent, error) {
+	defaults(&cfg)
+	a := &Agent{
+		cfg: cfg, log: cfg.Logger, table: table{cfg.Table}, board: newBoard(),
+		results: make(chan []finding, 64), rescan: make(chan struct{}, 1),
+	}
+	a.guard.now = cfg.Now
+	a.status.start(cfg.Now)
+	if err := a.open(); err != nil {
+		a.closeAll()
+		return nil, fmt.Errorf("binding %s: %w", cfg.Root, err)
+	}
+	return a, nil
+}
+
+func defaults(cfg *Config) {
+	if cfg.Watch == nil {
+		cfg.Watch = watch.Open
+	}
+	if cfg.Readers <= 0 {
+		cfg.Readers = 2
+	}
+	if cfg.ScanEvery <= 0 {
+		cfg.ScanEvery = time.Hour
+	}
+	if cfg.Checkpoint <= 0 {
+		cfg.Checkpoint = 3 * time.Second
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	more := cfg.Ignore
+	cfg.Ignore = func(rel string) bool { return reserved(rel) || more != nil && more(rel) }
+}
+
+// reserved says whether rel is Lockstep's own.
+func reserved(rel string) bool {
+	const name = manifest.Reserved
+	return len(rel) >= len(name) && rel[:len(name)] == name && (len(rel) == len(name) || rel[len(name)] == '/')
+}
+
+func (a *Agent) open() (err error) {
+	known, err := a.countPlaced()
+	if err != nil {
+		return err
+	}
+	if known > 0 {
+		err = place.CheckMarker(a.cfg.Root, a.cfg.GroupID)
+	} else {
+		err = place.EnsureMarker(a.cfg.Root, a.cfg.GroupID, a.cfg.Created)
+	}
+	if err != nil {
+		return err
+	}
+	if a.guard.mount, err = place.MountID(a.cfg.Root); err != nil {
+		return err
+	}
+	// A directory is opened anew after a few milliseconds: see vfs.Options.
+	if a.root, err = vfs.OpenRoot(a.cfg.Root, vfs.Options{CacheDirs: 64, CacheFor: 20 * time.Millisecond}); err != nil {
+		return err
+	}
+	if a.placer, err = place.New(place.Config{Root: a.cfg.Root, Work: a.cfg.Work, Owner: a.cfg.Owner, Log: a.log}); err != nil {
+		return err
+	}
+	a.store, err = content.Open(content.Options{
+		Dir: a.cfg.Work, Now: a.cfg.Now, Reserve: a.cfg.Reserve, Dial: a.cfg.Peers.Dial, Log: a.log, Chunks: a.cfg.Chunks,
+		Local: a.openContent, OpenPath: a.openPath,
+	})
+	if err != nil {
+		return err
+	}
+	durable, err := a.table.number(metaPlaced)
+	if err != nil {
+		return err
+	}
+	a.durable.Store(durable)
+	return nil
+}
+
+// countPlaced counts the files of the placed table for the guard, and says whether there is any record.
+func (a *Agent) countPlaced() (records int64, err error) {
+	err = a.table.walk(a.cfg.Table, nil, func(_ []byte, _ string, r record) error {
+		records++
+		if r.Stat.Kind == manifest.File {
+			a.guard.files.Add(1)
+		}
+		return nil
+	})
+	return records, err
+}
+
+// openContent implements content.Options.Local.
+func (a *Agent) openContent(h manifest.Hash, hint string) (content.Source, bool) {
+	paths := make([]string, 0, 2)
+	if hint != "" && manifest.ValidPath(hint) {
+		paths = append(paths, hint)
+	}
+	if p, ok := a.table.whereIs(h); ok && p != hint {
+		paths = append(paths, p)
+	}
+	for _, p := range paths {
+		rec, err := a.table.get(p)
+		if err != nil || rec.Stat.Kind != manifest.File || rec.Hash != h {
+			continue
+		}
+		f, in, err := a.root.Open(p)
+		if err != nil {
+			continue
+		}
+		if !scan.Same(place.StatOf(in), rec.Stat) {
+			f.Close()
+			continue
+		}
+		return f, true
+	}
+	return nil, false
+}
+
+// openPath implements content.Options.OpenPath.
+func (a *Agent) openPath(path string) (content.Source, bool) {
+	if !manifest.ValidPath(path) || path == "" {
+		return nil, false
+	}
+	f, _, err := a.root.Open(path)
+	if err != nil {
+		return nil, false
+	}
+	return f, true
+}
+
+// ServeContent answers a stream that another member's Peers.Dial opened, and closes it in the end.
+func (a *Agent) ServeContent(ctx context.Context, conn net.Conn) error {
+	return a.store.Serve(ctx, conn)
+}
+
+// Close releases what New opened. Run must have returned.
+func (a *Agent) Close() error { return a.closeAll() }
+
+func (a *Agent) closeAll() error {
+	var errs []error
+	if a.store != nil {
+		errs = append(errs, a.store.Close())
+	}
+	if a.placer != nil {
+		errs = append(errs, a.placer.Close())
+	}
+	if a.root != nil {
+		errs = append(errs, a.root.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Run keeps the binding in step until ctx ends, which is no error: everything is settled and a clean stop is
+// recorded. It fails if the placed table cannot be read or written, or if the binding cannot be brought in
+// order at the start.
+func (a *Agent) Run(ctx context.Context) error {
+	ctx, a.fail = context.WithCancelCause(ctx)
+	a.ctx = ctx
+	defer a.fail(nil)
+	unblock := context.AfterFunc(ctx, a.board.close)
+	defer unblock()
+	if err := a.prepare(ctx); err != nil {
+		if ctx.Err() != nil && context.Cause(ctx) == ctx.Err() {
+			return nil
+		}
+		return fmt.Errorf("binding %s: %w", a.cfg.Root, err)
+	}
+	a.shipping = newShipping(a)
+	var running sync.WaitGroup
+	running.Go(func() { a.watchLoop(ctx) })
+	running.Go(func() { a.scanLoop(ctx) })
+	var readers sync.WaitGroup
+	for range a.cfg.Readers {
+		readers.Go(a.lookLoop)
+	}
+	running.Go(func() { readers.Wait(); close(a.results) })
+	running.Go(func() { a.gatherLoop(ctx) })
+	running.Go(func() { a.placeLoop(ctx) })
+	running.Go(func() { a.timeLoop(ctx) })
+	running.Wait()
+	a.shipping.close()
+	err := a.checkpoint(true)
+	if cause := context.Cause(ctx); cause != nil && cause != ctx.Err() {
+		err = errors.Join(cause, err)
+	}
+	if err != nil {
+		return fmt.Errorf("binding %s: %w", a.cfg.Root, err)
+	}
+	return nil
+}
+
+// prepare does what comes before anything is proposed or placed.
+func (a *Agent) prepare(ctx context.Context) error {
+	var err error
+	if a.kept, err = a.placer.Recover(); err != nil {
+		return err
+	}
+	if err := a.openWatcher(); err != nil {
+		return err
+	}
+	if err := a.distrust(ctx); err != nil {
+		return err
+	}
+	// I6: an old disk never argues with a newer manifest.
+	a.status.setMode("scan", "waiting for the group")
+	if _, err := a.cfg.Log.Barrier(ctx); err != nil {
+		return fmt.Errorf("wait for the group's state: %w", err)
+	}
+	a.rescanAll()
+	a.board.restart(a.cfg.Log.Applied())
+	return nil
+}
+
+// broken ends Run: local storage failed.
+func (a *Agent) broken(err error) {
+	a.log.Error("binding stops", "path", a.cfg.Root, "err", err)
+	a.fail(err)
+}
+
+// Changed implements manifest.Config.Changed.
+func (a *Agent) Changed(index uint64, changes []manifest.Changed) {
+	if a.board.commit(index, changes) {
+		return
+	}
+	// The walk over the manifest brings the paths back but not the contents that rode in the entries.
+	for i := range changes {
+		c := &changes[i]
+		if c.Inline == nil || len(c.Inline) > content.SmallMax {
+			continue
+		}
+		if err := a.store.Put(c.Node.Hash, c.Inline); err != nil {
+			a.log.Warn("a content has to be fetched later", "path", c.Path, "err", err)
+		}
+	}
+}
+
+// Restored implements manifest.Config.Restored.
+func (a *Agent) Restored(index uint64) { a.board.restart(index) }

@@ -1,0 +1,512 @@
+package files
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/lockstep-sync/lockstep/internal/files/manifest"
+)
+
+const (
+	looksMax    = 1 << 16  // paths waiting for a look; above it a scan waits, and the watcher's hints become a scan
+	wantsMax    = 1 << 16  // paths waiting to be placed; above it the manifest is walked instead
+	inlineWaits = 64 << 20 // bytes of contents that came with entries and wait
+	settleTime  = 300 * time.Millisecond
+)
+
+var (
+	// ErrStopped says that a guard stopped the binding: the status says which and what to do.
+	ErrStopped = errors.New("the binding is stopped")
+	errEnded   = errors.New("the binding is closed")
+)
+
+// want is a path that has to be brought to a state.
+type want struct {
+	manifest.Changed
+	epochs []*epoch
+	tries  int
+}
+
+// board knows for every path with something to do whether it waits for a look at the disk, or for the placer,
+// and who has it now: the pipeline or the placer, never both (I2).
+type board struct {
+	mu      sync.Mutex
+	wake    sync.Cond // something to take, room, an epoch's end, or the end
+	closed  bool
+	stopped bool // by a guard: nothing is handed out
+	nudged  bool // the placer has rechecks to answer
+
+	paths  map[string]*pathState
+	looks  []string             // ready to be looked at
+	places []string             // ready to be placed
+	later  map[string]time.Time // not ready before
+
+	looking    epochs // marks are flush numbers
+	flush      uint64
+	placing    epochs
+	committed  uint64 // index up to which Changed was called
+	inlineSize int    // bytes of content that wait with wants
+	behind     bool   // events were dropped: the manifest has to be walked
+	behindSize int64  // bytes of files that wait to be placed
+}
+
+type claim uint8
+
+const (
+	free claim = iota
+	looked
+	placed
+)
+
+type pathState struct {
+	claim      claim
+	look       bool // needs one (more)
+	lookQueued bool
+	lookEpochs []*epoch // of the look that waits
+	heldEpochs []*epoch // of the look that runs
+	want       *want    // the newest one that waits
+	wantQueued bool
+	afterLook  bool // the want waits for a look
+}
+
+func newBoard() *board {
+	b := &board{paths: map[string]*pathState{}, later: map[string]time.Time{}}
+	b.wake.L = &b.mu
+	return b
+}
+
+func (b *board) state(path string) *pathState {
+	st := b.paths[path]
+	if st == nil {
+		st = &pathState{}
+		b.paths[path] = st
+	}
+	return st
+}
+
+// hint asks for a look at path, at the earliest at `after` (zero: now). It returns false if there is no room.
+func (b *board) hint(path string, after time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.looks) >= looksMax {
+		return false
+	}
+	b.hintLocked(path, after)
+	return true
+}
+
+// hintWait is hint for a caller that can wait for room.
+func (b *board) hintWait(ctx context.Context, path string) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for len(b.looks) >= looksMax && !b.closed && ctx.Err() == nil {
+		b.wake.Wait()
+	}
+	b.hintLocked(path, time.Time{})
+	return ctx.Err()
+}
+
+func (b *board) hintLocked(path string, after time.Time) {
+	st := b.state(path)
+	if !st.look {
+		st.look = true
+		ep := b.looking.current(b.flush)
+		ep.left++
+		st.lookEpochs = append(st.lookEpochs, ep)
+	}
+	if !after.IsZero() {
+		if !st.lookQueued {
+			b.later[path] = after
+		}
+		return
+	}
+	b.queueLook(path, st)
+}
+
+func (b *board) queueLook(path string, st *pathState) {
+	if st.look && !st.lookQueued && st.claim == free {
+		st.lookQueued = true
+		b.looks = append(b.looks, path)
+		b.wake.Broadcast()
+	}
+}
+
+func (b *board) queueWant(path string, st *pathState) {
+	if st.want != nil && !st.wantQueued && !st.afterLook && st.claim == free {
+		st.wantQueued = true
+		b.places = append(b.places, path)
+		b.wake.Broadcast()
+	}
+}
+
+// due moves what had to wait until now to the queues.
+func (b *board) due(now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for path, at := range b.later {
+		if at.After(now) {
+			continue
+		}
+		delete(b.later, path)
+		if st := b.paths[path]; st != nil {
+			b.queueLook(path, st)
+			b.queueWant(path, st)
+		}
+	}
+}
+
+// takeLook waits for a path to look at and claims it. ok is false at the end.
+func (b *board) takeLook() (path string, ok bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for {
+		for (len(b.looks) == 0 || b.stopped) && !b.closed {
+			b.wake.Wait()
+		}
+		if b.closed {
+			return "", false
+		}
+		path, b.looks = b.looks[0], b.looks[1:]
+		if len(b.looks) == looksMax/2 {
+			b.wake.Broadcast()
+		}
+		st := b.paths[path]
+		st.lookQueued = false
+		if st.claim == free {
+			b.claimLook(st)
+			delete(b.later, path)
+			return path, true
+		}
+	}
+}
+
+func (b *board) claimLook(st *pathState) {
+	st.claim, st.look = looked, false
+	st.heldEpochs, st.lookEpochs = append(st.heldEpochs, st.lookEpochs...), nil
+}
+
+// alsoLook claims path for a look in passing; if somebody has it, it is looked at afterwards.
+func (b *board) alsoLook(path string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	st := b.state(path)
+	if st.claim != free {
+		b.hintLocked(path, time.Time{})
+		return false
+	}
+	b.claimLook(st)
+	return true
+}
+
+// lookDone ends a look. again, if not zero, is when to look once more: what waits for this look goes on waiting.
+func (b *board) lookDone(path string, again time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	st := b.paths[path]
+	st.claim, st.afterLook = free, false
+	if again.IsZero() {
+		finish(st.heldEpochs)
+		st.heldEpochs = nil
+		if b.looking.settle() {
+			b.wake.Broadcast()
+		}
+	} else {
+		st.look = true
+		st.lookEpochs = append(st.lookEpochs, st.heldEpochs...)
+		st.heldEpochs = nil
+		b.later[path] = again
+		if st.want != nil {
+			st.afterLook = true
+		}
+		return
+	}
+	b.after(path, st)
+}
+
+// after queues what waits for a path that became free, or forgets the path.
+func (b *board) after(path string, st *pathState) {
+	if _, wait := b.later[path]; !wait {
+		b.queueLook(path, st)
+	}
+	if st.want != nil {
+		b.queueWant(path, st)
+	}
+	if !st.look && st.want == nil && st.claim == free && !st.lookQueued && !st.wantQueued {
+		delete(b.paths, path)
+		delete(b.later, path)
+	}
+}
+
+// commit adds what an entry changed; false if there is no room and the events were not taken.
+func (b *board) commit(index uint64, changes []manifest.Changed) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.committed = max(b.committed, index)
+	b.nudged = true
+	if b.behind || len(b.places)+len(changes) > wantsMax || b.inlineSize > inlineWaits {
+		b.behind = true
+		b.wake.Broadcast()
+		return false
+	}
+	ep := b.placing.current(index)
+	for i := range changes {
+		b.wantLocked(&want{Changed: changes[i]}, ep)
+	}
+	b.placing.settle()
+	b.wake.Broadcast()
+	return true
+}
+
+// want asks for one path to be brought to c; index is the position that it belongs to.
+func (b *board) want(index uint64, c manifest.Changed) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.wantLocked(&want{Changed: c}, b.placing.current(index))
+}
+
+func (b *board) wantLocked(w *want, ep *epoch) {
+	ep.left++
+	w.epochs = append(w.epochs, ep)
+	st := b.state(w.Path)
+	if old := st.want; old != nil {
+		b.count(old, -1)
+		w.epochs = append(w.epochs, old.epochs...)
+	}
+	st.want = w
+	b.count(w, +1)
+	b.queueWant(w.Path, st)
+}
+
+func (b *board) count(w *want, by int) {
+	b.inlineSize += by * len(w.Inline)
+	b.behindSize += int64(by) * w.Node.Size
+}
+
+// takeWants claims up to n paths to place, without waiting.
+func (b *board) takeWants(n int) []*want {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var out []*want
+	for len(b.places) > 0 && len(out) < n {
+		path := b.places[0]
+		b.places = b.places[1:]
+		st := b.paths[path]
+		st.wantQueued = false
+		if st.claim != free || st.want == nil || st.afterLook {
+			continue
+		}
+		if _, wait := b.later[path]; wait && st.want.tries > 0 {
+			continue
+		}
+		st.claim = placed
+		out = append(out, st.want)
+		st.want = nil
+	}
+	return out
+}
+
+// placeDone ends the placing of w for good.
+func (b *board) placeDone(w *want) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	st := b.paths[w.Path]
+	st.claim = free
+	b.count(w, -1)
+	finish(w.epochs)
+	if b.placing.settle() {
+		b.wake.Broadcast()
+	}
+	b.after(w.Path, st)
+}
+
+// placeAgain puts w back: after a look at the path first, or at a later time.
+func (b *board) placeAgain(w *want, lookFirst bool, at time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	st := b.paths[w.Path]
+	st.claim = free
+	w.tries++
+	if newer := st.want; newer != nil {
+		newer.epochs = append(newer.epochs, w.epochs...)
+		b.count(w, -1)
+	} else {
+		st.want = w
+	}
+	if lookFirst {
+		st.afterLook = true
+		b.hintLocked(w.Path, at)
+		b.queueLook(w.Path, st)
+		return
+	}
+	b.queueLook(w.Path, st)
+	if st.want == w {
+		b.later[w.Path] = at
+		return
+	}
+	b.after(w.Path, st)
+}
+
+// placedIndex is the position up to which everything is on disk.
+func (b *board) placedIndex() uint64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.placing.ended
+}
+
+func (b *board) close() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closed = true
+	b.wake.Broadcast()
+}
+
+// restart says that the manifest at index has to be compared with what is placed, as a whole.
+func (b *board) restart(index uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.committed = max(b.committed, index)
+	b.behind = true
+	b.wake.Broadcast()
+}
+
+// beginWalk answers restart and overflow: events are taken again from here on, and hold keeps the placed
+// index where it is until endWalk. nil: no walk is due.
+func (b *board) beginWalk() (hold *epoch, index uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.behind {
+		return nil, 0
+	}
+	b.behind = false
+	hold = b.placing.current(b.committed)
+	hold.left++
+	return hold, b.committed
+}
+
+func (b *board) endWalk(hold *epoch) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	hold.left--
+	b.placing.settle()
+	b.wake.Broadcast()
+}
+
+// waitPlace waits until there may be something to place, and does not wait if a walk is under way. It returns
+// false at the end.
+func (b *board) waitPlace(walking bool) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for (b.stopped || len(b.places) == 0 && !b.behind && !b.nudged && !walking) && !b.closed {
+		b.wake.Wait()
+	}
+	b.nudged = false
+	return !b.closed
+}
+
+// nudge makes the placer look for rechecks.
+func (b *board) nudge() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.nudged = true
+	b.wake.Broadcast()
+}
+
+func (b *board) committedIndex() uint64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.committed
+}
+
+// names says whether a content is named by something that waits to be placed.
+func (b *board) names(h manifest.Hash) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.behind {
+		return true // perhaps
+	}
+	for _, st := range b.paths {
+		if st.want != nil && st.want.Node.Hash == h {
+			return true
+		}
+	}
+	return false
+}
+
+// stop and resume halt the binding: nothing is handed out to be looked at or placed.
+func (b *board) stop() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.stopped = true
+}
+
+func (b *board) resume() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.stopped = false
+	b.wake.Broadcast()
+}
+
+// holdScan keeps a scan that is due among the looks that a flush waits for.
+func (b *board) holdScan() *epoch {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	ep := b.looking.current(b.flush)
+	ep.left++
+	return ep
+}
+
+func (b *board) endScan(ep *epoch) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	ep.left--
+	if b.looking.settle() {
+		b.wake.Broadcast()
+	}
+}
+
+// settled waits until every look, scan and proposal that was due when it was called has ended.
+func (b *board) settled(ctx context.Context) error {
+	unblock := context.AfterFunc(ctx, func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.wake.Broadcast()
+	})
+	defer unblock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.flush++
+	mark := b.flush
+	for path, st := range b.paths {
+		if st.look && st.claim == free {
+			delete(b.later, path)
+			b.queueLook(path, st)
+		}
+	}
+	b.looking.settle()
+	for len(b.looking.open) > 0 && b.looking.open[0].mark < mark {
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case b.closed:
+			return errEnded
+		case b.stopped:
+			return ErrStopped
+		}
+		b.wake.Wait()
+	}
+	return nil
+}
+
+// backlog is how many paths wait to be placed, and the bytes of their files.
+func (b *board) backlog() (paths int, bytes int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, st := range b.paths {
+		if st.want != nil || st.claim == placed {
+			paths++
+		}
+	}
+	return paths, b.behindSize
+}

@@ -1,0 +1,347 @@
+package files
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/zeebo/blake3"
+	"golang.org/x/sys/unix"
+
+	"github.com/lockstep-sync/lockstep/internal/files/manifest"
+	"github.com/lockstep-sync/lockstep/internal/files/place"
+	"github.com/lockstep-sync/lockstep/internal/files/scan"
+	"github.com/lockstep-sync/lockstep/internal/vfs"
+)
+
+// Positions and marks in the placed table.
+const (
+	metaPlaced = "placed" // placed index that is durable on disk: everything up to it, contents too
+	metaBoot   = "boot"   // hash of the boot that last wrote here; 0 after a clean stop
+)
+
+// tick is how often what waits for a time is looked at.
+const tick = 50 * time.Millisecond
+
+// timeLoop does what is due: retries, checkpoints, the guard's look at the root, expiry.
+func (a *Agent) timeLoop(ctx context.Context) {
+	t := time.NewTicker(tick)
+	defer t.Stop()
+	now := a.cfg.Now()
+	checkAt, expireAt := now.Add(a.cfg.Checkpoint), now.Add(time.Minute)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		now = a.cfg.Now()
+		a.board.due(now)
+		if now.After(checkAt) {
+			a.checkRoot()
+			if err := a.checkpoint(false); err != nil {
+				a.broken(err)
+				return
+			}
+			checkAt = a.cfg.Now().Add(a.cfg.Checkpoint)
+		}
+		if now.After(expireAt) {
+			a.expire(now)
+			expireAt = now.Add(time.Minute)
+		}
+	}
+}
+
+// checkpoint makes everything up to the placed index durable and records that: files first, then the records
+// that speak of them, then the index. clean says that nothing will be placed any more.
+func (a *Agent) checkpoint(clean bool) error {
+	index := a.board.placedIndex()
+	if index <= a.durable.Load() && !clean {
+		return nil
+	}
+	if err := unix.Syncfs(a.root.Fd()); err != nil {
+		return fmt.Errorf("checkpoint: syncfs: %w", err)
+	}
+	b := a.cfg.Table.Batch()
+	defer b.Discard()
+	index = max(index, a.durable.Load())
+	if err := a.table.setNumber(b, metaPlaced, index); err != nil {
+		return fmt.Errorf("checkpoint: %w", err)
+	}
+	boot := a.bootNumber()
+	if clean {
+		boot = 0
+	}
+	if err := a.table.setNumber(b, metaBoot, boot); err != nil {
+		return fmt.Errorf("checkpoint: %w", err)
+	}
+	if err := b.Commit(); err != nil {
+		return fmt.Errorf("checkpoint: %w", err)
+	}
+	if err := a.cfg.Table.Sync(); err != nil {
+		return fmt.Errorf("checkpoint: %w", err)
+	}
+	a.durable.Store(index)
+	return nil
+}
+
+// Floor is the index up to which everything is durably on this node's disk: the log is needed above it only.
+func (a *Agent) Floor() uint64 { return a.durable.Load() }
+
+// Placed is the index up to which everything is on this node's disk.
+func (a *Agent) Placed() uint64 { return a.board.placedIndex() }
+
+// bootNumber identifies this boot of the system; never 0.
+func (a *Agent) bootNumber() uint64 {
+	id := a.cfg.BootID
+	if id == "" {
+		b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+		if err != nil {
+			return 1 // the same as before, as far as anybody can tell: but see distrust
+		}
+		id = string(b)
+	}
+	sum := blake3.Sum256([]byte(id))
+	return binary.LittleEndian.Uint64(sum[:]) | 1
+}
+
+// distrust verifies, after the system went down without a clean stop, what was placed since the last
+// checkpoint: its content may not have reached the disk. The death of the process alone loses nothing.
+func (a *Agent) distrust(ctx context.Context) error {
+	boot, err := a.table.number(metaBoot)
+	if err != nil {
+		return err
+	}
+	if now := a.bootNumber(); boot == 0 || boot == now && now != 1 {
+		return a.markRunning()
+	}
+	floor, err := a.table.number(metaPlaced)
+	if err != nil {
+		return err
+	}
+	a.status.setMode("scan", "verifying what was placed just before the system went down")
+	e := a.table.edit()
+	defer e.discard()
+	err = a.table.walk(a.cfg.Table, nil, func(_ []byte, path string, rec record) error {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if rec.Stat.Kind != manifest.File || rec.Version <= floor && rec.Version != 0 {
+			return nil
+		}
+		return a.verifyOne(e, path, rec)
+	})
+	if err == nil {
+		err = e.commit()
+	}
+	if err != nil {
+		return fmt.Errorf("verify what was placed: %w", err)
+	}
+	return a.markRunning()
+}
+
+// verifyOne keeps the record of a file whose content is as it should be. Other content is kept aside, and the
+// manifest's state takes its place.
+func (a *Agent) verifyOne(e *edits, path string, rec record) error {
+	h, in, err := a.hashFile(path)
+	if errors.Is(err, os.ErrNotExist) || vfs.NoSuchDir(err) || errors.Is(err, vfs.ErrNotRegular) {
+		return e.set(path, record{}) // the scan and the walk settle it
+	}
+	if err != nil {
+		return fmt.Errorf("%q: %w", path, err)
+	}
+	if h == rec.Hash && in.Size == rec.Stat.Size {
+		return nil
+	}
+	if in.Size > 0 {
+		if err := a.keepAside(path); err != nil {
+			return fmt.Errorf("%q: %w", path, err)
+		}
+	}
+	a.log.Warn("content did not reach the disk before the system went down", "path", path)
+	return e.set(path, record{Placed: place.Placed{Stat: place.StatOf(in)}, Hash: h})
+}
+
+func (a *Agent) markRunning() error {
+	b := a.cfg.Table.Batch()
+	defer b.Discard()
+	err := a.table.setNumber(b, metaBoot, a.bootNumber())
+	if err == nil {
+		err = b.Commit()
+	}
+	if err == nil {
+		err = a.cfg.Table.Sync()
+	}
+	if err != nil {
+		return fmt.Errorf("mark the binding as open: %w", err)
+	}
+	return nil
+}
+
+// hashFile reads a whole file.
+func (a *Agent) hashFile(path string) (h manifest.Hash, in vfs.Info, err error) {
+	f, in, err := a.root.Open(path)
+	if err != nil {
+		return h, in, err
+	}
+	defer f.Close()
+	sum := blake3.New()
+	if _, err := io.Copy(sum, f); err != nil {
+		return h, in, err
+	}
+	sum.Sum(h[:0])
+	return h, in, nil
+}
+
+// keepAside copies a file to Work/kept, where it stays until somebody removes it.
+func (a *Agent) keepAside(path string) error {
+	f, _, err := a.root.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	dir := filepath.Join(a.cfg.Work, "kept")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	_, name := vfs.Split(path)
+	out, err := os.CreateTemp(dir, a.cfg.Now().UTC().Format("20060102-150405-*-")+name[:min(len(name), 200)])
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, f)
+	if err == nil {
+		err = out.Sync()
+	}
+	return errors.Join(err, out.Close())
+}
+
+// revert undoes a local change of a read-only binding: what a user wrote is kept aside, the manifest's state
+// comes back.
+func (a *Agent) revert(_ *reader, f *finding) {
+	path := f.change.Path
+	done := func() error {
+		if f.stat.Kind == manifest.File && (f.old.Stat.Kind != manifest.File || f.old.Hash != f.change.Node.Hash) {
+			if err := a.keepAside(path); err != nil {
+				return fmt.Errorf("keep a local change aside: %w", err)
+			}
+		}
+		return a.recordOne(path, record{Placed: place.Placed{Stat: f.stat}, Hash: f.change.Node.Hash})
+	}
+	if err := done(); err != nil {
+		a.lookFailed(path, err)
+		return
+	}
+	a.status.drifted()
+	a.rechecks.add(path, 0)
+	a.board.nudge()
+	a.board.lookDone(path, time.Time{})
+}
+
+// Difference is what Verify found at a path.
+type Difference struct {
+	Path   string
+	What   string
+	Damage bool // content changed while size, mtime and ctime did not
+}
+
+// Verification is what a Verify read.
+type Verification struct {
+	Files, Bytes uint64
+	Found        []Difference // at most 1000
+	More         uint64       // beyond those
+}
+
+const differencesMax = 1000
+
+func (v *Verification) add(d Difference) {
+	if len(v.Found) < differencesMax {
+		v.Found = append(v.Found, d)
+	} else {
+		v.More++
+	}
+}
+
+// Verify reads every file of the binding and compares everything with the manifest as it is now. Changes that
+// are under way show up as differences.
+func (a *Agent) Verify(ctx context.Context) (Verification, error) {
+	var out Verification
+	view, err := a.cfg.Log.View()
+	if err != nil {
+		return out, err
+	}
+	defer view.Close()
+	err = manifest.Walk(view, "", "", func(path string, n manifest.Node) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		what, damage, err := a.verifyPath(path, &n, &out)
+		if err != nil {
+			what = err.Error()
+		}
+		if what != "" {
+			out.add(Difference{path, what, damage})
+		}
+		return nil
+	})
+	if err != nil {
+		return out, fmt.Errorf("verify: %w", err)
+	}
+	_, err = scan.Walk(ctx, a.root.Fd(), "", scan.Options{Ignore: a.cfg.Ignore}, func(dir string, entries []scan.Entry) error {
+		for i := range entries {
+			path := vfs.Join(dir, entries[i].Name)
+			_, ok, err := manifest.Get(view, path)
+			if err != nil {
+				return err
+			}
+			if !ok && !entries[i].Stat.Other {
+				out.add(Difference{Path: path, What: "is not in the group"})
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return out, fmt.Errorf("verify: %w", err)
+	}
+	return out, nil
+}
+
+// verifyPath says how a path differs from n; "" is not at all.
+func (a *Agent) verifyPath(path string, n *manifest.Node, out *Verification) (what string, damage bool, err error) {
+	in, err := a.root.Stat(path)
+	if err != nil {
+		return "", false, err
+	}
+	s := place.StatOf(in)
+	switch {
+	case s.Kind != n.Kind:
+		return fmt.Sprintf("is %v, should be %v", s.Kind, n.Kind), false, nil
+	case n.Kind == manifest.Symlink:
+		target, err := a.root.Readlink(path)
+		if err == nil && target != n.Target {
+			what = fmt.Sprintf("points to %q, should be %q", target, n.Target)
+		}
+		return what, false, err
+	case n.Kind == manifest.File:
+		h, now, err := a.hashFile(path)
+		if err != nil {
+			return "", false, err
+		}
+		out.Files++
+		out.Bytes += uint64(now.Size)
+		if h != n.Hash {
+			rec, err := a.table.get(path)
+			damage = err == nil && rec.Hash == n.Hash && scan.Same(place.StatOf(now), rec.Stat)
+			return "content differs", damage, err
+		}
+	}
+	if !a.looksAs(&s, n) {
+		return "mode, owner or time differs", false, nil
+	}
+	return "", false, nil
+}

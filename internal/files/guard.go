@@ -1,0 +1,137 @@
+package files
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lockstep-sync/lockstep/internal/files/manifest"
+	"github.com/lockstep-sync/lockstep/internal/files/place"
+)
+
+const (
+	deletionsFree   = 100              // so many are never suspicious
+	deletionsWindow = 10 * time.Second // counted within
+)
+
+// ErrReopen is what Run fails with when the binding's directory came back as another one, or was stopped and
+// is in order again: close the agent and open it anew.
+var ErrReopen = errors.New("the binding has to be opened anew")
+
+// stopReason says which guard stopped the binding.
+type stopReason uint8
+
+const (
+	running stopReason = iota
+	stopGone
+	stopDeletions
+)
+
+// guard watches for what must not spread: a root that vanished, and deletions of too much at once.
+type guard struct {
+	now   func() time.Time
+	files atomic.Int64 // in the placed table
+	mount place.Mount
+
+	mu      sync.Mutex
+	reason  stopReason
+	since   time.Time // start of the window
+	count   int64     // deletions in it
+	base    int64     // files at its start
+	allowed bool      // confirmed: the window's deletions are meant
+}
+
+// limit is how many deletions within a window are too many.
+func limit(files int64) int64 { return max(deletionsFree, files/2) }
+
+// admit counts the deletions among findings and returns false when they are too many.
+func (g *guard) admit(found []finding) bool {
+	n := int64(0)
+	for i := range found {
+		if found[i].old.Stat.Kind == manifest.File && found[i].change.Node.Kind == manifest.Absent {
+			n++
+		}
+	}
+	if n == 0 {
+		return true
+	}
+	return g.count1(n)
+}
+
+func (g *guard) count1(n int64) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	now := g.now()
+	if now.Sub(g.since) > deletionsWindow {
+		g.since, g.count, g.base, g.allowed = now, 0, g.files.Load(), false
+	}
+	g.count += n
+	if g.allowed {
+		g.since = now
+		return true
+	}
+	return g.count <= limit(g.base)
+}
+
+func (g *guard) deletions() int64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.count
+}
+
+// stop halts the binding and says why.
+func (a *Agent) stop(why stopReason, what, hint string) {
+	a.guard.mu.Lock()
+	first := a.guard.reason == running
+	if first {
+		a.guard.reason = why
+	}
+	a.guard.mu.Unlock()
+	if !first {
+		return
+	}
+	a.board.stop()
+	a.status.setMode("stopped", what)
+	a.status.problemHint("", errors.New(what), hint)
+	a.log.Error("binding stopped", "path", a.cfg.Root, "why", what)
+}
+
+// Confirm says that the deletions that stopped the binding are meant: it goes on, and what is gone is
+// deleted everywhere. It fails if the binding is not stopped for that.
+func (a *Agent) Confirm() error {
+	g := &a.guard
+	g.mu.Lock()
+	if g.reason != stopDeletions {
+		g.mu.Unlock()
+		return errors.New("no deletions wait to be confirmed")
+	}
+	g.reason, g.allowed, g.since, g.count = running, true, g.now(), 0
+	g.mu.Unlock()
+	a.status.solved("")
+	a.status.setMode("live", "")
+	a.board.resume()
+	a.rescanAll()
+	return nil
+}
+
+// checkRoot looks whether the root is still the binding.
+func (a *Agent) checkRoot() {
+	err := place.CheckMarker(a.cfg.Root, a.cfg.GroupID)
+	if err == nil {
+		var now place.Mount
+		if now, err = place.MountID(a.cfg.Root); err == nil && now != a.guard.mount {
+			err = errors.New("another directory or file system is there than before")
+		}
+	}
+	a.guard.mu.Lock()
+	reason := a.guard.reason
+	a.guard.mu.Unlock()
+	switch {
+	case err != nil && reason == running:
+		a.stop(stopGone, fmt.Sprintf("the directory is not the binding any more: %v", err), "mount or restore it; it goes on by itself")
+	case reason == stopGone && place.CheckMarker(a.cfg.Root, a.cfg.GroupID) == nil:
+		a.fail(ErrReopen)
+	}
+}

@@ -1,0 +1,337 @@
+package files
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/lockstep-sync/lockstep/internal/files/manifest"
+	"github.com/lockstep-sync/lockstep/internal/files/place"
+	"github.com/lockstep-sync/lockstep/internal/vfs"
+)
+
+const (
+	batchChanges = 512
+	batchBytes   = 1 << 20
+	batchesMax   = 4 // in flight
+	inlineMax    = 16 << 10
+	inlineBatch  = 256 << 10 // bytes of content that ride in one entry
+	inlineQueue  = 2         // with more proposals waiting, contents are staged
+	retryTime    = time.Second
+)
+
+// errSkipped says that an entry is of a kind that is not kept.
+var errSkipped = errors.New("not kept: a device, socket or FIFO")
+
+func statOf(in os.FileInfo) (place.Stat, bool) {
+	st, ok := in.Sys().(*syscall.Stat_t)
+	if !ok {
+		return place.Stat{}, false
+	}
+	kind := manifest.Absent
+	if st.Mode&syscall.S_IFMT == syscall.S_IFREG {
+		kind = manifest.File
+	}
+	return place.Stat{
+		Kind: kind, Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid, Size: st.Size, MTime: st.Mtim.Nano(), CTime: st.Ctim.Nano(),
+		Ino: st.Ino, Dev: uint64(st.Dev), Nlink: uint32(st.Nlink),
+	}, true
+}
+
+// wanted is what the manifest says of a path now.
+func (a *Agent) wanted(path string) (manifest.Node, error) {
+	v, err := a.cfg.Log.View()
+	if err != nil {
+		return manifest.Node{}, err
+	}
+	defer v.Close()
+	n, _, err := manifest.Get(v, path)
+	return n, err
+}
+
+// lookLoop looks at paths until the end.
+func (a *Agent) lookLoop() {
+	r := newReader(a)
+	for {
+		path, ok := a.board.takeLook()
+		if !ok {
+			return
+		}
+		found := a.lookAt(r, path, nil)
+		if len(found) == 0 {
+			continue
+		}
+		select {
+		case a.results <- found:
+		case <-a.ctx.Done():
+			return
+		}
+	}
+}
+
+// lookAt looks at a claimed path and, if an entry came or went, at its directory, whose times changed with it.
+func (a *Agent) lookAt(r *reader, path string, found []finding) []finding {
+	if a.cfg.Ignore(path) {
+		a.board.lookDone(path, time.Time{})
+		return found
+	}
+	f, v, err := r.look(path)
+	if err != nil {
+		a.lookFailed(path, err)
+		return found
+	}
+	a.status.solved(path)
+	if f == nil {
+		a.settleLook(path, v)
+		return found
+	}
+	if a.cfg.ReadOnly {
+		a.revert(r, f)
+		return found
+	}
+	found = append(found, *f)
+	if f.old.Stat.Kind != f.stat.Kind {
+		if dir, ok := manifest.Parent(path); ok && a.board.alsoLook(dir) {
+			found = a.lookAt(r, dir, found)
+		}
+	}
+	return found
+}
+
+func (a *Agent) lookFailed(path string, err error) {
+	if errors.Is(err, vfs.ErrNotRegular) || vfs.NoSuchDir(err) || errors.Is(err, fs.ErrNotExist) {
+		a.board.lookDone(path, a.cfg.Now().Add(settleTime)) // it changes under our eyes
+		return
+	}
+	a.status.problem(path, err)
+	a.board.lookDone(path, time.Time{}) // a problem that is said: nobody has to wait for it
+	if !errors.Is(err, errSkipped) {
+		a.board.hint(path, a.cfg.Now().Add(time.Minute))
+	}
+}
+
+// settleLook ends a look that leads to no proposal.
+func (a *Agent) settleLook(path string, v verdict) {
+	if v.adopt {
+		if err := a.recordOne(path, v.record); err != nil {
+			a.broken(err)
+		}
+		if v.place {
+			a.rechecks.add(path, 0)
+			a.board.nudge()
+		}
+	}
+	again := time.Time{}
+	if v.again > 0 {
+		again = a.cfg.Now().Add(v.again)
+	}
+	a.board.lookDone(path, again)
+}
+
+func (a *Agent) recordOne(path string, r record) error {
+	e := a.table.edit()
+	defer e.discard()
+	if err := a.setRecord(e, path, r); err != nil {
+		return err
+	}
+	return e.commit()
+}
+
+// setRecord sets a record and keeps the guard's count.
+func (a *Agent) setRecord(e *edits, path string, r record) error {
+	old, err := a.table.get(path)
+	if err != nil {
+		return err
+	}
+	if old.Stat.Kind == manifest.File {
+		a.guard.files.Add(-1)
+	}
+	if r.Stat.Kind == manifest.File {
+		a.guard.files.Add(1)
+	}
+	return e.set(path, r)
+}
+
+// batch is what goes into one command.
+type batch struct {
+	found []finding
+	bytes int
+}
+
+// gatherLoop makes batches of what the readers found: the first goes at once, and while batches are in
+// flight the next one fills.
+func (a *Agent) gatherLoop(ctx context.Context) {
+	var flying sync.WaitGroup
+	defer flying.Wait()
+	landed := make(chan struct{}, batchesMax)
+	inFlight := 0
+	var b batch
+	send := func() {
+		inFlight++
+		going := b
+		b = batch{}
+		flying.Go(func() {
+			a.propose(ctx, going.found)
+			landed <- struct{}{}
+		})
+	}
+	results := a.results
+	for results != nil || len(b.found) > 0 && ctx.Err() == nil {
+		in := results
+		if len(b.found) >= batchChanges || b.bytes >= batchBytes {
+			in = nil
+		}
+		select {
+		case found, ok := <-in:
+			if !ok {
+				results = nil
+				continue
+			}
+			b.add(found)
+			a.status.pending.Add(int64(len(found)))
+		case <-landed:
+			inFlight--
+		}
+		full := len(b.found) >= batchChanges || b.bytes >= batchBytes
+		for more := true; more && !full; { // whatever is ready
+			select {
+			case found, ok := <-in:
+				if !ok {
+					results, in, more = nil, nil, false
+					break
+				}
+				b.add(found)
+				a.status.pending.Add(int64(len(found)))
+				full = len(b.found) >= batchChanges || b.bytes >= batchBytes
+			default:
+				more = false
+			}
+		}
+		if len(b.found) > 0 && (inFlight == 0 || full && inFlight < batchesMax) {
+			send()
+		}
+	}
+}
+
+func (b *batch) add(found []finding) {
+	b.found = append(b.found, found...)
+	for i := range found {
+		b.bytes += len(found[i].data) + len(found[i].change.Path) + 64
+	}
+}
+
+// propose stages contents, proposes the changes and settles their outcomes.
+func (a *Agent) propose(ctx context.Context, found []finding) {
+	defer a.status.pending.Add(-int64(len(found)))
+	if !a.guard.admit(found) {
+		a.stop(stopDeletions, fmt.Sprintf("%d files would be deleted everywhere", a.guard.deletions()),
+			"look whether that is meant; then confirm it")
+		a.release(found, retryTime)
+		return
+	}
+	found, err := a.ship(ctx, found)
+	if err != nil {
+		a.proposeFailed(ctx, found, err)
+		return
+	}
+	if len(found) == 0 {
+		return
+	}
+	b := manifest.Batch{Author: a.cfg.Node, Changes: make([]manifest.Change, len(found))}
+	for i := range found {
+		b.Changes[i] = found[i].change
+	}
+	index, result, err := a.cfg.Log.Propose(ctx, manifest.EncodeBatch(b))
+	if err != nil {
+		a.proposeFailed(ctx, found, err)
+		return
+	}
+	outs, err := manifest.DecodeOutcomes(result)
+	if err == nil && len(outs) != len(found) {
+		err = fmt.Errorf("%d outcomes for %d changes", len(outs), len(found))
+	}
+	if err != nil {
+		a.proposeFailed(ctx, found, err)
+		return
+	}
+	a.status.solved("")
+	if err := a.settle(index, found, outs); err != nil {
+		a.broken(err)
+	}
+}
+
+func (a *Agent) proposeFailed(ctx context.Context, found []finding, err error) {
+	if ctx.Err() == nil {
+		a.status.problem("", fmt.Errorf("changes of this node wait: %w", err))
+		a.log.Warn("propose", "group", a.cfg.GroupID, "err", err)
+	}
+	a.release(found, retryTime)
+}
+
+// release gives back findings that were not proposed; they are looked at again.
+func (a *Agent) release(found []finding, after time.Duration) {
+	at := a.cfg.Now().Add(after)
+	for i := range found {
+		a.board.lookDone(found[i].change.Path, at)
+	}
+}
+
+// settle records what became of the changes and lets the paths go.
+func (a *Agent) settle(index uint64, found []finding, outs []manifest.Outcome) error {
+	e := a.table.edit()
+	defer e.discard()
+	for i := range found {
+		f, o := &found[i], outs[i]
+		rec := record{Placed: place.Placed{Version: o.Version, Stat: f.stat}, Hash: f.change.Node.Hash}
+		switch o.Code {
+		case manifest.Accepted, manifest.Same:
+			if f.change.Node.Kind == manifest.Absent {
+				rec = record{}
+			}
+		case manifest.Conflicted, manifest.Superseded:
+			// I3: what is here is kept elsewhere, or was nothing; the manifest's state may take its place.
+			rec.Version = 0
+			a.rechecks.add(f.change.Path, index)
+		case manifest.Refused:
+			a.status.problem(f.change.Path, errRefused)
+			continue
+		}
+		if err := a.setRecord(e, f.change.Path, rec); err != nil {
+			return err
+		}
+	}
+	if err := e.commit(); err != nil {
+		return err
+	}
+	for i := range found {
+		f, o := &found[i], outs[i]
+		if o.Code == manifest.Same && f.change.Node.Kind == manifest.Absent {
+			continue
+		}
+		a.status.proposed(o.Code)
+	}
+	a.letGo(found)
+	a.board.nudge()
+	return nil
+}
+
+var errRefused = errors.New("the group refuses the name")
+
+// letGo ends the looks, and has the directories looked at whose last child may have gone with them.
+func (a *Agent) letGo(found []finding) {
+	for i := range found {
+		path := found[i].change.Path
+		a.board.lookDone(path, time.Time{})
+		if found[i].change.Node.Kind != manifest.Absent {
+			continue
+		}
+		if dir, ok := manifest.Parent(path); ok {
+			a.board.hint(dir, time.Time{})
+		}
+	}
+}

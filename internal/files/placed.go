@@ -1,0 +1,219 @@
+package files
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/lockstep-sync/lockstep/internal/files/manifest"
+	"github.com/lockstep-sync/lockstep/internal/files/place"
+	"github.com/lockstep-sync/lockstep/internal/kv"
+)
+
+// record is what the placed table says of a path: what was last put there, or found there and adopted, with
+// its content's hash (files).
+type record struct {
+	place.Placed
+	Hash manifest.Hash
+}
+
+// node is the record as the manifest would say it.
+func (r *record) node() manifest.Node {
+	s := &r.Stat
+	n := manifest.Node{Kind: s.Kind, Mode: s.Mode, UID: s.UID, GID: s.GID, MTime: s.MTime}
+	if s.Kind == manifest.File {
+		n.Size, n.Hash = s.Size, r.Hash
+	}
+	return n
+}
+
+// Keys of the placed table:
+//
+//	p KEY           a record; KEY as manifest.AppendKey, so that it is walked alongside the manifest
+//	h HASH16        a path that holds this content: a hint for renames, copies and other members
+//	m NAME          positions and marks of this binding (checkpoint.go)
+const (
+	tagPlaced = 'p'
+	tagHash   = 'h'
+	tagMeta   = 'm'
+)
+
+const hashPrefix = 16
+
+var errRecord = errors.New("placed record is malformed")
+
+// table is the placed table. It is local to the node and never part of a snapshot. Safe for concurrent use.
+type table struct {
+	store kv.Store
+}
+
+func placedKey(b []byte, path string) []byte { return manifest.AppendKey(append(b, tagPlaced), path) }
+
+func hashKey(h manifest.Hash) []byte { return append([]byte{tagHash}, h[:hashPrefix]...) }
+
+func encodeRecord(b []byte, r *record) []byte {
+	s := &r.Stat
+	flags := byte(s.Kind)
+	if s.Other {
+		flags |= 0x80
+	}
+	b = binary.AppendUvarint(b, r.Version)
+	b = append(b, flags)
+	for _, v := range []uint64{uint64(s.Mode), uint64(s.UID), uint64(s.GID), uint64(s.Size), s.Ino, s.Dev, uint64(s.Nlink)} {
+		b = binary.AppendUvarint(b, v)
+	}
+	b = binary.LittleEndian.AppendUint64(b, uint64(s.MTime))
+	b = binary.AppendVarint(b, s.CTime-s.MTime)
+	if s.Kind == manifest.File {
+		b = append(b, r.Hash[:]...)
+	}
+	return b
+}
+
+func decodeRecord(b []byte) (r record, err error) {
+	next := func() uint64 {
+		v, n := binary.Uvarint(b)
+		if n <= 0 {
+			err = errRecord
+			return 0
+		}
+		b = b[n:]
+		return v
+	}
+	s := &r.Stat
+	r.Version = next()
+	if len(b) == 0 {
+		return record{}, errRecord
+	}
+	s.Kind, s.Other = manifest.Kind(b[0]&0x7f), b[0]&0x80 != 0
+	b = b[1:]
+	s.Mode, s.UID, s.GID = uint32(next()), uint32(next()), uint32(next())
+	s.Size, s.Ino, s.Dev, s.Nlink = int64(next()), next(), next(), uint32(next())
+	if err != nil || len(b) < 8 {
+		return record{}, errRecord
+	}
+	s.MTime = int64(binary.LittleEndian.Uint64(b))
+	delta, n := binary.Varint(b[8:])
+	if n <= 0 {
+		return record{}, errRecord
+	}
+	s.CTime = s.MTime + delta
+	if b = b[8+n:]; s.Kind == manifest.File {
+		if len(b) != len(r.Hash) {
+			return record{}, errRecord
+		}
+		copy(r.Hash[:], b)
+	} else if len(b) > 0 {
+		return record{}, errRecord
+	}
+	return r, nil
+}
+
+// get returns the record of path, the zero one if there is none.
+func (t table) get(path string) (record, error) {
+	v, ok, err := t.store.Get(placedKey(make([]byte, 0, 128), path))
+	if err != nil || !ok {
+		return record{}, err
+	}
+	r, err := decodeRecord(v)
+	if err != nil {
+		return record{}, fmt.Errorf("placed record of %q: %w", path, err)
+	}
+	return r, nil
+}
+
+// Children implements scan.Placed.
+func (t table) Children(dir string, fn func(name string, p place.Placed) error) error {
+	from := manifest.AppendChildrenKey([]byte{tagPlaced}, dir)
+	to := bytes.Clone(from)
+	to[len(to)-1] = 1
+	return t.store.Scan(from, to, func(k, v []byte) error {
+		r, err := decodeRecord(v)
+		if err != nil {
+			return fmt.Errorf("placed record in %q: %w", dir, err)
+		}
+		return fn(string(k[len(from):]), r.Placed)
+	})
+}
+
+// hasChildren says whether anything is placed directly in dir.
+func (t table) hasChildren(dir string) (bool, error) {
+	found := false
+	err := t.Children(dir, func(string, place.Placed) error {
+		found = true
+		return kv.ErrStop
+	})
+	return found, err
+}
+
+// walk visits all records after the path `after` (all, if it is "" and first is true) in the manifest's order.
+func (t table) walk(r kv.Reader, from []byte, fn func(key []byte, path string, rec record) error) error {
+	return r.Scan(append([]byte{tagPlaced}, from...), []byte{tagPlaced + 1}, func(k, v []byte) error {
+		path, ok := manifest.KeyPath(k[1:])
+		if !ok {
+			return fmt.Errorf("placed key %x: %w", k, errRecord)
+		}
+		rec, err := decodeRecord(v)
+		if err != nil {
+			return fmt.Errorf("placed record of %q: %w", path, err)
+		}
+		return fn(k[1:], path, rec)
+	})
+}
+
+// whereIs returns a path that is believed to hold the content.
+func (t table) whereIs(h manifest.Hash) (string, bool) {
+	v, ok, err := t.store.Get(hashKey(h))
+	if err != nil || !ok { // a hint that cannot be read is no hint
+		return "", false
+	}
+	return string(v), true
+}
+
+// edits collects changes of the table that take effect together.
+type edits struct {
+	b   kv.Batch
+	key []byte
+	val []byte
+}
+
+func (t table) edit() *edits { return &edits{b: t.store.Batch()} }
+
+// set records r at path. A zero Stat removes the record.
+func (e *edits) set(path string, r record) error {
+	e.key = placedKey(e.key[:0], path)
+	if r.Stat.Kind == manifest.Absent && !r.Stat.Other {
+		return e.b.Delete(e.key)
+	}
+	e.val = encodeRecord(e.val[:0], &r)
+	if err := e.b.Set(e.key, e.val); err != nil {
+		return err
+	}
+	if r.Stat.Kind != manifest.File || r.Stat.Size == 0 {
+		return nil
+	}
+	return e.b.Set(hashKey(r.Hash), []byte(path))
+}
+
+func (e *edits) commit() error {
+	if err := e.b.Commit(); err != nil {
+		return fmt.Errorf("record what was placed: %w", err)
+	}
+	return nil
+}
+
+func (e *edits) discard() { e.b.Discard() }
+
+// number reads a position kept under name; 0 if there is none.
+func (t table) number(name string) (uint64, error) {
+	v, ok, err := t.store.Get(append([]byte{tagMeta}, name...))
+	if err != nil || !ok || len(v) != 8 {
+		return 0, err
+	}
+	return binary.LittleEndian.Uint64(v), nil
+}
+
+func (t table) setNumber(b kv.Tx, name string, v uint64) error {
+	return b.Set(append([]byte{tagMeta}, name...), binary.LittleEndian.AppendUint64(nil, v))
+}

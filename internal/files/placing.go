@@ -1,0 +1,307 @@
+package files
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lockstep-sync/lockstep/internal/files/content"
+	"github.com/lockstep-sync/lockstep/internal/files/manifest"
+	"github.com/lockstep-sync/lockstep/internal/files/place"
+	"github.com/lockstep-sync/lockstep/internal/files/scan"
+)
+
+const (
+	placeMax   = 512 // paths in one Apply
+	backoffMax = 30 * time.Second
+)
+
+// rechecks are paths to be brought to what the manifest says once the state includes an index: their change
+// lost or was superseded, and no event will tell what stands.
+type rechecks struct {
+	mu   sync.Mutex
+	list []recheck
+}
+
+type recheck struct {
+	path  string
+	index uint64
+}
+
+func (r *rechecks) add(path string, index uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.list = append(r.list, recheck{path, index})
+}
+
+// ready removes and returns those that the state at applied can answer.
+func (r *rechecks) ready(applied uint64) (out []recheck) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	kept := r.list[:0]
+	for _, c := range r.list {
+		if c.index <= applied {
+			out = append(out, c)
+		} else {
+			kept = append(kept, c)
+		}
+	}
+	r.list = kept
+	return out
+}
+
+// placeLoop brings the disk to what the manifest wants.
+func (a *Agent) placeLoop(ctx context.Context) {
+	var w *walk
+	for a.board.waitPlace(w != nil) {
+		if err := a.answerRechecks(); err != nil {
+			a.broken(err)
+			return
+		}
+		if w == nil {
+			w = a.beginWalk()
+		}
+		wants := a.board.takeWants(placeMax)
+		if len(wants) > 0 {
+			if err := a.place(ctx, wants); err != nil {
+				a.broken(err)
+				return
+			}
+			continue
+		}
+		if w == nil {
+			continue
+		}
+		done, err := w.step()
+		if err != nil {
+			a.broken(err)
+			return
+		}
+		if done {
+			a.board.endWalk(w.hold)
+			w = nil
+		}
+	}
+}
+
+func (a *Agent) answerRechecks() error {
+	committed := a.board.committedIndex()
+	ready := a.rechecks.ready(committed)
+	if len(ready) == 0 {
+		return nil
+	}
+	v, err := a.cfg.Log.View()
+	if err != nil {
+		return err
+	}
+	defer v.Close()
+	for _, c := range ready {
+		n, _, err := manifest.Get(v, c.path)
+		if err != nil {
+			return err
+		}
+		a.board.want(committed, manifest.Changed{Path: c.path, Node: n})
+	}
+	return nil
+}
+
+// place carries out what was claimed. An error means that the placed table failed.
+func (a *Agent) place(ctx context.Context, wants []*want) error {
+	tasks := make([]place.Task, 0, len(wants))
+	todo := wants[:0]
+	for _, w := range wants {
+		rec, err := a.table.get(w.Path)
+		if err != nil {
+			return err
+		}
+		if a.asWanted(&rec, &w.Node) {
+			a.board.placeDone(w)
+			continue
+		}
+		same := rec.Stat.Kind == manifest.File && w.Node.Kind == manifest.File && rec.Hash == w.Node.Hash
+		tasks = append(tasks, place.Task{Path: w.Path, Want: w.Node, Have: rec.Placed, Inline: w.Inline, SameContent: same, From: w.From})
+		todo = append(todo, w)
+	}
+	if len(tasks) == 0 {
+		return nil
+	}
+	results, touched := a.placer.Apply(ctx, tasks, a.store)
+	if again := a.fetch(ctx, tasks, results); len(again) > 0 {
+		more := make([]place.Task, len(again))
+		for k, i := range again {
+			more[k] = tasks[i]
+		}
+		late, alsoTouched := a.placer.Apply(ctx, more, a.store)
+		for k, i := range again {
+			results[i] = late[k]
+		}
+		touched = append(touched, alsoTouched...)
+	}
+	if err := a.recordPlaced(tasks, results); err != nil {
+		return err
+	}
+	for i, w := range todo {
+		a.placedOne(ctx, w, &results[i])
+	}
+	return a.lookTouched(touched)
+}
+
+// asWanted says whether the placed record shows that nothing is to be done.
+func (a *Agent) asWanted(rec *record, n *manifest.Node) bool {
+	if n.Kind == manifest.Absent {
+		return rec.Stat.Kind == manifest.Absent
+	}
+	return rec.Version == n.Version && rec.Version != 0 && a.looksAs(&rec.Stat, n)
+}
+
+// looksAs compares metadata. Versions are entry indexes, so one entry can leave two nodes of one version.
+func (a *Agent) looksAs(s *place.Stat, n *manifest.Node) bool {
+	if s.Kind != n.Kind || s.MTime != n.MTime || n.Kind == manifest.File && s.Size != n.Size {
+		return false
+	}
+	if n.Kind != manifest.Symlink && s.Mode != n.Mode {
+		return false
+	}
+	return !a.cfg.Owner || s.UID == n.UID && s.GID == n.GID
+}
+
+// fetch gets the contents that were missing from other members and returns the tasks to try again.
+func (a *Agent) fetch(ctx context.Context, tasks []place.Task, results []place.Result) (again []int) {
+	var wants []content.Want
+	for i := range results {
+		if results[i].Code == place.Missing {
+			n := &tasks[i].Want
+			wants = append(wants, content.Want{Hash: n.Hash, Size: n.Size, PathHint: tasks[i].Path})
+			again = append(again, i)
+		}
+	}
+	if len(wants) == 0 {
+		return nil
+	}
+	var nodes []uint64
+	for _, p := range a.cfg.Peers.List() {
+		if p.Up {
+			nodes = append(nodes, p.ID)
+		}
+	}
+	missing, err := a.store.Fetch(ctx, nodes, wants)
+	if err != nil && ctx.Err() == nil {
+		a.log.Info("fetch contents", "missing", len(missing), "err", err)
+	}
+	if len(missing) == 0 {
+		return again
+	}
+	lacking := make(map[manifest.Hash]bool, len(missing))
+	for _, w := range missing {
+		lacking[w.Hash] = true
+	}
+	kept := again[:0]
+	for _, i := range again {
+		if !lacking[tasks[i].Want.Hash] {
+			kept = append(kept, i)
+		}
+	}
+	return kept
+}
+
+// recordPlaced records what is on disk now, in one batch, and lets staged contents go.
+func (a *Agent) recordPlaced(tasks []place.Task, results []place.Result) error {
+	e := a.table.edit()
+	defer e.discard()
+	var release []manifest.Hash
+	for i := range results {
+		r, t := &results[i], &tasks[i]
+		if r.Code != place.Done && r.Code != place.Adopted {
+			continue
+		}
+		rec := record{Placed: r.Placed, Hash: t.Want.Hash}
+		rec.Version = t.Want.Version
+		if t.Want.Kind == manifest.Absent {
+			rec = record{}
+		}
+		if err := a.setRecord(e, t.Path, rec); err != nil {
+			return err
+		}
+		if t.Want.Kind == manifest.File && t.Inline == nil && t.Want.Size > 0 {
+			release = append(release, t.Want.Hash)
+		}
+		if err := a.recordChunks(t); err != nil {
+			a.log.Warn("chunk table", "err", err) // only hints
+		}
+	}
+	if err := e.commit(); err != nil {
+		return err
+	}
+	if err := a.store.Release(release...); err != nil {
+		a.log.Warn("release staged contents", "err", err)
+	}
+	return nil
+}
+
+func (a *Agent) recordChunks(t *place.Task) error {
+	if t.Want.Kind == manifest.File && t.Want.Size > content.SmallMax {
+		return a.store.RecordPlaced(t.Path, t.Want.Hash, nil)
+	}
+	if t.Have.Stat.Kind == manifest.File && t.Have.Stat.Size > content.SmallMax {
+		return a.store.ForgetPlaced(t.Path)
+	}
+	return nil
+}
+
+// placedOne decides how a path goes on.
+func (a *Agent) placedOne(ctx context.Context, w *want, r *place.Result) {
+	if r.Kept != "" {
+		a.log.Warn("kept aside what could not stay", "path", w.Path, "kept", r.Kept)
+	}
+	switch r.Code {
+	case place.Done, place.Adopted:
+		a.status.solved(w.Path)
+		a.board.placeDone(w)
+		return
+	case place.Busy:
+		at := time.Time{}
+		if w.tries > 0 {
+			at = a.backoff(w.tries)
+		}
+		if w.tries > 4 && r.Err != nil {
+			a.status.problem(w.Path, fmt.Errorf("cannot be replaced: %w", r.Err))
+		}
+		a.board.placeAgain(w, true, at)
+		return
+	case place.Missing:
+		r.Err = errMissing
+	}
+	if ctx.Err() == nil {
+		if errors.Is(r.Err, unix.ENOSPC) || errors.Is(r.Err, unix.EDQUOT) {
+			a.status.problemHint("", r.Err, "make room; it goes on by itself")
+		}
+		a.status.problem(w.Path, r.Err)
+	}
+	a.board.placeAgain(w, false, a.backoff(w.tries+1))
+}
+
+var errMissing = errors.New("no member that is up has the content")
+
+// backoff is when to try again after so many tries.
+func (a *Agent) backoff(tries int) time.Time {
+	return a.cfg.Now().Add(min(50*time.Millisecond<<min(tries, 10), backoffMax))
+}
+
+// lookTouched has directories looked at that are no longer as recorded.
+func (a *Agent) lookTouched(touched []place.Touched) error {
+	for i := range touched {
+		t := &touched[i]
+		rec, err := a.table.get(t.Path)
+		if err != nil {
+			return err
+		}
+		if t.Foreign || rec.Stat.Kind == manifest.Dir && !scan.Same(rec.Stat, t.After) {
+			a.board.hint(t.Path, time.Time{})
+		}
+	}
+	return nil
+}

@@ -1,0 +1,206 @@
+package files
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"time"
+
+	"github.com/zeebo/blake3"
+
+	"github.com/lockstep-sync/lockstep/internal/files/content"
+	"github.com/lockstep-sync/lockstep/internal/files/manifest"
+	"github.com/lockstep-sync/lockstep/internal/files/place"
+	"github.com/lockstep-sync/lockstep/internal/files/scan"
+)
+
+// finding is a local change: a path that is not as placed, read in a stable state, claimed.
+type finding struct {
+	change manifest.Change
+	old    record
+	stat   place.Stat
+	data   []byte // a small file's content
+}
+
+// verdict of a look that found nothing to propose.
+type verdict struct {
+	again  time.Duration // > 0: look once more after that
+	adopt  bool          // found as the manifest has it: record what is there
+	record record
+	place  bool // let the placer bring the path to the manifest's state
+}
+
+// errUnstable says that a file changed while it was read.
+var errUnstable = errors.New("changes while it is read")
+
+// reader is what one look worker reuses.
+type reader struct {
+	a    *Agent
+	hash *blake3.Hasher
+	buf  []byte
+}
+
+func newReader(a *Agent) *reader {
+	return &reader{a: a, hash: blake3.New(), buf: make([]byte, 256<<10)}
+}
+
+// look compares one path, which is claimed, with its placed record.
+func (r *reader) look(path string) (*finding, verdict, error) {
+	rec, err := r.a.table.get(path)
+	if err != nil {
+		r.a.broken(err)
+		return nil, verdict{}, err
+	}
+	in, err := r.a.root.Stat(path)
+	if err != nil {
+		return nil, verdict{}, err
+	}
+	now := place.StatOf(in)
+	if now.Other {
+		return nil, verdict{}, errSkipped
+	}
+	if now.Kind == rec.Stat.Kind && scan.Same(now, rec.Stat) {
+		return nil, verdict{}, nil
+	}
+	if rec.Stat.Kind == manifest.Dir && now.Kind != manifest.Dir {
+		if wait, err := r.childrenFirst(path); wait || err != nil {
+			return nil, verdict{}, err
+		}
+	}
+	f := &finding{change: manifest.Change{Path: path, Base: rec.Version}, old: rec, stat: now}
+	if now.Kind == manifest.Absent {
+		return r.absent(f)
+	}
+	if err := r.describe(f); err != nil {
+		if errors.Is(err, errUnstable) || errors.Is(err, fs.ErrNotExist) {
+			return nil, verdict{again: settleTime}, nil
+		}
+		return nil, verdict{}, err
+	}
+	return r.compare(f)
+}
+
+// childrenFirst has everything that was placed directly in path, which is no directory any more, looked at
+// before path itself: when the last of them is settled, path is looked at again.
+func (r *reader) childrenFirst(path string) (wait bool, err error) {
+	err = r.a.table.Children(path, func(name string, _ place.Placed) error {
+		wait = true
+		r.a.board.hint(manifest.Join(path, name), time.Time{})
+		return nil
+	})
+	return wait, err
+}
+
+// absent decides about a path that is gone.
+func (r *reader) absent(f *finding) (*finding, verdict, error) {
+	if f.old.Stat.Kind == manifest.Absent {
+		return nil, verdict{}, nil // never was here
+	}
+	if f.old.Version == 0 {
+		// What was here is kept elsewhere; the manifest says what comes.
+		return nil, verdict{adopt: true, place: true}, nil
+	}
+	return f, verdict{}, nil
+}
+
+// compare decides about what is there and not as recorded.
+func (r *reader) compare(f *finding) (*finding, verdict, error) {
+	found := record{Placed: place.Placed{Version: f.old.Version, Stat: f.stat}, Hash: f.change.Node.Hash}
+	if f.old.Stat.Kind == f.stat.Kind && f.stat.Kind == manifest.File && f.change.Node.Equal(f.old.node()) {
+		// Touched, linked or rewritten with the same bytes and times.
+		return nil, verdict{adopt: true, record: found}, nil
+	}
+	if f.old.Version != 0 && r.a.cfg.Owner {
+		return f, verdict{}, nil
+	}
+	want, err := r.a.wanted(f.change.Path)
+	if err != nil {
+		return nil, verdict{}, err
+	}
+	if !r.a.cfg.Owner && want.Kind != manifest.Absent {
+		f.change.Node.UID, f.change.Node.GID = want.UID, want.GID
+	}
+	if f.old.Version != 0 || want.Kind == manifest.Absent || !want.SameContent(f.change.Node) {
+		return f, verdict{}, nil
+	}
+	// Never placed here but in the manifest with these bytes: that is no edit, whatever its metadata.
+	if want.Equal(f.change.Node) {
+		found.Version = want.Version
+		return nil, verdict{adopt: true, record: found}, nil
+	}
+	return nil, verdict{adopt: true, record: found, place: true}, nil
+}
+
+// describe fills in the node of f, from a stable state, and its content if it is small.
+func (r *reader) describe(f *finding) error {
+	n := &f.change.Node
+	*n = manifest.Node{Kind: f.stat.Kind, Mode: f.stat.Mode, UID: f.stat.UID, GID: f.stat.GID, MTime: f.stat.MTime}
+	switch n.Kind {
+	case manifest.File:
+		return r.readFile(f)
+	case manifest.Symlink:
+		n.Mode = 0o777
+		target, err := r.a.root.Readlink(f.change.Path)
+		if err != nil {
+			return err
+		}
+		n.Target = target
+		in, err := r.a.root.Stat(f.change.Path)
+		if err == nil && !scan.Same(place.StatOf(in), f.stat) {
+			err = errUnstable
+		}
+		return err
+	}
+	return nil
+}
+
+func (r *reader) readFile(f *finding) error {
+	file, in, err := r.a.root.Open(f.change.Path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	f.stat = place.StatOf(in)
+	h, size, err := r.sum(file)
+	if err != nil {
+		return fmt.Errorf("read: %w", err)
+	}
+	after, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	if now, ok := statOf(after); !ok || !scan.Same(now, f.stat) || size != f.stat.Size {
+		return errUnstable
+	}
+	n := &f.change.Node
+	n.Mode, n.UID, n.GID, n.MTime = f.stat.Mode, f.stat.UID, f.stat.GID, f.stat.MTime
+	n.Size, n.Hash = size, h
+	if size <= content.SmallMax {
+		f.data = append(make([]byte, 0, size), r.buf[:size]...)
+	}
+	return nil
+}
+
+// sum reads to the end. What fits stays in buf.
+func (r *reader) sum(src io.Reader) (h manifest.Hash, size int64, err error) {
+	r.hash.Reset()
+	at := 0
+	for {
+		if at == len(r.buf) {
+			at = 0
+		}
+		n, err := src.Read(r.buf[at:])
+		r.hash.Write(r.buf[at : at+n])
+		at += n
+		size += int64(n)
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return h, size, err
+		}
+	}
+	r.hash.Sum(h[:0])
+	return h, size, nil
+}

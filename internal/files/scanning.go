@@ -1,0 +1,260 @@
+package files
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/lockstep-sync/lockstep/internal/files/manifest"
+	"github.com/lockstep-sync/lockstep/internal/files/scan"
+	"github.com/lockstep-sync/lockstep/internal/files/watch"
+)
+
+// scanQueue is the directories to be compared with the placed table.
+type scanQueue struct {
+	mu   sync.Mutex
+	dirs map[string]bool
+	hold *epoch
+}
+
+// take removes all; directories below others that are there too are left out.
+func (q *scanQueue) take() (dirs []string, hold *epoch) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, d := range slices.Sorted(maps.Keys(q.dirs)) {
+		if n := len(dirs); n > 0 && (dirs[n-1] == "" || strings.HasPrefix(d, dirs[n-1]+"/")) {
+			continue
+		}
+		dirs = append(dirs, d)
+	}
+	hold, q.hold, q.dirs = q.hold, nil, nil
+	return dirs, hold
+}
+
+// scanSoon has dir and all beneath it compared.
+func (a *Agent) scanSoon(dir string) {
+	q := &a.scanDue
+	q.mu.Lock()
+	if q.dirs == nil {
+		q.dirs, q.hold = map[string]bool{}, a.board.holdScan()
+	}
+	q.dirs[dir] = true
+	q.mu.Unlock()
+	select {
+	case a.rescan <- struct{}{}:
+	default:
+	}
+}
+
+func (a *Agent) rescanAll() { a.scanSoon("") }
+
+// scanLoop carries out scans, one at a time.
+func (a *Agent) scanLoop(ctx context.Context) {
+	slow := time.NewTicker(a.cfg.ScanEvery)
+	defer slow.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-slow.C:
+			a.rescanAll()
+			continue
+		case <-a.rescan:
+		}
+		dirs, hold := a.scanDue.take()
+		for _, dir := range dirs {
+			if err := a.scan(ctx, dir); err != nil && ctx.Err() == nil {
+				a.status.problem(dir, err)
+			}
+		}
+		if hold != nil {
+			a.board.endScan(hold)
+		}
+	}
+}
+
+// scan compares dir and what is beneath it with the placed table and has differences looked at. What is
+// gone is looked at only if it is not suspiciously much.
+func (a *Agent) scan(ctx context.Context, dir string) error {
+	a.checkRoot()
+	a.status.scanning(+1)
+	defer a.status.scanning(-1)
+	if err := a.board.hintWait(ctx, dir); err != nil {
+		return err
+	}
+	var gone []string
+	deleted := int64(0)
+	most := limit(a.guard.files.Load())
+	opts := scan.Options{Ignore: a.cfg.Ignore}
+	stats, err := scan.Compare(ctx, a.root.Fd(), dir, a.table, opts, func(d scan.Difference) error {
+		if d.Stat.Kind != manifest.Absent || d.Stat.Other {
+			return a.board.hintWait(ctx, d.Path)
+		}
+		if d.Placed.Stat.Kind == manifest.File {
+			deleted++
+		}
+		if deleted > most && !a.guard.confirmed() {
+			return errTooMany
+		}
+		gone = append(gone, d.Path)
+		return nil
+	})
+	for _, p := range stats.Problems {
+		a.status.problem(p.Path, p.Err)
+	}
+	switch {
+	case errors.Is(err, errTooMany):
+		a.stop(stopDeletions, fmt.Sprintf("more than %d of %d files are gone", most, a.guard.files.Load()),
+			"look whether that is meant; then confirm it")
+		return nil
+	case err != nil && dir != "":
+		return nil // gone or replaced: the look at dir itself says so
+	case err != nil:
+		return err
+	}
+	for _, path := range gone {
+		if err := a.board.hintWait(ctx, path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var errTooMany = errors.New("too many files are gone")
+
+func (g *guard) confirmed() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.allowed
+}
+
+func (a *Agent) openWatcher() error {
+	w, err := a.cfg.Watch(watch.Config{Root: a.cfg.Root, Work: a.cfg.Work, Ignore: a.cfg.Ignore, Log: a.log})
+	if err != nil {
+		return err
+	}
+	a.watchMu.Lock()
+	defer a.watchMu.Unlock()
+	a.watcher = w
+	return nil
+}
+
+func (a *Agent) currentWatcher() watch.Watcher {
+	a.watchMu.Lock()
+	defer a.watchMu.Unlock()
+	return a.watcher
+}
+
+// watchLoop turns events into hints.
+func (a *Agent) watchLoop(ctx context.Context) {
+	w := a.currentWatcher()
+	defer func() {
+		if err := w.Close(); err != nil {
+			a.log.Warn("close watcher", "err", err)
+		}
+	}()
+	for {
+		events, err := w.Read(ctx)
+		if err != nil {
+			if ctx.Err() == nil && !errors.Is(err, watch.ErrGone) {
+				a.broken(fmt.Errorf("watch: %w", err))
+			} else if ctx.Err() == nil {
+				a.checkRoot()
+			}
+			return
+		}
+		now := a.cfg.Now()
+		for _, e := range events {
+			a.event(e, now)
+		}
+	}
+}
+
+func (a *Agent) event(e watch.Event, now time.Time) {
+	switch e.Kind {
+	case watch.Look:
+		if !a.board.hint(e.Path, time.Time{}) {
+			a.rescanAll()
+		}
+	case watch.Settle:
+		if !a.board.hint(e.Path, now.Add(settleTime)) {
+			a.rescanAll()
+		}
+	case watch.Rescan:
+		a.scanSoon(e.Path)
+	case watch.Barrier:
+		a.barriers.reached(e.ID)
+	case watch.Gone:
+		a.stop(stopGone, "the directory vanished", "mount or restore it; it goes on by itself")
+	}
+}
+
+// barrierWaits are those who wait for the watcher to have delivered everything before a barrier.
+type barrierWaits struct {
+	mu      sync.Mutex
+	seen    map[uint64]bool
+	waiting map[uint64]chan struct{}
+}
+
+func (b *barrierWaits) reached(id uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if ch := b.waiting[id]; ch != nil {
+		delete(b.waiting, id)
+		close(ch)
+		return
+	}
+	if b.seen == nil {
+		b.seen = map[uint64]bool{}
+	}
+	b.seen[id] = true
+}
+
+func (b *barrierWaits) wait(ctx context.Context, id uint64) error {
+	b.mu.Lock()
+	if b.seen[id] {
+		delete(b.seen, id)
+		b.mu.Unlock()
+		return nil
+	}
+	if b.waiting == nil {
+		b.waiting = map[uint64]chan struct{}{}
+	}
+	ch := make(chan struct{})
+	b.waiting[id] = ch
+	b.mu.Unlock()
+	select {
+	case <-ch:
+		return nil
+	case <-ctx.Done():
+		b.mu.Lock()
+		delete(b.waiting, id)
+		b.mu.Unlock()
+		return ctx.Err()
+	}
+}
+
+// Flush returns when everything that changed on the disk before the call has been committed or found to need
+// no commit. It fails with ErrStopped while a guard holds the binding, and with ctx's error.
+func (a *Agent) Flush(ctx context.Context) error {
+	w := a.currentWatcher()
+	if w == nil {
+		return fmt.Errorf("flush: %w", errEnded)
+	}
+	id, err := w.Barrier()
+	if err != nil {
+		return fmt.Errorf("flush: %w", err)
+	}
+	if err := a.barriers.wait(ctx, id); err != nil {
+		return fmt.Errorf("flush: %w", err)
+	}
+	if err := a.board.settled(ctx); err != nil {
+		return fmt.Errorf("flush: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,155 @@
+package files
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lockstep-sync/lockstep/api"
+	"github.com/lockstep-sync/lockstep/internal/files/manifest"
+)
+
+// problemsMax bounds the list of problems; further ones are only counted.
+const problemsMax = 1000
+
+// status is what the agent says about itself. Safe for concurrent use.
+type status struct {
+	now     func() time.Time
+	pending atomic.Int64 // changes seen, not yet committed
+	drift   atomic.Uint64
+	settled [manifest.Refused + 1]atomic.Uint64
+	listed  atomic.Int64 // len(problems), so that the usual case takes no lock
+
+	mu       sync.Mutex
+	mode     string
+	why      string
+	scans    int
+	problems map[string]api.Problem
+	more     uint64
+	behind   time.Time // since when something waits to be placed; zero: nothing does
+}
+
+func (s *status) start(now func() time.Time) {
+	s.now, s.mode, s.problems = now, "scan", map[string]api.Problem{}
+}
+
+func (s *status) problem(path string, err error) { s.problemHint(path, err, "") }
+
+func (s *status) problemHint(path string, err error, hint string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old, known := s.problems[path]
+	if !known && len(s.problems) >= problemsMax {
+		s.more++
+		return
+	}
+	since := s.now()
+	if known && old.What == err.Error() {
+		since = old.Since
+	}
+	s.problems[path] = api.Problem{Path: api.EscapePath(path), What: err.Error(), Hint: hint, Since: since}
+	s.listed.Store(int64(len(s.problems)))
+}
+
+func (s *status) solved(path string) {
+	if s.listed.Load() == 0 {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.problems, path)
+	s.listed.Store(int64(len(s.problems)))
+}
+
+func (s *status) setMode(mode, why string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mode, s.why = mode, why
+}
+
+// scanning counts scans that run; without one the binding is live, if nothing else is said.
+func (s *status) scanning(by int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.scans += by
+	if s.mode == "stopped" {
+		return
+	}
+	if s.mode, s.why = "live", ""; s.scans > 0 {
+		s.mode, s.why = "scan", "comparing the disk with what was placed"
+	}
+}
+
+func (s *status) drifted() { s.drift.Add(1) }
+
+func (s *status) proposed(c manifest.OutcomeCode) { s.settled[c].Add(1) }
+
+// Counters count outcomes of this node's changes since Run.
+type Counters struct {
+	Accepted, Same, Conflicted, Superseded, Drifted uint64
+}
+
+// Counters returns what became of this node's changes.
+func (a *Agent) Counters() Counters {
+	n := func(c manifest.OutcomeCode) uint64 { return a.status.settled[c].Load() }
+	return Counters{
+		Accepted: n(manifest.Accepted), Same: n(manifest.Same), Conflicted: n(manifest.Conflicted),
+		Superseded: n(manifest.Superseded), Drifted: a.status.drift.Load(),
+	}
+}
+
+// Status returns this node's row of the directory's status; Role is the caller's to fill in, as is Mode when
+// the group itself catches up.
+func (a *Agent) Status() (api.DirNode, error) {
+	out := api.DirNode{Node: a.cfg.Node, Path: a.cfg.Root, Applied: a.cfg.Log.Applied(), Placed: a.board.placedIndex()}
+	view, err := a.cfg.Log.View()
+	if err != nil {
+		return out, err
+	}
+	defer view.Close()
+	digest, err := manifest.TreeDigest(view)
+	if err != nil {
+		return out, err
+	}
+	stats, err := manifest.ReadStats(view)
+	if err != nil {
+		return out, err
+	}
+	out.Digest, out.Conflicts = digest.String(), stats.Conflicts
+	if w := a.currentWatcher(); w != nil {
+		mode, why := w.Mode()
+		if out.Watcher = mode; why != "" {
+			out.Watcher += " (" + why + ")"
+		}
+	}
+	paths, bytes := a.board.backlog()
+	out.BehindFiles, out.BehindBytes = uint64(paths), uint64(max(bytes, 0))
+	out.Pending = uint64(max(a.status.pending.Load(), 0))
+	a.status.fill(&out)
+	for _, what := range a.placer.Problems() {
+		out.Problems = append(out.Problems, api.Problem{What: what})
+	}
+	for _, k := range a.kept {
+		out.Problems = append(out.Problems, api.Problem{Path: api.EscapePath(k.Origin), What: "kept aside as " + k.Path, Hint: "look at it and remove it"})
+	}
+	return out, nil
+}
+
+func (s *status) fill(out *api.DirNode) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out.Mode, out.Why = s.mode, s.why
+	now := s.now()
+	switch {
+	case out.BehindFiles == 0:
+		s.behind = time.Time{}
+	case s.behind.IsZero():
+		s.behind = now
+	default:
+		out.LagSeconds = now.Sub(s.behind).Seconds()
+	}
+	out.Problems = make([]api.Problem, 0, len(s.problems))
+	for _, p := range s.problems {
+		out.Problems = append(out.Problems, p)
+	}
+}
