@@ -240,7 +240,15 @@ func (n *node) confirmHere(_ context.Context, req groupRequest) (none, error) {
 	if err != nil {
 		return none{}, err
 	}
-	return none{}, h.agent.Confirm()
+	a, err := h.theAgent()
+	if err != nil {
+		return none{}, err
+	}
+	if err := a.Confirm(); err != nil {
+		return none{}, &api.Error{Code: api.CodeConflict, Op: "dir resume", Subject: h.group.Name, Why: err.Error(),
+			Hint: "lockstep dir status " + h.group.Name + " says what each node does"}
+	}
+	return none{}, nil
 }
 
 // DirWait has every node that is up commit what is on its disk now, and then waits until the nodes that were
@@ -333,16 +341,41 @@ func (n *node) flushHere(ctx context.Context, req groupRequest) (indexAnswer, er
 	if err != nil {
 		return indexAnswer{}, err
 	}
-	index, err := h.agent.Flush(ctx)
+	a, err := h.theAgent()
+	if err != nil {
+		return indexAnswer{}, err
+	}
+	if err := a.Flush(ctx); err != nil {
+		return indexAnswer{}, err
+	}
+	index, err := h.member.Barrier(ctx)
 	return indexAnswer{index}, err
 }
+
+// placedPoll is how often a binding's progress is looked at while somebody waits for it.
+const placedPoll = 2 * time.Millisecond
 
 func (n *node) placedHere(ctx context.Context, req groupRequest) (none, error) {
 	h, err := n.holding(req.Group)
 	if err != nil {
 		return none{}, err
 	}
-	return none{}, h.agent.WaitPlaced(ctx, req.Index)
+	t := time.NewTicker(placedPoll)
+	defer t.Stop()
+	for {
+		a, err := h.theAgent()
+		if err != nil {
+			return none{}, err
+		}
+		if a.Placed() >= req.Index {
+			return none{}, nil
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return none{}, ctx.Err()
+		}
+	}
 }
 
 // DirVerify has every node read and hash what it holds.
@@ -368,10 +401,28 @@ func (n *node) DirVerify(ctx context.Context, group string, repair bool, progres
 	return out, nil
 }
 
-func (n *node) verifyHere(ctx context.Context, req groupRequest) (api.DirVerifyNode, error) {
+func (n *node) verifyHere(ctx context.Context, req groupRequest) (out api.DirVerifyNode, err error) {
+	out = api.DirVerifyNode{Differences: []string{}, Damaged: []string{}}
 	h, err := n.holding(req.Group)
 	if err != nil {
-		return api.DirVerifyNode{}, err
+		return out, err
 	}
-	return h.agent.Verify(ctx, req.Repair)
+	a, err := h.theAgent()
+	if err != nil {
+		return out, err
+	}
+	v, err := a.Verify(ctx)
+	if err != nil {
+		return out, err
+	}
+	out.Files, out.Bytes = v.Files, v.Bytes
+	for _, d := range v.Found {
+		line := api.EscapePath(d.Path) + ": " + d.What
+		if d.Damage {
+			out.Damaged = append(out.Damaged, line)
+		} else {
+			out.Differences = append(out.Differences, line)
+		}
+	}
+	return out, nil
 }

@@ -135,7 +135,7 @@ func (n *node) followControl(ctx context.Context) {
 	retry := time.NewTicker(2 * time.Second)
 	defer retry.Stop()
 	for {
-		if err := n.agree(ctx, n.ctl.state()); err != nil && ctx.Err() == nil {
+		if err := n.agree(n.ctl.state()); err != nil && ctx.Err() == nil {
 			n.log.Error("cannot follow the control group; trying again", "err", err)
 		}
 		select {
@@ -147,7 +147,7 @@ func (n *node) followControl(ctx context.Context) {
 	}
 }
 
-func (n *node) agree(ctx context.Context, st *control.State) error {
+func (n *node) agree(st *control.State) error {
 	if st.Cluster.ID == "" {
 		return nil
 	}
@@ -172,7 +172,7 @@ func (n *node) agree(ctx context.Context, st *control.State) error {
 			errs = append(errs, n.release(g.ID))
 			continue
 		}
-		errs = append(errs, n.hold(ctx, g, m))
+		errs = append(errs, n.hold(g, m))
 	}
 	if next.Role != "" {
 		errs = append(errs, n.hints.update(next))

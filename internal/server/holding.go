@@ -4,36 +4,43 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/control"
 	"github.com/lockstep-sync/lockstep/internal/engine"
+	"github.com/lockstep-sync/lockstep/internal/files"
+	"github.com/lockstep-sync/lockstep/internal/files/manifest"
+	"github.com/lockstep-sync/lockstep/internal/files/place"
+	"github.com/lockstep-sync/lockstep/internal/kv"
 )
 
-// agent is what the server needs of files.Agent.
-type agent interface {
-	Status() api.DirNode
-	Flush(context.Context) (uint64, error)
-	WaitPlaced(context.Context, uint64) error
-	Verify(ctx context.Context, repair bool) (api.DirVerifyNode, error)
-	Confirm() error
-}
-
-// holding is this node's part of a files group: the replica, and the agent that keeps a directory in step with it.
+// holding is this node's part of a files group: the replica, and the agent that keeps a directory in step with
+// it. The replica runs whether or not the directory can be used; the agent is opened again and again until it can.
 type holding struct {
-	id      uint64
+	n       *node
+	group   control.Group // as it was when the holding started; what never changes is used
 	replica uint64
 	path    string
 	member  member
 	grp     *engine.Group    // nil while observing
 	obs     *engine.Observer // nil while voting
-	agent   agent
+	session *engine.Session
+
+	agent atomic.Pointer[files.Agent]
+	fault atomic.Pointer[error] // why there is no agent
+
+	stop  context.CancelFunc
+	tasks sync.WaitGroup
 }
 
-const serviceContent = "files.content"
-
-func (n *node) serveContent(ctx context.Context, from uint64, conn net.Conn) {}
+// agentRetry is the pause between attempts to open a binding that cannot be used.
+const agentRetry = 2 * time.Second
 
 func (n *node) holding(group uint64) (*holding, error) {
 	n.mu.Lock()
@@ -45,8 +52,275 @@ func (n *node) holding(group uint64) (*holding, error) {
 	return h, nil
 }
 
-func (n *node) hold(ctx context.Context, g *control.Group, m control.Member) error { return nil }
-func (n *node) release(group uint64) error                                         { return nil }
-func (n *node) closeHoldings()                                                     {}
-func (h *holding) ready() (bool, string)                                           { return true, "" }
-func (h *holding) describe(r *report) error                                        { return errors.New("x") }
+// hold starts this node's part of a group, or brings a running one up to date.
+func (n *node) hold(g *control.Group, m control.Member) error {
+	n.mu.Lock()
+	h, ok := n.holdings[g.ID]
+	n.mu.Unlock()
+	nodes := map[uint64]uint64{}
+	for _, other := range g.Members {
+		nodes[other.Replica] = other.Node
+	}
+	if ok && h.replica == m.Replica && h.path == m.Path {
+		if h.grp != nil {
+			h.grp.SetNodes(nodes)
+		}
+		return nil
+	}
+	if ok { // another incarnation
+		if err := n.release(g.ID); err != nil {
+			return err
+		}
+	}
+	h, err := n.startHolding(g, m, nodes)
+	if err != nil {
+		return fmt.Errorf("group %s: %w", g.Name, err)
+	}
+	n.mu.Lock()
+	n.holdings[g.ID] = h
+	n.mu.Unlock()
+	return nil
+}
+
+func (n *node) startHolding(g *control.Group, m control.Member, nodes map[uint64]uint64) (*holding, error) {
+	h := &holding{n: n, group: *g, replica: m.Replica, path: m.Path}
+	h.session = n.eng.NewSession(g.ID, groupVoters{n, g.ID}, newSessionID())
+	policy, err := manifest.ParsePolicy(g.Conflict)
+	if err != nil {
+		return nil, err
+	}
+	machine := manifest.New(manifest.Config{Policy: policy, Changed: h.changed, Restored: h.restored})
+	if m.Role == control.RoleObserver {
+		h.obs, err = n.eng.Observe(engine.ObserverConfig{
+			ID: g.ID, Cluster: n.id.Cluster(), History: g.History, Machine: machine, Differ: differ{}, Members: groupVoters{n, g.ID},
+		})
+		h.member = h.obs
+	} else {
+		cfg := engine.GroupConfig{ID: g.ID, Replica: m.Replica, Machine: machine, Differ: differ{}, Nodes: nodes, Floor: h.floor}
+		if contains(g.Initial, m.Replica) {
+			cfg.Initial = g.Initial
+		}
+		h.grp, err = n.eng.StartGroup(cfg)
+		h.member = h.grp
+	}
+	if err != nil {
+		return nil, err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	h.stop = stop
+	h.tasks.Go(func() { h.keepAgent(ctx) })
+	return h, nil
+}
+
+// changed and restored hand the machine's events on. What happens while there is no agent is not lost: an agent
+// that opens walks the whole manifest.
+func (h *holding) changed(index uint64, changes []manifest.Changed) {
+	if a := h.agent.Load(); a != nil {
+		a.Changed(index, changes)
+	}
+}
+
+func (h *holding) restored(index uint64) {
+	if a := h.agent.Load(); a != nil {
+		a.Restored(index)
+	}
+}
+
+// floor keeps entries in the log whose contents are not yet safely on disk here.
+func (h *holding) floor() uint64 {
+	if a := h.agent.Load(); a != nil {
+		return a.Floor()
+	}
+	return 0
+}
+
+// keepAgent has an agent whenever the directory can be used.
+func (h *holding) keepAgent(ctx context.Context) {
+	for ctx.Err() == nil {
+		a, err := h.openAgent()
+		if err == nil {
+			h.fault.Store(nil)
+			h.agent.Store(a)
+			err = a.Run(ctx)
+			h.agent.Store(nil)
+			err = errors.Join(err, a.Close())
+		}
+		if ctx.Err() != nil {
+			if err != nil {
+				h.n.log.Warn("binding not closed cleanly", "group", h.group.Name, "err", err)
+			}
+			return
+		}
+		h.fault.Store(&err)
+		h.n.log.Error("binding cannot be used", "group", h.group.Name, "path", h.path, "err", err)
+		select {
+		case <-time.After(agentRetry):
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (h *holding) openAgent() (*files.Agent, error) {
+	table := kv.Prefixed(h.n.state, tablePrefix(h.group.ID, h.replica))
+	work, err := h.workDir(table)
+	if err != nil {
+		return nil, err
+	}
+	return files.New(files.Config{
+		GroupID: h.markerID(), Created: h.group.Created, Node: h.n.id.Name(), Root: h.path, Work: work,
+		Table: kv.Prefixed(table, []byte("t/")), Chunks: kv.Prefixed(table, []byte("c/")),
+		Log: groupLog{h}, Peers: groupPeers{h}, Owner: os.Geteuid() == 0, ReadOnly: h.group.Mode == "readonly",
+		Logger: h.n.log.With("group", h.group.Name),
+	})
+}
+
+// workDir finds the work area; a directory that is bound for the first time is marked before.
+func (h *holding) workDir(table kv.Reader) (string, error) {
+	preferred := h.n.data.sub(fmt.Sprintf("work/%d-%d", h.group.ID, h.replica))
+	work, err := place.WorkDir(preferred, h.path)
+	if !errors.Is(err, place.ErrMarkerMissing) {
+		return work, err
+	}
+	fresh := true
+	if e := table.Scan(nil, nil, func(_, _ []byte) error { fresh = false; return kv.ErrStop }); e != nil {
+		return "", e
+	}
+	if !fresh {
+		return "", err
+	}
+	if err := place.EnsureMarker(h.path, h.markerID(), h.group.Created); err != nil {
+		return "", err
+	}
+	return place.WorkDir(preferred, h.path)
+}
+
+func (h *holding) markerID() string { return fmt.Sprintf("%x", h.group.History) }
+
+// tablePrefix is where a binding keeps what is its own; a new incarnation begins with nothing.
+func tablePrefix(group, replica uint64) []byte {
+	return fmt.Appendf(nil, "p/%016x-%016x/", group, replica)
+}
+
+// close stops the agent and, while observing, the replica; a voter's replica belongs to the engine.
+func (h *holding) close() {
+	h.stop()
+	h.tasks.Wait()
+	if h.obs != nil {
+		h.obs.Close()
+	}
+}
+
+// release ends this node's part of a group for good. The directory's files stay.
+func (n *node) release(group uint64) error {
+	n.mu.Lock()
+	h, ok := n.holdings[group]
+	delete(n.holdings, group)
+	n.mu.Unlock()
+	if !ok {
+		return nil
+	}
+	h.close()
+	if err := n.eng.StopGroup(group, true); err != nil {
+		return err
+	}
+	prefix := tablePrefix(group, h.replica)
+	b := n.state.Batch()
+	defer b.Discard()
+	if err := b.DeleteRange(prefix, kv.PrefixEnd(prefix)); err != nil {
+		return err
+	}
+	n.log.Info("group released; its files stay", "group", h.group.Name, "path", h.path)
+	return errors.Join(b.Commit(), os.RemoveAll(n.data.sub(fmt.Sprintf("work/%d-%d", group, h.replica))))
+}
+
+func (n *node) closeHoldings() {
+	n.mu.Lock()
+	holdings := n.holdings
+	n.holdings = map[uint64]*holding{}
+	n.mu.Unlock()
+	var wait sync.WaitGroup
+	for _, h := range holdings {
+		wait.Go(h.close)
+	}
+	wait.Wait()
+}
+
+// theAgent is the agent, or why there is none.
+func (h *holding) theAgent() (*files.Agent, error) {
+	if a := h.agent.Load(); a != nil {
+		return a, nil
+	}
+	why := "it is being opened"
+	if e := h.fault.Load(); e != nil && *e != nil {
+		why = (*e).Error()
+	}
+	return nil, &api.Error{Code: api.CodeUnavailable, Op: "dir", Subject: h.n.id.Name() + ":" + h.path, Why: why,
+		Hint: "see to the directory; the node takes it up by itself"}
+}
+
+// ready holds once the binding has been compared with the group.
+func (h *holding) ready() (bool, string) {
+	a, err := h.theAgent()
+	if err != nil {
+		return false, err.Error()
+	}
+	st, err := a.Status()
+	if err != nil {
+		return false, err.Error()
+	}
+	if st.Mode == "scan" {
+		return false, "the directory is being compared with the group: " + st.Why
+	}
+	return true, ""
+}
+
+// describe adds the binding's account to a report.
+func (h *holding) describe(r *report) error {
+	a, err := h.theAgent()
+	if err != nil {
+		r.Dir = &api.DirNode{Mode: "stopped", Why: err.Error(), Problems: []api.Problem{}}
+		return nil
+	}
+	d, err := a.Status()
+	if err != nil {
+		return err
+	}
+	view := h.member.View()
+	defer view.Close()
+	stats, err := manifest.ReadStats(view)
+	if err != nil {
+		return err
+	}
+	r.Digest, r.Files, r.Bytes = d.Digest, stats.Files, stats.Bytes
+	r.Dir = &d
+	return nil
+}
+
+func (n *node) serveContent(ctx context.Context, _ uint64, conn net.Conn) {
+	var head [8]byte
+	if _, err := io.ReadFull(conn, head[:]); err != nil {
+		return
+	}
+	group, _ := groupOf(head[:])
+	h, err := n.holding(group)
+	if err != nil {
+		return
+	}
+	a, err := h.theAgent()
+	if err != nil {
+		return
+	}
+	if err := a.ServeContent(ctx, conn); err != nil && ctx.Err() == nil && !errors.Is(err, io.EOF) {
+		n.log.Debug("content stream ended", "group", h.group.Name, "err", err)
+	}
+}
+
+// differ moves only directories that differ when a whole manifest is needed.
+type differ struct{}
+
+func (differ) ServeDiff(view kv.Reader, rw io.ReadWriter) error { return manifest.ServeDiff(view, rw) }
+
+func (differ) FetchDiff(local kv.Reader, rw io.ReadWriter, tx kv.Tx) error {
+	_, err := manifest.FetchDiff(local, rw, tx.Set, tx.Delete)
+	return err
+}

@@ -50,8 +50,15 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			gauge(c.term, float64(st.Term), g.Name)
 			gauge(c.leader, boolean(st.Role == core.Leader), g.Name)
 		}
-		if h, err := c.n.holding(g.ID); err == nil {
-			d := h.agent.Status()
+		h, err := c.n.holding(g.ID)
+		if err != nil {
+			continue
+		}
+		if a, err := h.theAgent(); err == nil {
+			d, err := a.Status()
+			if err != nil {
+				continue
+			}
 			gauge(c.behindFiles, float64(d.BehindFiles), g.Name)
 			gauge(c.behindBytes, float64(d.BehindBytes), g.Name)
 			gauge(c.lag, d.LagSeconds, g.Name)

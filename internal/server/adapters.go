@@ -1,0 +1,98 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"net"
+
+	"github.com/lockstep-sync/lockstep/internal/control"
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/files"
+	"github.com/lockstep-sync/lockstep/internal/kv"
+)
+
+// serviceContent is the transport service behind files.Peers.Dial: a group id, then what files.Agent serves.
+const serviceContent = "files.content"
+
+// groupVoters tells sessions and observers where a group's voters are.
+type groupVoters struct {
+	n     *node
+	group uint64
+}
+
+func (v groupVoters) Voters() []uint64 { return v.n.votersOf(v.group) }
+
+// groupLog is the group as its agent sees it.
+type groupLog struct{ h *holding }
+
+func (l groupLog) Propose(ctx context.Context, payload []byte) (uint64, []byte, error) {
+	a, err := l.h.session.Propose(ctx, l.ack(), payload)
+	return a.Position.Index, a.Result, err
+}
+
+// ack is at least quorum: what a binding must know of its change is the machine's result.
+func (l groupLog) ack() core.Ack {
+	if l.h.group.Ack == "all" {
+		return core.AckAll
+	}
+	return core.AckQuorum
+}
+
+func (l groupLog) Barrier(ctx context.Context) (uint64, error) { return l.h.member.Barrier(ctx) }
+func (l groupLog) Applied() uint64                             { return l.h.member.Applied().Index }
+func (l groupLog) View() (kv.View, error)                      { return l.h.member.View(), nil }
+func (l groupLog) Backlog() int                                { return l.h.session.Backlog() }
+
+// groupPeers are the other members of the group, for contents.
+type groupPeers struct{ h *holding }
+
+func (p groupPeers) List() (peers []files.Peer) {
+	n := p.h.n
+	st := n.ctl.state()
+	g, ok := st.Group(p.h.group.ID)
+	if !ok {
+		return nil
+	}
+	up := map[uint64]bool{}
+	for _, s := range n.net.Peers() {
+		up[s.Node] = s.Up
+	}
+	for _, m := range g.Members {
+		if m.Node != n.self {
+			peers = append(peers, files.Peer{ID: m.Node, Name: n.nameOf(m.Node), Up: up[m.Node]})
+		}
+	}
+	return peers
+}
+
+func (p groupPeers) Dial(ctx context.Context, node uint64) (net.Conn, error) {
+	conn, err := p.h.n.net.Open(ctx, node, serviceContent)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := conn.Write(groupBytes(p.h.group.ID)); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("open contents of group %s at %s: %w", p.h.group.Name, p.h.n.nameOf(node), err)
+	}
+	return conn, nil
+}
+
+// Acks is how many others must hold a content before an entry may name it: a quorum's worth with this node, or
+// everybody.
+func (p groupPeers) Acks() int {
+	g, ok := p.h.n.ctl.state().Group(p.h.group.ID)
+	if !ok {
+		return 0
+	}
+	switch g.Ack {
+	case "local":
+		return 0
+	case "all":
+		return len(g.Members) - 1
+	}
+	others := len(g.Voters())/2 + 1
+	if m, ok := g.Member(p.h.n.self); ok && m.Role == control.RoleVoter {
+		others--
+	}
+	return others
+}
