@@ -171,7 +171,7 @@ func (v *vandal) step() {
 // TestNothingIsMissed lets several vandals loose on a tree while a view follows the hints.
 func TestNothingIsMissed(t *testing.T) {
 	allModes(t, func(t *testing.T, mode Mode) {
-		for round := range 6 {
+		for round := range 4 {
 			seed := uint64(time.Now().UnixNano()) + uint64(round)
 			t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { vandalise(t, mode, seed) })
 		}
@@ -187,7 +187,7 @@ func vandalise(t *testing.T, mode Mode, seed uint64) {
 	for n := range 3 {
 		vandals.Go(func() {
 			v := &vandal{rnd: rand.New(rand.NewPCG(seed, uint64(n))), top: r.top, out: out}
-			for range 700 {
+			for range 500 {
 				v.step()
 			}
 		})

@@ -132,7 +132,7 @@ func TestUnprivileged(t *testing.T) {
 func TestBurst(t *testing.T) {
 	allModes(t, func(t *testing.T, mode Mode) {
 		dirs := 100 // of 200 files
-		if mode == Poll {
+		if mode != Fanotify {
 			dirs = 10
 		}
 		r := newRig(t, Config{Force: mode})
