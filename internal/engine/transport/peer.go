@@ -26,6 +26,7 @@ type peer struct {
 	mu      sync.Mutex
 	track   tracker
 	running bool
+	verify  int // attempts left to find out whether the process is gone
 	queue   []outgoing
 	spare   []outgoing // the other half of a double buffer
 	held    int        // messages in queue or being written
@@ -71,10 +72,18 @@ func (p *peer) send(group uint64, msgs []*raftpb.Message) {
 		p.held++
 		p.bytes += cost
 	}
-	start := !p.running && len(p.queue) > 0
+	start := len(p.queue) > 0
+	p.mu.Unlock()
 	if start {
-		p.running = true
+		p.wake()
 	}
+}
+
+// wake makes the peer's goroutine look for work; the first time it starts it.
+func (p *peer) wake() {
+	p.mu.Lock()
+	start := !p.running
+	p.running = true
 	p.mu.Unlock()
 	if start {
 		p.t.spawn(p.run)
@@ -119,28 +128,26 @@ func (p *peer) discard(part []outgoing) {
 	p.release(part)
 }
 
-// run dials whenever there is something to send, and once after a connection was lost: that tells the end of the
+// run dials whenever there is something to send, and after a connection was lost: that tells the end of the
 // process from the end of a connection.
 func (p *peer) run() {
 	wait := time.Duration(0)
-	for again := false; ; {
-		if !again && !p.awaitWork() {
+	for {
+		if !p.verifying() && !p.awaitWork() || p.t.ctx.Err() != nil {
 			return
 		}
-		if p.t.ctx.Err() != nil {
-			return
-		}
+		began := time.Now()
 		l, err := p.openLink()
 		if err == nil {
-			began := time.Now()
 			p.writeLink(l)
-			again = true
 			if time.Since(began) > backoffMax {
 				wait = 0
+			}
+			if wait == 0 { // at once, unless connections keep breaking
+				wait = backoffMin
 				continue
 			}
 		} else {
-			again = false
 			p.dialError(err)
 			p.discard(p.take()) // raft repeats what still matters
 		}
@@ -149,6 +156,20 @@ func (p *peer) run() {
 			return
 		}
 	}
+}
+
+// verifyDials is how often a lost peer is dialed, with back-off, before the next message decides. More than once,
+// because a process that is being killed may still answer the first attempt with a reset.
+const verifyDials = 5
+
+func (p *peer) verifying() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.verify == 0 {
+		return false
+	}
+	p.verify--
+	return true
 }
 
 func (p *peer) awaitWork() bool {
@@ -201,6 +222,7 @@ func (p *peer) openLink() (*link, error) {
 	}
 	p.mu.Lock()
 	p.lastErr = ""
+	p.verify = 0
 	p.mu.Unlock()
 	return l, nil
 }
@@ -287,10 +309,16 @@ func (p *peer) lost(l *link) {
 	was := p.track.up
 	cut := p.track.lost(l)
 	gone := was && !p.track.up
+	if l.why != 0 {
+		p.verify = verifyDials
+	}
 	p.mu.Unlock()
 	p.cut(cut)
 	if gone {
 		p.loseCalls() // whoever waits for an answer would wait for the kernel's patience
+	}
+	if l.why != 0 {
+		p.wake()
 	}
 }
 
@@ -304,6 +332,9 @@ func (p *peer) dialFailed(why Why) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.track.dialFailed(why)
+	if why == Refused || why == Goodbye {
+		p.verify = 0
+	}
 }
 
 func (p *peer) goodbye(l *link) {

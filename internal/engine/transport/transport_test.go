@@ -293,9 +293,10 @@ func TestGoodbye(t *testing.T) {
 	f := newFarm(t, 1)
 	a, b, c := f.node(1, nil, nil), f.node(2, nil, nil), f.node(3, nil, nil)
 	a.Send(2, 1, message("x")) // b has only an inbound link
-	c.Send(2, 1, message("y"))
-	b.Send(3, 1, message("z")) // c has both
 	b.expect("x")
+	c.Send(2, 1, message("y"))
+	b.expect("y")
+	b.Send(3, 1, message("z")) // c has both
 	c.expect("z")
 	a.wantEvent(event{2, true, Connected})
 	c.wantEvent(event{2, true, Connected})
