@@ -134,7 +134,7 @@ func (w *worker) madeDir(j *job, in vfs.Info) {
 // settleDirs gives directories their metadata, deepest first, after everything in them is placed: what their
 // task wants, or else the mtime that they had before.
 func (b *batch) settleDirs() []Touched {
-	dirs := slices.DeleteFunc(b.all, func(d *dirState) bool { return !d.touched && !d.pending })
+	dirs := slices.DeleteFunc(b.all, func(d *dirState) bool { return !d.touched && !d.pending && len(d.in) == 0 })
 	slices.SortFunc(dirs, func(x, y *dirState) int { return cmp.Compare(y.path, x.path) })
 	var out []Touched
 	for _, d := range dirs {
@@ -174,7 +174,7 @@ func (b *batch) settle(d *dirState) (vfs.Info, error) {
 		d.foreign = true
 	}
 	if !d.pending {
-		if d.foreign || cur.MTime == d.before.MTime {
+		if !d.touched || d.foreign || cur.MTime == d.before.MTime {
 			return cur, nil
 		}
 		if err := setMTime(fd, d.before.MTime); err != nil {

@@ -30,6 +30,17 @@ func newFixture(t testing.TB) *fixture {
 	return openFixture(t, t.TempDir())
 }
 
+// newMemoryFixture is newFixture in memory if possible: for tests of very many small runs.
+func newMemoryFixture(t testing.TB) *fixture {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "place")
+	if err != nil {
+		return newFixture(t)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return openFixture(t, dir)
+}
+
 func openFixture(t testing.TB, dir string) *fixture {
 	t.Helper()
 	f := &fixture{t: t, root: dir + "/root", work: dir + "/work", bytes: &memory{}}

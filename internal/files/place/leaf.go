@@ -176,6 +176,7 @@ func (w *worker) metadata(j *job, cur vfs.Info) Result {
 	}
 	if err == nil {
 		w.p.at("metadata", j.Path)
+		w.dir.in = append(w.dir.in, j.i)
 		_, err = w.p.setMetadata(fd, in, &j.Want)
 	}
 	if err == nil {

@@ -69,7 +69,8 @@ type editor struct {
 	path  string // absolute
 	token string
 	held  *os.File // opened for writing, or (a directory) for making files in it, before the placer came
-	wrote bool     // the token was written
+	wrote bool     // the token was written, or will be
+	waits bool     // it will be: a lease stands in the way
 	later sync.WaitGroup
 }
 
@@ -98,7 +99,7 @@ func (e *editor) writeInPlace() {
 	}
 	fd, err := unix.Open(e.path, unix.O_WRONLY|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0o600)
 	if err == unix.EAGAIN {
-		e.wrote = true
+		e.wrote, e.waits = true, true
 		found := ref
 		ref = -1
 		e.later.Go(func() {
@@ -220,7 +221,7 @@ func TestEditorsRace(t *testing.T) {
 
 // raceOnce runs c with an edit at step k and says whether there was a step k.
 func raceOnce(t *testing.T, c raceCase, name string, edit func(*editor), k int) bool {
-	f := newFixture(t)
+	f := newMemoryFixture(t)
 	defer f.p.Close()
 	f.must(Done, Task{Path: "d", Want: dirNode(1)})
 	have := c.have(f)
@@ -290,7 +291,7 @@ func TestTwoEditorsRace(t *testing.T) {
 
 // raceTwice edits at the exchange (or move aside) and again k steps later.
 func raceTwice(t *testing.T, c raceCase, first, second func(*editor), k int) bool {
-	f := newFixture(t)
+	f := newMemoryFixture(t)
 	defer f.p.Close()
 	f.must(Done, Task{Path: "d", Want: dirNode(1)})
 	have := c.have(f)
