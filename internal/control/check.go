@@ -3,6 +3,7 @@ package control
 import (
 	"path"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/lockstep-sync/lockstep/api"
 )
@@ -75,6 +76,11 @@ func (x *execution) checkBinding(op, node, dir string) (*Node, string, *api.Erro
 	if !path.IsAbs(dir) || strings.ContainsRune(dir, 0) {
 		return nil, "", &api.Error{Code: api.CodeUsage, Op: op, Subject: node + ":" + dir, Why: "the path is not absolute",
 			Hint: "give the whole path, from /"}
+	}
+	// Commands are JSON, which has no other bytes; what came in its place names another directory.
+	if !utf8.ValidString(dir) || strings.ContainsRune(dir, utf8.RuneError) {
+		return nil, "", &api.Error{Code: api.CodeUsage, Op: op, Subject: node + ":" + dir, Why: "the path of a binding must be UTF-8",
+			Hint: "choose or rename the directory; names below it may hold any byte"}
 	}
 	dir = path.Clean(dir)
 	if dir == "/" {

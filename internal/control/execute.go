@@ -1,7 +1,6 @@
 package control
 
 import (
-	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -24,6 +23,9 @@ type execution struct {
 
 // run returns a storage error, or a result that may hold a refusal.
 func (x *execution) run(c *Command) (Result, error) {
+	if c.Init == nil && x.s.Cluster.ID == "" {
+		return refuse(api.CodeUnavailable, "control", "", "the cluster has not been started yet", "try again in a moment"), nil
+	}
 	switch {
 	case c.Init != nil:
 		return x.init(c.Init)
@@ -53,6 +55,12 @@ func (x *execution) init(c *Init) (Result, error) {
 	if x.s.Cluster.ID != "" {
 		return Result{Node: 1}, nil
 	}
+	if c.Cluster.ID == "" {
+		return refuse(api.CodeUsage, "serve", "", "a cluster needs an id", "start the node again"), nil
+	}
+	if why := checkName(c.Node.Name); why != "" {
+		return refuse(api.CodeUsage, "serve", c.Node.Name, why, "choose another with --name"), nil
+	}
 	n := c.Node
 	n.ID, n.Joined = 1, x.now
 	g := Group{
@@ -66,6 +74,9 @@ func (x *execution) init(c *Init) (Result, error) {
 
 func (x *execution) addToken(t *Token) (Result, error) {
 	t.Created, t.Used, t.Revoked = x.now, 0, false
+	if _, exists := x.s.Token(t.ID); exists || t.ID == "" {
+		return refuse(api.CodeConflict, "token create", t.ID, "a token of this id exists", "create another"), nil
+	}
 	if !t.Expires.After(x.now) {
 		return refuse(api.CodeUsage, "token create", t.ID, "it would have expired already", "give a longer --ttl"), nil
 	}
@@ -276,21 +287,16 @@ func (x *execution) put(pairs ...any) error {
 	return nil
 }
 
+// audit adds a record of the change and keeps the newest maxAudit.
 func (x *execution) audit(by string) error {
-	key := idKey(tagAudit, x.index)
-	key = binary.BigEndian.AppendUint32(key, uint32(len(x.s.Audit)))
+	seq := uint64(1)
+	if n := len(x.s.Audit); n > 0 {
+		seq = x.s.Audit[n-1].Seq + 1
+	}
 	if len(x.s.Audit) >= maxAudit {
-		var oldest []byte
-		err := x.tx.Scan([]byte{tagAudit}, []byte{tagAudit + 1}, func(k, _ []byte) error {
-			oldest = slices.Clone(k)
-			return kv.ErrStop
-		})
-		if err != nil {
-			return err
-		}
-		if err := x.tx.Delete(oldest); err != nil {
+		if err := x.tx.Delete(idKey(tagAudit, x.s.Audit[0].Seq)); err != nil {
 			return err
 		}
 	}
-	return x.put(key, Audit{Index: x.index, Time: x.now, By: by, What: x.what})
+	return x.put(idKey(tagAudit, seq), Audit{Seq: seq, Index: x.index, Time: x.now, By: by, What: x.what})
 }

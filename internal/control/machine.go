@@ -18,7 +18,7 @@ const maxAudit = 1000
 
 // The keys: one tag byte, then an id (big-endian, so that ids sort).
 const (
-	tagAudit   = 'a' // + index + counter
+	tagAudit   = 'a' // + sequence number
 	tagCluster = 'c'
 	tagGroup   = 'g' // + id
 	tagNode    = 'n' // + id

@@ -49,7 +49,7 @@ func PlanMembership(g *Group, conf *raftpb.ConfState, caughtUp func(replica uint
 		return cc, fmt.Sprintf("replica %d has caught up and takes the place of %d", ready[0], stale[0])
 	case len(ready) > 0:
 		return change(raftpb.ConfChangeAddNode, ready[0]), fmt.Sprintf("replica %d has caught up: it votes", ready[0])
-	case len(stale) > len(waiting):
+	case len(stale) > len(waiting) && len(stale) < len(conf.GetVoters()): // somebody has to go on voting
 		return change(raftpb.ConfChangeRemoveNode, stale[0]), fmt.Sprintf("replica %d is no longer a member", stale[0])
 	}
 	return nil, ""

@@ -84,6 +84,7 @@ type Token struct {
 
 // Audit is one change of membership, settings or access.
 type Audit struct {
+	Seq   uint64    `json:"seq"`
 	Index uint64    `json:"index"`
 	Time  time.Time `json:"time"`
 	By    string    `json:"by"`
