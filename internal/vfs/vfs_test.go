@@ -124,7 +124,7 @@ func TestOpenReadsRegularFilesOnly(t *testing.T) {
 // TestStatWaysAgree: a directory listing, a look by name and one by descriptor say the same.
 func TestStatWaysAgree(t *testing.T) {
 	r, top := tree(t, Options{}, "dir/file", "dir/sub/x")
-	must(t, os.Chmod(filepath.Join(top, "dir/file"), 0o4711))
+	must(t, unix.Chmod(filepath.Join(top, "dir/file"), 0o4711))
 	must(t, os.Chtimes(filepath.Join(top, "dir/file"), time.Unix(-5, 7), time.Unix(-5, 7)))
 	d, err := r.OpenDir("dir")
 	must(t, err)

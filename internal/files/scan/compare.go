@@ -115,7 +115,7 @@ func (c *comparison) merge(me *compareWorker, dir string, found []vfs.Entry) err
 	err := c.placed.Children(dir, func(name string, p place.Placed) error {
 		appeared(name, false)
 		if next == len(found) || found[next].Name != name {
-			if p.Stat.Kind != manifest.Absent && !c.opts.Ignore(vfs.Join(dir, name)) {
+			if p.Stat.Kind != manifest.Absent && !c.ignored(dir, name) {
 				me.missing = append(me.missing, name)
 			}
 			return nil
@@ -242,7 +242,7 @@ func (c *comparison) goneTree(ctx context.Context, path string, p place.Placed) 
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if p.Stat.Kind == manifest.Absent || c.opts.Ignore(path) {
+	if p.Stat.Kind == manifest.Absent || c.ignored("", path) {
 		return nil
 	}
 	if p.Stat.Kind == manifest.Dir {

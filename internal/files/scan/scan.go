@@ -125,9 +125,6 @@ func newWalk(root int, from string, opts Options) (*walk, error) {
 	if w.workers <= 0 {
 		w.workers = DefaultWorkers
 	}
-	if w.opts.Ignore == nil {
-		w.opts.Ignore = func(string) bool { return false }
-	}
 	w.idle.L = &w.mu
 	w.stats.Dirs = 1
 	return w, nil
@@ -255,16 +252,22 @@ func (r *reader) read(w *walk, dir string) ([]vfs.Entry, error) {
 	}
 	kept := found[:0]
 	for i := range found {
-		path := vfs.Join(dir, found[i].Name)
-		if w.opts.Ignore(path) {
+		if w.ignored(dir, found[i].Name) {
 			continue
 		}
+		if found[i].Err == nil && found[i].Info.Kind == vfs.Dir && found[i].Info.Dev != w.dev {
+			found[i].Err = ErrOtherFileSystem
+		}
 		if found[i].Err != nil {
-			w.problem(path, found[i].Err)
+			w.problem(vfs.Join(dir, found[i].Name), found[i].Err)
 		}
 		kept = append(kept, found[i])
 	}
 	return kept, nil
+}
+
+func (w *walk) ignored(dir, name string) bool {
+	return w.opts.Ignore != nil && w.opts.Ignore(vfs.Join(dir, name))
 }
 
 // convert drops entries that could not be looked at and gives the rest as Entry.
