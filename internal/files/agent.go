@@ -177,8 +177,8 @@ func (a *Agent) open() (err error) {
 	if a.guard.mount, err = place.MountID(a.cfg.Root); err != nil {
 		return err
 	}
-	// A directory is opened anew after a few milliseconds: see vfs.Options.
-	if a.root, err = vfs.OpenRoot(a.cfg.Root, vfs.Options{CacheDirs: 64, CacheFor: 20 * time.Millisecond}); err != nil {
+	// Directories are opened anew for every look: a kept descriptor would show a tree that was moved away.
+	if a.root, err = vfs.OpenRoot(a.cfg.Root, vfs.Options{}); err != nil {
 		return err
 	}
 	if a.placer, err = place.New(place.Config{Root: a.cfg.Root, Work: a.cfg.Work, Owner: a.cfg.Owner, Log: a.log}); err != nil {

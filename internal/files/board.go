@@ -25,6 +25,7 @@ var (
 // want is a path that has to be brought to a state.
 type want struct {
 	manifest.Changed
+	index  uint64 // position of the state that Node is of
 	epochs []*epoch
 	tries  int
 }
@@ -187,16 +188,32 @@ func (b *board) claimLook(st *pathState) {
 	st.heldEpochs, st.lookEpochs = append(st.heldEpochs, st.lookEpochs...), nil
 }
 
-// alsoLook claims path for a look in passing; if somebody has it, it is looked at afterwards.
-func (b *board) alsoLook(path string) bool {
+// follow asks for a look at path that follows from one at `from`, which is claimed: who waits for that one
+// waits for this one too.
+func (b *board) follow(from, path string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.followLocked(b.paths[from], path)
+}
+
+func (b *board) followLocked(from *pathState, path string) {
+	st := b.state(path)
+	st.look = true
+	st.lookEpochs = append(st.lookEpochs, hold(from.heldEpochs)...)
+	b.queueLook(path, st)
+}
+
+// alsoLook is follow, but claims path at once if nobody has it; else it returns false.
+func (b *board) alsoLook(from, path string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	st := b.state(path)
 	if st.claim != free {
-		b.hintLocked(path, time.Time{})
+		b.followLocked(b.paths[from], path)
 		return false
 	}
 	b.claimLook(st)
+	st.heldEpochs = append(st.heldEpochs, hold(b.paths[from].heldEpochs)...)
 	return true
 }
 
@@ -252,7 +269,7 @@ func (b *board) commit(index uint64, changes []manifest.Changed) bool {
 	}
 	ep := b.placing.current(index)
 	for i := range changes {
-		b.wantLocked(&want{Changed: changes[i]}, ep)
+		b.wantLocked(&want{Changed: changes[i], index: index}, ep)
 	}
 	b.placing.settle()
 	b.wake.Broadcast()
@@ -263,7 +280,7 @@ func (b *board) commit(index uint64, changes []manifest.Changed) bool {
 func (b *board) want(index uint64, c manifest.Changed) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.wantLocked(&want{Changed: c}, b.placing.current(index))
+	b.wantLocked(&want{Changed: c, index: index}, b.placing.current(index))
 }
 
 func (b *board) wantLocked(w *want, ep *epoch) {

@@ -96,7 +96,7 @@ func (a *Agent) lookAt(r *reader, path string, found []finding) []finding {
 	}
 	found = append(found, *f)
 	if f.old.Stat.Kind != f.stat.Kind {
-		if dir, ok := manifest.Parent(path); ok && a.board.alsoLook(dir) {
+		if dir, ok := manifest.Parent(path); ok && a.board.alsoLook(path, dir) {
 			found = a.lookAt(r, dir, found)
 		}
 	}
@@ -326,12 +326,9 @@ var errRefused = errors.New("the group refuses the name")
 func (a *Agent) letGo(found []finding) {
 	for i := range found {
 		path := found[i].change.Path
+		if dir, ok := manifest.Parent(path); ok && found[i].change.Node.Kind == manifest.Absent {
+			a.board.follow(path, dir)
+		}
 		a.board.lookDone(path, time.Time{})
-		if found[i].change.Node.Kind != manifest.Absent {
-			continue
-		}
-		if dir, ok := manifest.Parent(path); ok {
-			a.board.hint(dir, time.Time{})
-		}
 	}
 }

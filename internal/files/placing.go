@@ -118,7 +118,8 @@ func (a *Agent) place(ctx context.Context, wants []*want) error {
 		if err != nil {
 			return err
 		}
-		if a.asWanted(&rec, &w.Node) {
+		// A record newer than what is wanted is of a change of this node: its event comes, or has come.
+		if rec.Version > w.index || a.asWanted(&rec, &w.Node) {
 			a.board.placeDone(w)
 			continue
 		}

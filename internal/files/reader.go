@@ -86,7 +86,7 @@ func (r *reader) look(path string) (*finding, verdict, error) {
 func (r *reader) childrenFirst(path string) (wait bool, err error) {
 	err = r.a.table.Children(path, func(name string, _ place.Placed) error {
 		wait = true
-		r.a.board.hint(manifest.Join(path, name), time.Time{})
+		r.a.board.follow(path, manifest.Join(path, name))
 		return nil
 	})
 	return wait, err

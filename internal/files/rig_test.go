@@ -74,6 +74,8 @@ func newFarm(t *testing.T, n int) *farm {
 	return f
 }
 
+func newMemory() *kv.Memory { return kv.NewMemory() }
+
 func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
