@@ -2,6 +2,7 @@ package control_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -66,20 +67,33 @@ func encode(c control.Command) []byte {
 
 // The trail keeps the newest thousand, one record for every change even if many share an entry.
 func TestAuditIsBounded(t *testing.T) {
-	f := newFixture(t)
-	for i := range 1100 {
+	f := newFixture(t) // two records
+	b := f.store.Batch()
+	for seq := uint64(3); seq <= 990; seq++ {
+		rec, err := json.Marshal(control.Audit{Seq: seq, What: "filler"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Set(binary.BigEndian.AppendUint64([]byte("a"), seq), rec); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 30 {
 		if i%7 == 0 {
 			f.index++
 		}
 		f.must(control.Command{SetAddress: &control.SetAddress{Node: 1, Address: fmt.Sprintf("h:%d", i)}})
 	}
 	a := f.state().Audit
-	if len(a) != 1000 {
-		t.Fatalf("%d records", len(a))
+	if len(a) != 1000 || a[0].Seq != 21 || a[999].Seq != 1020 {
+		t.Fatalf("%d records, from %d to %d", len(a), a[0].Seq, a[len(a)-1].Seq)
 	}
-	for i, rec := range a {
-		if want := fmt.Sprintf("node n1 is at h:%d, version ", 100+i); rec.What != want {
-			t.Fatalf("record %d is %q, want %q", i, rec.What, want)
+	for i, rec := range a[970:] {
+		if want := fmt.Sprintf("node n1 is at h:%d, version ", i); rec.What != want {
+			t.Fatalf("record %d is %q, want %q", rec.Seq, rec.What, want)
 		}
 	}
 }
