@@ -260,15 +260,8 @@ func (n *node) DirWait(ctx context.Context, group string, req api.DirWaitFor, pr
 	}
 	began := time.Now()
 	out := api.DirWait{Group: g.Name, Reached: []string{}, Missing: []string{}}
-	flushed := each(g.Members, func(m control.Member) indexAnswer {
-		a, err := call(ctx, n, m.Node, methodFlush, groupRequest{Group: g.ID}, n.flushHere)
-		if err != nil {
-			n.log.Debug("flush", "node", n.nameOf(m.Node), "err", err)
-		}
-		return a
-	})
-	for _, a := range flushed {
-		out.Position = max(out.Position, a.Index)
+	for _, index := range each(g.Members, func(m control.Member) uint64 { return n.flushAt(ctx, g, m) }) {
+		out.Position = max(out.Position, index)
 	}
 	targets, enough, err := n.waitTargets(g, req)
 	if err != nil {
@@ -317,6 +310,28 @@ func (n *node) waitTargets(g *control.Group, req api.DirWaitFor) (targets []cont
 			Hint: "lockstep dir status " + g.Name + " shows who does"}
 	}
 	return g.Members, len(g.Members), nil
+}
+
+// flushAt has a node commit what is on its disk now, and returns the index that covers it; 0 if the node is down.
+// A node that is up but still takes its binding up is asked again until it can, or ctx ends.
+func (n *node) flushAt(ctx context.Context, g *control.Group, m control.Member) uint64 {
+	pause := time.NewTicker(50 * time.Millisecond)
+	defer pause.Stop()
+	for {
+		a, err := call(ctx, n, m.Node, methodFlush, groupRequest{Group: g.ID}, n.flushHere)
+		if err == nil {
+			return a.Index
+		}
+		n.log.Debug("flush", "peer", n.nameOf(m.Node), "err", err)
+		if !n.isUp(ctx, m.Node) {
+			return 0
+		}
+		select {
+		case <-ctx.Done():
+			return 0
+		case <-pause.C:
+		}
+	}
 }
 
 // waitPlaced asks a node again and again, since it may be down for a while.
