@@ -407,7 +407,7 @@ func TestUnreadable(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root to become somebody else")
 	}
-	base, err := os.MkdirTemp("/tmp", "lockstep-scan-")
+	base, err := os.MkdirTemp("", "lockstep-scan-")
 	must(t, err)
 	defer os.RemoveAll(base)
 	must(t, os.Chmod(base, 0o755))

@@ -101,7 +101,7 @@ func TestOwnEventsAreDropped(t *testing.T) {
 
 func TestUnprivileged(t *testing.T) {
 	needRoot(t)
-	base, err := os.MkdirTemp("/tmp", "lockstep-watch-")
+	base, err := os.MkdirTemp("", "lockstep-watch-")
 	if err != nil {
 		t.Fatal(err)
 	}
