@@ -118,7 +118,11 @@ func TestCallCancellation(t *testing.T) {
 			_, err := a.Call(ctx, 2, "hang", nil)
 			result <- err
 		}()
-		<-began
+		select {
+		case <-began:
+		case err := <-result:
+			t.Fatalf("the call did not begin: %v", err)
+		}
 		return result
 	}
 	ctx, cancel := context.WithCancel(t.Context())

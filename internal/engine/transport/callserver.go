@@ -83,6 +83,7 @@ func (s *callServer) request(ctx context.Context, f callFrame) error {
 	if err != nil {
 		return err
 	}
+	lost := ctx
 	cancel := context.CancelFunc(nil)
 	if timeout > 0 {
 		ctx, cancel = context.WithTimeout(ctx, timeout)
@@ -101,6 +102,9 @@ func (s *callServer) request(ctx context.Context, f callFrame) error {
 		defer cancel()
 		resp, fail := s.t.answer(ctx, s.from, method, req)
 		s.leave(f)
+		if lost.Err() != nil {
+			return // the handler was interrupted by the end of this process: to the caller, the fate is open
+		}
 		// An error of send means that nobody waits for the answer any more.
 		if fail != nil {
 			_ = s.send(encodeFailure(f.id, fail))
