@@ -158,12 +158,12 @@ func TestSilentPeer(t *testing.T) {
 func TestSlowWorkIsNotDead(t *testing.T) {
 	r := newRig(t, 2)
 	data := randomBytes(1 << 20)
-	r.members[1].opts.Stall = 40 * time.Millisecond
-	r.members[2].opts.Stall = 40 * time.Millisecond
+	r.members[1].opts.Stall = 400 * time.Millisecond
+	r.members[2].opts.Stall = 400 * time.Millisecond
 	item := fileItem(writeFile(t, data), data)
 	open := item.Open
 	item.Open = func() (Source, error) {
-		<-time.After(200 * time.Millisecond) // what is tested is that this takes its time
+		<-time.After(time.Second) // what is tested is that this takes its time
 		return open()
 	}
 	if err := r.members[1].Pusher(2).Push(t.Context(), []Item{item}); err != nil {
@@ -175,7 +175,7 @@ func TestSlowWorkIsNotDead(t *testing.T) {
 func TestIdleConnectionIsClosedAndReopened(t *testing.T) {
 	r := newRig(t, 2)
 	m := r.members[1]
-	m.opts.Stall, m.opts.Idle = 40*time.Millisecond, 1
+	m.opts.Stall, m.opts.Idle = 200*time.Millisecond, 1
 	p := m.Pusher(2)
 	for i := range 3 {
 		items, _ := small(1, 100)

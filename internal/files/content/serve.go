@@ -25,8 +25,8 @@ func (s *Store) Serve(ctx context.Context, conn net.Conn) error {
 		c.end(fmt.Errorf("content stream: %w", err))
 		return c.reason()
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	v := &server{c: c, ctx: ctx, requests: make(chan request, requestsMax),
+	transfers, cancel := context.WithCancel(ctx)
+	v := &server{c: c, ctx: transfers, requests: make(chan request, requestsMax),
 		moving: make(chan struct{}, transfersMax), wake: make(chan struct{}, 1)}
 	c.running.Go(func() { c.beat(false) })
 	c.running.Go(v.acknowledge)

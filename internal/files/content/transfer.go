@@ -62,11 +62,11 @@ type peerResult struct{ error }
 func (p peerResult) Unwrap() error { return p.error }
 
 func (c *session) sendSegments(ctx context.Context, t *transfer, w Want, src io.ReaderAt) error {
-	ctx, cancel := context.WithCancel(ctx)
+	cutting, cancel := context.WithCancel(ctx)
 	segments := make(chan segment, 1) // the next one is cut and hashed while this one moves
-	var cutting sync.WaitGroup
-	cutting.Go(func() { c.s.cut(ctx, w, src, segments) })
-	defer cutting.Wait()
+	var running sync.WaitGroup
+	running.Go(func() { c.s.cut(cutting, w, src, segments) })
+	defer running.Wait()
 	defer cancel()
 	out := sender{c: c, ctx: ctx, t: t, src: src, credit: credits}
 	offset := int64(0)
@@ -79,13 +79,7 @@ func (c *session) sendSegments(ctx context.Context, t *transfer, w Want, src io.
 		}
 		offset += seg.refs.Size()
 	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if offset != w.Size {
-		return fmt.Errorf("read %x: %d of %d bytes: %w", w.Hash[:4], offset, w.Size, ErrChanged)
-	}
-	return nil
+	return ctx.Err()
 }
 
 type segment struct {
@@ -114,10 +108,10 @@ func (s *Store) cut(ctx context.Context, w Want, src io.ReaderAt, out chan<- seg
 	}
 	split := chunk.NewSplitter(io.NewSectionReader(src, 0, w.Size))
 	var whole chunk.Recipe
-	for {
+	for left := w.Size; left > 0; {
 		refs, err := split.Segment(segmentRefs)
-		if err == nil && len(refs) == 0 {
-			break
+		if left -= refs.Size(); err == nil && left > 0 && len(refs) < segmentRefs {
+			err = fmt.Errorf("%d of %d bytes: %w", w.Size-left, w.Size, ErrChanged)
 		}
 		if !send(segment{refs, err}) || err != nil {
 			return
