@@ -42,6 +42,13 @@ type Log interface {
 	Backlog() int
 }
 
+// Replayer is implemented by a Log that can show committed commands again. It should be, and the log kept
+// above Agent.Floor: contents that rode in entries may be nowhere else after a crash of all members.
+type Replayer interface {
+	// Replay gives fn the payloads of the entries in (after, upTo] that are still in the log, in order.
+	Replay(ctx context.Context, after, upTo uint64, fn func(payload []byte) error) error
+}
+
 // Peer is another member of the group.
 type Peer struct {
 	ID   uint64
@@ -301,7 +308,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	running.Go(func() { a.timeLoop(ctx) })
 	running.Wait()
 	a.shipping.close()
-	err := a.checkpoint(true)
+	a.keepInline(a.board.unplaced())
+	err := errors.Join(a.store.Sync(), a.checkpoint(true))
 	if cause := context.Cause(ctx); cause != nil && cause != ctx.Err() {
 		err = errors.Join(cause, err)
 	}
@@ -325,6 +333,9 @@ func (a *Agent) prepare(ctx context.Context) error {
 	}
 	// I6: an old disk never argues with a newer manifest.
 	a.status.setMode("scan", "waiting for the group")
+	if err := a.replay(ctx); err != nil {
+		return fmt.Errorf("replay the log above what is on disk: %w", err)
+	}
 	if _, err := a.cfg.Log.Barrier(ctx); err != nil {
 		return fmt.Errorf("wait for the group's state: %w", err)
 	}
@@ -344,16 +355,40 @@ func (a *Agent) Changed(index uint64, changes []manifest.Changed) {
 	if a.board.commit(index, changes) {
 		return
 	}
-	// The walk over the manifest brings the paths back but not the contents that rode in the entries.
+	a.keepInline(changes)
+}
+
+// keepInline stages contents that rode in entries: a walk over the manifest brings their paths back, but not
+// them.
+func (a *Agent) keepInline(changes []manifest.Changed) {
 	for i := range changes {
 		c := &changes[i]
-		if c.Inline == nil || len(c.Inline) > content.SmallMax {
+		if len(c.Inline) == 0 || len(c.Inline) > content.SmallMax {
 			continue
 		}
 		if err := a.store.Put(c.Node.Hash, c.Inline); err != nil {
 			a.log.Warn("a content has to be fetched later", "path", c.Path, "err", err)
 		}
 	}
+}
+
+// replay stages the contents that rode in entries which the state includes but the disk perhaps does not.
+func (a *Agent) replay(ctx context.Context) error {
+	r, ok := a.cfg.Log.(Replayer)
+	if !ok {
+		return nil
+	}
+	return r.Replay(ctx, a.Floor(), a.cfg.Log.Applied(), func(payload []byte) error {
+		b, err := manifest.DecodeBatch(payload)
+		if err != nil {
+			return nil // another command
+		}
+		for i := range b.Changes {
+			c := &b.Changes[i]
+			a.keepInline([]manifest.Changed{{Path: c.Path, Node: c.Node, Inline: c.Inline}})
+		}
+		return nil
+	})
 }
 
 // Restored implements manifest.Config.Restored.

@@ -288,12 +288,24 @@ func (b *board) wantLocked(w *want, ep *epoch) {
 	w.epochs = append(w.epochs, ep)
 	st := b.state(w.Path)
 	if old := st.want; old != nil {
+		if old.index > w.index { // an event came while the manifest was read for this one
+			old.epochs = append(old.epochs, w.epochs...)
+			return
+		}
 		b.count(old, -1)
 		w.epochs = append(w.epochs, old.epochs...)
+		w.inherit(old)
 	}
 	st.want = w
 	b.count(w, +1)
 	b.queueWant(w.Path, st)
+}
+
+// inherit takes over the content that came with an older want, if it is the same: it may be nowhere else yet.
+func (w *want) inherit(old *want) {
+	if w.Inline == nil && w.Node.Kind == manifest.File && w.Node.Hash == old.Node.Hash {
+		w.Inline = old.Inline
+	}
 }
 
 func (b *board) count(w *want, by int) {
@@ -348,6 +360,9 @@ func (b *board) placeAgain(w *want, lookFirst bool, at time.Time) {
 	if newer := st.want; newer != nil {
 		newer.epochs = append(newer.epochs, w.epochs...)
 		b.count(w, -1)
+		b.count(newer, -1)
+		newer.inherit(w)
+		b.count(newer, +1)
 	} else {
 		st.want = w
 	}
@@ -526,4 +541,16 @@ func (b *board) backlog() (paths int, bytes int64) {
 		}
 	}
 	return paths, b.behindSize
+}
+
+// unplaced returns the contents that came with entries and are not on disk yet.
+func (b *board) unplaced() (out []manifest.Changed) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, st := range b.paths {
+		if st.want != nil && st.want.Inline != nil {
+			out = append(out, st.want.Changed)
+		}
+	}
+	return out
 }

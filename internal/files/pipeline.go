@@ -87,6 +87,9 @@ func (a *Agent) lookAt(r *reader, path string, found []finding) []finding {
 	}
 	a.status.solved(path)
 	if f == nil {
+		if v.entry {
+			found = a.lookAbove(r, path, found)
+		}
 		a.settleLook(path, v)
 		return found
 	}
@@ -95,10 +98,16 @@ func (a *Agent) lookAt(r *reader, path string, found []finding) []finding {
 		return found
 	}
 	found = append(found, *f)
-	if f.old.Stat.Kind != f.stat.Kind {
-		if dir, ok := manifest.Parent(path); ok && a.board.alsoLook(path, dir) {
-			found = a.lookAt(r, dir, found)
-		}
+	if f.old.Stat.Kind != f.stat.Kind || f.old.Stat.Ino != f.stat.Ino {
+		found = a.lookAbove(r, path, found)
+	}
+	return found
+}
+
+// lookAbove looks at the directory of path, which is claimed.
+func (a *Agent) lookAbove(r *reader, path string, found []finding) []finding {
+	if dir, ok := manifest.Parent(path); ok && a.board.alsoLook(path, dir) {
+		return a.lookAt(r, dir, found)
 	}
 	return found
 }

@@ -12,7 +12,6 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/files/content"
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 	"github.com/lockstep-sync/lockstep/internal/files/place"
-	"github.com/lockstep-sync/lockstep/internal/files/scan"
 )
 
 const (
@@ -148,7 +147,8 @@ func (a *Agent) place(ctx context.Context, wants []*want) error {
 	for i, w := range todo {
 		a.placedOne(ctx, w, &results[i])
 	}
-	return a.lookTouched(touched)
+	a.lookTouched(touched)
+	return nil
 }
 
 // asWanted says whether the placed record shows that nothing is to be done.
@@ -292,17 +292,10 @@ func (a *Agent) backoff(tries int) time.Time {
 	return a.cfg.Now().Add(min(50*time.Millisecond<<min(tries, 10), backoffMax))
 }
 
-// lookTouched has directories looked at that are no longer as recorded.
-func (a *Agent) lookTouched(touched []place.Touched) error {
+// lookTouched has a look at directories in which something was placed. The placer puts their times back, and
+// if somebody changed them just then, and that is already on its way into the log, only a look tells.
+func (a *Agent) lookTouched(touched []place.Touched) {
 	for i := range touched {
-		t := &touched[i]
-		rec, err := a.table.get(t.Path)
-		if err != nil {
-			return err
-		}
-		if t.Foreign || rec.Stat.Kind == manifest.Dir && !scan.Same(rec.Stat, t.After) {
-			a.board.hint(t.Path, time.Time{})
-		}
+		a.board.hint(touched[i].Path, time.Time{})
 	}
-	return nil
 }

@@ -29,6 +29,7 @@ type verdict struct {
 	adopt  bool          // found as the manifest has it: record what is there
 	record record
 	place  bool // let the placer bring the path to the manifest's state
+	entry  bool // an entry may have come and gone: the directory's times changed
 }
 
 // errUnstable says that a file changed while it was read.
@@ -61,7 +62,7 @@ func (r *reader) look(path string) (*finding, verdict, error) {
 		return nil, verdict{}, errSkipped
 	}
 	if now.Kind == rec.Stat.Kind && scan.Same(now, rec.Stat) {
-		return nil, verdict{}, nil
+		return nil, verdict{entry: now.Kind == manifest.Absent}, nil
 	}
 	if rec.Stat.Kind == manifest.Dir && now.Kind != manifest.Dir {
 		if wait, err := r.childrenFirst(path); wait || err != nil {
@@ -95,7 +96,7 @@ func (r *reader) childrenFirst(path string) (wait bool, err error) {
 // absent decides about a path that is gone.
 func (r *reader) absent(f *finding) (*finding, verdict, error) {
 	if f.old.Stat.Kind == manifest.Absent {
-		return nil, verdict{}, nil // never was here
+		return nil, verdict{entry: true}, nil // never was here, or not for long
 	}
 	if f.old.Version == 0 {
 		// What was here is kept elsewhere; the manifest says what comes.
@@ -109,7 +110,7 @@ func (r *reader) compare(f *finding) (*finding, verdict, error) {
 	found := record{Placed: place.Placed{Version: f.old.Version, Stat: f.stat}, Hash: f.change.Node.Hash}
 	if f.old.Stat.Kind == f.stat.Kind && f.stat.Kind == manifest.File && f.change.Node.Equal(f.old.node()) {
 		// Touched, linked or rewritten with the same bytes and times.
-		return nil, verdict{adopt: true, record: found}, nil
+		return nil, verdict{adopt: true, record: found, entry: true}, nil
 	}
 	if f.old.Version != 0 && r.a.cfg.Owner {
 		return f, verdict{}, nil
@@ -127,9 +128,9 @@ func (r *reader) compare(f *finding) (*finding, verdict, error) {
 	// Never placed here but in the manifest with these bytes: that is no edit, whatever its metadata.
 	if want.Equal(f.change.Node) {
 		found.Version = want.Version
-		return nil, verdict{adopt: true, record: found}, nil
+		return nil, verdict{adopt: true, record: found, entry: true}, nil
 	}
-	return nil, verdict{adopt: true, record: found, place: true}, nil
+	return nil, verdict{adopt: true, record: found, place: true, entry: true}, nil
 }
 
 // describe fills in the node of f, from a stable state, and its content if it is small.

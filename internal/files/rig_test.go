@@ -212,6 +212,18 @@ func (nd *node) Barrier(ctx context.Context) (uint64, error) {
 	return uint64(len(nd.f.entries)), nil
 }
 
+func (nd *node) Replay(_ context.Context, after, upTo uint64, fn func([]byte) error) error {
+	nd.f.mu.Lock()
+	entries := nd.f.entries[after:upTo]
+	nd.f.mu.Unlock()
+	for _, c := range entries {
+		if err := fn(c.Payload); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (nd *node) Applied() uint64 {
 	nd.mu.Lock()
 	defer nd.mu.Unlock()
@@ -432,7 +444,20 @@ func (f *farm) same() {
 			if first == nil {
 				first = s
 			} else if d := differences(first, s); len(d) > 0 {
-				return fmt.Sprintf("%s differs: %q\n%s", nd.name, d, nd.agent.board.describe())
+				what := fmt.Sprintf("%s differs: %q\n%s", nd.name, d, nd.agent.board.describe())
+				for p := range s {
+					if p == "." {
+						p = ""
+					}
+					n, _, _ := manifest.Get(nd.state, p)
+					for _, nd := range f.nodes {
+						if nd.isUp() && (first[p] != s[p]) {
+							rec, _ := nd.agent.table.get(p)
+							what += fmt.Sprintf("%q manifest %+v, %s record %+v\n", p, n, nd.name, rec)
+						}
+					}
+				}
+				return what
 			}
 		}
 		return ""
