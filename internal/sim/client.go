@@ -35,6 +35,7 @@ type client struct {
 	attempt uint64
 	leader  uint64
 	open    *request // what it waits for
+	known   uint64   // index of the latest write that anyone was told of when it asked
 }
 
 func (w *world) addClient(i int) {
@@ -50,7 +51,7 @@ func (c *client) begin() {
 		return
 	}
 	r := c.w.work.next(c)
-	c.open = &r
+	c.open, c.known = &r, c.w.ledger.told
 	if r.payload != nil {
 		c.seq++
 	}
@@ -144,6 +145,9 @@ func (c *client) askRead(h *host, open *request) {
 		if a.Code != core.Ready || c.open != open {
 			return
 		}
+		if at := h.rep.Applied().Index; at < c.known {
+			fail("client %d reads at %d from replica %d, but %d was acknowledged before it asked", c.id, at, h.id, c.known)
+		}
 		view := h.rep.View()
 		open.read(view) // what is read now; the answer takes its time
 		must(view.Close(), "close view")
@@ -157,14 +161,16 @@ func (c *client) askRead(h *host, open *request) {
 // spy tells the ledger of every command that a machine executes.
 type spy struct {
 	machine.Machine
-	h  *host
-	op func(payload []byte) uint64
+	h     *host
+	op    func(payload []byte) uint64
+	first func(index uint64, payload, result []byte) // told of each command once, in log order; may be nil
 }
 
 func (s *spy) Apply(tx kv.Tx, cmd machine.Command) ([]byte, error) {
+	s.h.w.ledger.ticked(s.h, cmd.Index, cmd.Time)
 	result, err := s.Machine.Apply(tx, cmd)
-	if err == nil {
-		s.h.w.ledger.execute(s.h, s.op(cmd.Payload), cmd.Index, result)
+	if err == nil && s.h.w.ledger.execute(s.h, s.op(cmd.Payload), cmd.Index, result) && s.first != nil {
+		s.first(cmd.Index, cmd.Payload, result)
 	}
 	return result, err
 }

@@ -19,6 +19,10 @@ type ledger struct {
 	log      map[uint64]logged            // index → the entry that was committed there
 	executed map[uint64]executed          // operation → where it was executed
 	digests  map[uint64][2]machine.Digest // index → state of whoever was there first
+	times    map[uint64]int64             // index → time of its commands
+	timedAt  uint64                       // highest index in times
+	time     int64                        // its time
+	told     uint64                       // highest index that was acknowledged
 	confs    []*raftpb.ConfState          // every configuration that came into force, in log order
 	confAt   uint64                       // index of the latest
 }
@@ -34,6 +38,7 @@ func (l *ledger) init(w *world) {
 	*l = ledger{
 		w: w, leaders: map[uint64]uint64{}, log: map[uint64]logged{},
 		executed: map[uint64]executed{}, digests: map[uint64][2]machine.Digest{},
+		times: map[uint64]int64{},
 	}
 }
 
@@ -98,8 +103,9 @@ func (l *ledger) compare(h *host) {
 	l.digests[at.Index] = now
 }
 
-// execute is called for every command that a machine executes, replays included.
-func (l *ledger) execute(h *host, op, index uint64, result []byte) {
+// execute is called for every command that a machine executes; it says whether that is the first time, as
+// against replays and the other replicas.
+func (l *ledger) execute(h *host, op, index uint64, result []byte) (first bool) {
 	was, ok := l.executed[op]
 	switch {
 	case !ok:
@@ -109,6 +115,19 @@ func (l *ledger) execute(h *host, op, index uint64, result []byte) {
 	case !bytes.Equal(was.result, result):
 		fail("replica %d: operation %d at %d gave another result than elsewhere", h.id, op, index)
 	}
+	return !ok
+}
+
+// ticked holds that a log's time does not go back and is the same for everyone.
+func (l *ledger) ticked(h *host, index uint64, time int64) {
+	was, ok := l.times[index]
+	if ok && was != time || index >= l.timedAt && time < l.time {
+		fail("replica %d executes %d at time %d, before %d at %d", h.id, index, time, l.timedAt, l.time)
+	}
+	if index >= l.timedAt {
+		l.timedAt, l.time = index, time
+	}
+	l.times[index] = time
 }
 
 // answered checks that an answer is true at the moment in which it is given.
@@ -122,6 +141,7 @@ func (l *ledger) answered(h *host, a *core.Answer) {
 		}
 	case core.Committed, core.CommittedAll, core.CommittedQuorumOnly:
 		l.checkCommitted(h, at, a.Code == core.CommittedAll)
+		l.told = max(l.told, at.Index)
 	case core.Ready:
 		if h.rep.Applied().Index < at.Index {
 			fail("replica %d is ready to read at %d, but its state is at %d", h.id, at.Index, h.rep.Applied().Index)

@@ -17,8 +17,6 @@ import (
 	"fmt"
 	mathrand "math/rand/v2"
 	"runtime/debug"
-
-	"github.com/lockstep-sync/lockstep/internal/engine/core"
 )
 
 // Times are nanoseconds of simulated time.
@@ -55,10 +53,8 @@ func Run(seed uint64) (report Report, err error) {
 		case nil:
 		case violation:
 			err = fmt.Errorf("seed %d: %d.%06d s: %s", seed, w.now/second, w.now%second/micro, string(v))
-		case *core.Fault:
-			err = fmt.Errorf("seed %d: %d.%06d s: %w\n%s", seed, w.now/second, w.now%second/micro, v, debug.Stack())
-		default:
-			panic(v)
+		default: // a core.Fault, or a bug anywhere in what is real here
+			err = fmt.Errorf("seed %d: %d.%06d s: panic: %v\n%s", seed, w.now/second, w.now%second/micro, v, debug.Stack())
 		}
 	}()
 	w.run()

@@ -1,0 +1,214 @@
+package sim
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+var (
+	allMutants  = flag.Bool("sim.mutants", false, "plant every bug, not only the quick ones")
+	mutantSeeds = flag.Int("sim.mutantseeds", 2000, "seeds within which a planted bug must be seen")
+	onlyMutant  = flag.String("sim.mutant", "", "plant this bug only")
+)
+
+// mutant is a bug planted in production code: old, which must be there exactly once, becomes new.
+type mutant struct {
+	name  string
+	file  string // below internal/
+	old   string
+	new   string
+	why   string // what it breaks
+	quick bool   // seen within the first seeds: planted in every test run
+}
+
+var mutants = []mutant{
+	{
+		name: "accepts before the sync", file: "engine/core/group.go", quick: true,
+		old: "		a.term = g.term\n",
+		new: "		a.term = g.term\n		g.accept(g.last)\n",
+		why: "an ACCEPTED write may be on no disk at all",
+	},
+	{
+		name: "follower acknowledges before the sync", file: "engine/core/group.go",
+		old: "	if g.role == Leader {\n		a.term = g.term\n	}\n	return a\n",
+		new: "	if g.role == Leader {\n		a.term = g.term\n	}\n" +
+			"	own := a.done[:0:0]\n	for _, r := range a.done {\n		if r.GetTo() == g.cfg.Replica {\n" +
+			"			own = append(own, r)\n		} else {\n			g.sends = append(g.sends, r)\n		}\n	}\n" +
+			"	a.done = own\n	return a\n",
+		why: "a committed entry may be on fewer disks than a quorum; a vote may be forgotten",
+	},
+	{
+		name: "vote forgotten", file: "engine/core/group.go",
+		old: "		a.HardState = nil\n	}\n",
+		new: "		a.HardState = nil\n	} else {\n" +
+			"		a.HardState = &raftpb.HardState{Term: rd.HardState.Term, Commit: rd.HardState.Commit}\n	}\n",
+		why: "after a crash a replica votes twice in one term",
+	},
+	{
+		name: "hard state not written", file: "engine/core/group.go",
+		old: "HardState: rd.HardState, done",
+		new: "HardState: nil, done",
+		why: "after a crash a replica goes back to an older term",
+	},
+	{
+		name: "applies before the commit", file: "engine/core/group.go",
+		old: "	clear(rd.Messages[len(keep):])\n",
+		new: "	clear(rd.Messages[len(keep):])\n" +
+			"	if n := len(rd.Entries); e.Apply == nil && n > 0 && rd.Entries[0].GetIndex() == g.applying+1 {\n" +
+			"		g.applying = rd.Entries[n-1].GetIndex()\n		e.Apply = &Apply{Entries: rd.Entries}\n	}\n",
+		why: "states hold entries that another leader replaces",
+	},
+	{
+		name: "all means a quorum", file: "engine/core/propose.go", quick: true,
+		old: "		everywhere = min(everywhere, pr.Match)\n",
+		new: "		everywhere = min(everywhere, max(pr.Match, g.applied))\n",
+		why: "COMMITTED_ALL is said of a write that a member does not have",
+	},
+	{
+		name: "read before the state is there", file: "engine/core/read.go",
+		old: "r.granted[n].index <= g.applied",
+		new: "r.granted[n].index > 0",
+		why: "a linearizable read misses acknowledged writes",
+	},
+	{
+		name: "reads by lease", file: "engine/core/group.go",
+		old: "raft.ReadOnlySafe",
+		new: "raft.ReadOnlyLeaseBased",
+		why: "a leader that was paused answers reads after its successor has taken writes",
+	},
+	{
+		name: "leader reads before its term has begun", file: "engine/core/read.go",
+		old: "g.leader == 0, g.role == Leader && !g.termBegun:",
+		new: "g.leader == 0:",
+		why: "a single voter answers with the commit index that it found on its disk",
+	},
+	{
+		name: "state taken for committed log", file: "engine/core/storage.go",
+		old: "	return term == at.Term, nil\n",
+		new: "	return term > 0, nil\n",
+		why: "after a crash between state and log reset, entries that were never committed are passed on",
+	},
+	{
+		name: "sessions missing from the snapshot", file: "engine/replica/snapshot.go", quick: true,
+		old: "	out.records(view, tagSession, st.slot.sessions())\n",
+		new: "",
+		why: "a retry after a restore is executed again",
+	},
+	{
+		name: "duplicates executed again", file: "engine/replica/apply.go", quick: true,
+		old: "if old, ok := s.find(p.Seq); ok {",
+		new: "if old, ok := s.find(p.Seq); ok && len(old) > 1<<30 {",
+		why: "a retry is executed twice",
+	},
+	{
+		name: "position written ahead of the state", file: "engine/replica/apply.go",
+		old: "	if err := a.next.write(b); err != nil {\n",
+		new: "	ahead := r.store.Batch()\n	if err := errors.Join(a.next.write(ahead), ahead.Commit()); err != nil {\n",
+		why: "after a crash committed entries are skipped",
+	},
+	{
+		name: "position not written", file: "engine/replica/apply.go",
+		old: "	if err := a.next.write(b); err != nil {\n",
+		new: "	if err := error(nil); err != nil {\n",
+		why: "after a crash entries are executed again",
+	},
+	{
+		name: "snapshot not synced", file: "engine/replica/snapshot.go",
+		old: "	if err := r.store.Sync(); err != nil {\n",
+		new: "	if err := error(nil); err != nil {\n",
+		why: "the log is reset to a state that a crash takes away",
+	},
+	{
+		name: "snapshot without configuration", file: "engine/replica/snapshot.go",
+		old: "		st.conf = cs\n",
+		new: "		_ = cs\n",
+		why: "a restored replica does not know the members",
+	},
+	{
+		name: "configuration not recorded", file: "engine/replica/apply.go",
+		old: "		a.next.conf = cs\n",
+		new: "		_ = cs\n",
+		why: "after a restart a replica counts by an old configuration",
+	},
+	{
+		name: "time goes back", file: "engine/replica/apply.go",
+		old: "max(a.next.time, batch.Time)",
+		new: "batch.Time",
+		why: "a new leader's slower clock takes the log's time back",
+	},
+	{
+		name: "conflict copy dropped", file: "files/manifest/conflict.go", quick: true,
+		old: "	if err := a.put(name, &record{}, &r, Changed{Inline: c.Inline}); err != nil {\n",
+		new: "	if _, err := a.get(string(r.Target)); err != nil {\n",
+		why: "a user's bytes are lost",
+	},
+	{
+		name: "stale change accepted", file: "files/manifest/apply.go",
+		old: "	return c.Base == cur.Version\n",
+		new: "	return c.Base <= cur.Version\n",
+		why: "a concurrent version is overwritten unseen",
+	},
+}
+
+// TestMutants plants bugs, one at a time, and wants the simulator to see each of them.
+func TestMutants(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the simulator several times")
+	}
+	for _, m := range mutants {
+		t.Run(m.name, func(t *testing.T) {
+			file, err := filepath.Abs(filepath.Join("..", filepath.FromSlash(m.file)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			source, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := strings.Count(string(source), m.old); n != 1 {
+				t.Fatalf("%s holds %d times, want once:\n%s", m.file, n, m.old)
+			}
+			if *onlyMutant != "" && m.name != *onlyMutant || *onlyMutant == "" && !m.quick && !*allMutants {
+				t.Skip("only its place was checked; plant it with -sim.mutants")
+			}
+			plant(t, m, file, strings.Replace(string(source), m.old, m.new, 1))
+		})
+	}
+}
+
+func plant(t *testing.T, m mutant, file, source string) {
+	dir := t.TempDir()
+	changed, overlay, binary := filepath.Join(dir, "changed.go"), filepath.Join(dir, "overlay.json"), filepath.Join(dir, "sim.test")
+	spec, err := json.Marshal(map[string]map[string]string{"Replace": {file: changed}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(changed, []byte(source), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(overlay, spec, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.CommandContext(t.Context(), "go", "test", "-c", "-overlay", overlay, "-o", binary, ".").CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, binary, "-test.run=^TestSim$", "-sim.shard", "-sim.failfast",
+		fmt.Sprint("-sim.seeds=", *mutantSeeds))
+	out, err := cmd.CombinedOutput()
+	at := strings.Index(string(out), "replay:")
+	if err == nil || at < 0 {
+		t.Fatalf("not seen in %d seeds, though %s: %v\n%s", *mutantSeeds, m.why, err, out)
+	}
+	first, _, _ := strings.Cut(strings.TrimSpace(strings.SplitAfterN(string(out), "sim_test.go:", 2)[1]), "\n")
+	t.Logf("seen: %.200s", first)
+}
