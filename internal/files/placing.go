@@ -221,6 +221,9 @@ func (a *Agent) recordPlaced(tasks []place.Task, results []place.Result) error {
 		}
 		rec := record{Placed: r.Placed, Hash: t.Want.Hash}
 		rec.Version = t.Want.Version
+		if a.raced(&rec.Stat, &t.Want) {
+			a.board.hint(t.Path, time.Time{})
+		}
 		if t.Want.Kind == manifest.Absent {
 			rec = record{}
 		}
@@ -241,6 +244,22 @@ func (a *Agent) recordPlaced(tasks []place.Task, results []place.Result) error {
 		a.log.Warn("release staged contents", "err", err)
 	}
 	return nil
+}
+
+// raced says whether somebody changed what was just placed. Of a directory only its metadata would tell, so
+// the record keeps what was wanted and the next look sees the change.
+func (a *Agent) raced(s *place.Stat, want *manifest.Node) bool {
+	if want.Kind != manifest.Dir {
+		return want.Kind != manifest.Absent && s.CTime == 0
+	}
+	if a.looksAs(s, want) {
+		return false
+	}
+	s.Mode, s.MTime = want.Mode, want.MTime
+	if a.cfg.Owner {
+		s.UID, s.GID = want.UID, want.GID
+	}
+	return true
 }
 
 func (a *Agent) recordChunks(t *place.Task) error {

@@ -446,13 +446,14 @@ func (f *farm) same() {
 			} else if d := differences(first, s); len(d) > 0 {
 				what := fmt.Sprintf("%s differs: %q\n%s", nd.name, d, nd.agent.board.describe())
 				for p := range s {
+					rel := p
 					if p == "." {
-						p = ""
+						rel = ""
 					}
-					n, _, _ := manifest.Get(nd.state, p)
+					n, _, _ := manifest.Get(nd.state, rel)
 					for _, nd := range f.nodes {
 						if nd.isUp() && (first[p] != s[p]) {
-							rec, _ := nd.agent.table.get(p)
+							rec, _ := nd.agent.table.get(rel)
 							what += fmt.Sprintf("%q manifest %+v, %s record %+v\n", p, n, nd.name, rec)
 						}
 					}
