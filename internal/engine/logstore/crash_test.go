@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -71,37 +72,101 @@ func TestPebbleAgainstMemory(t *testing.T) {
 // that Memory's crash model names.
 func TestPebbleCrash(t *testing.T) {
 	rng := seeded(t)
-	fs := vfs.NewCrashableMem()
-	o := logstore.Options{FS: fs, MemTableBytes: 64 << 10, GroupCacheBytes: 3000, OnError: func(err error) { t.Error(err) }}
+	disk := newPowerCut(vfs.NewCrashableMem(), rng)
+	o := logstore.Options{FS: disk.fs(), MemTableBytes: 64 << 10, GroupCacheBytes: 3000, OnError: func(err error) { t.Error(err) }}
 	p, m := open(t, "log", o), logstore.NewMemory()
-	for range 400 {
+	during := 0
+	for range 500 {
 		op, err := logstoretest.Next(rng, m)
 		must(t, err)
-		if rng.IntN(8) > 0 {
+		crash := rng.IntN(6) == 0
+		if crash && op.Write != nil {
+			disk.arm(rng.IntN(4))
+		}
+		must(t, op.Do(p))
+		inFlight := op.Write
+		if !disk.cut() { // the call had ended
 			must(t, op.Do(m))
-			must(t, op.Do(p))
+			inFlight = nil
+		}
+		if !crash {
 			continue
 		}
-		var inFlight []logstore.Write
-		cfg := vfs.CrashCloneCfg{UnsyncedDataPercent: rng.IntN(101), RNG: rng}
-		if op.Write != nil {
-			inFlight = op.Write
-			acked := make(chan error)
-			go func() { acked <- op.Do(p) }()
-			for range rng.IntN(2000) { // some time, so that the cut falls anywhere in the write
-				_ = cfg
-			}
-			fs = fs.CrashClone(cfg)
-			must(t, <-acked)
-		} else {
-			fs = fs.CrashClone(cfg)
+		if inFlight != nil {
+			during++
 		}
+		after := disk.crash()
 		must(t, p.Close())
-		o.FS = fs
+		disk = newPowerCut(after, rng)
+		o.FS = disk.fs()
 		p = open(t, "log", o)
 		m = matching(t, p, m, inFlight)
 	}
 	must(t, p.Close())
+	if during == 0 {
+		t.Fatal("no crash fell into a write")
+	}
+}
+
+// powerCut takes the disk as a crash leaves it before one of the next operations on a write-ahead log.
+type powerCut struct {
+	mem *vfs.MemFS
+	rng *rand.Rand
+
+	mu    sync.Mutex
+	armed bool
+	left  int // operations until the cut
+	clone *vfs.MemFS
+}
+
+func newPowerCut(mem *vfs.MemFS, rng *rand.Rand) *powerCut { return &powerCut{mem: mem, rng: rng} }
+
+func (c *powerCut) fs() vfs.FS {
+	return errorfs.Wrap(c.mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if strings.HasSuffix(op.Path, ".log") && op.Kind.ReadOrWrite() == errorfs.OpIsWrite {
+			c.operation()
+		}
+		return nil
+	}))
+}
+
+func (c *powerCut) operation() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.armed {
+		return
+	}
+	if c.left--; c.left < 0 {
+		c.armed, c.clone = false, c.take()
+	}
+}
+
+func (c *powerCut) take() *vfs.MemFS {
+	return c.mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: c.rng.IntN(101), RNG: c.rng})
+}
+
+func (c *powerCut) arm(operations int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.armed, c.left = true, operations
+}
+
+// cut says whether it has happened.
+func (c *powerCut) cut() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.armed = false
+	return c.clone != nil
+}
+
+// crash is the disk after the cut, or after one now.
+func (c *powerCut) crash() *vfs.MemFS {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.clone == nil {
+		c.clone = c.take()
+	}
+	return c.clone
 }
 
 // matching is the state among those that a crash may leave which p is in.

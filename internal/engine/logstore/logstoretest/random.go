@@ -95,7 +95,7 @@ func (v *view) write(rng *rand.Rand, group uint64) logstore.Write {
 	w := logstore.Write{Group: group}
 	if rng.IntN(30) == 0 {
 		v.term++
-		at := v.last + rng.Uint64N(10) + 1
+		at := v.commit + 1 + rng.Uint64N(v.last-v.commit+10) // may be below a tail that conflicts with it
 		w.Snapshot = Meta(at, v.term, 1, 2, 3, at)
 		v.first, v.last, v.commit = at+1, at, at
 	}
