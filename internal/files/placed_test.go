@@ -1,0 +1,71 @@
+package files
+
+import (
+	"testing"
+	"time"
+
+	"github.com/lockstep-sync/lockstep/internal/files/manifest"
+	"github.com/lockstep-sync/lockstep/internal/files/place"
+)
+
+func FuzzRecord(f *testing.F) {
+	file := record{Placed: place.Placed{Version: 9, Stat: place.Stat{Kind: manifest.File, Mode: 0o644, UID: 1, GID: 2, Size: 3, MTime: -4, CTime: 5, Ino: 6, Dev: 7, Nlink: 1}}, Hash: manifest.Hash{1, 2}}
+	other := record{Placed: place.Placed{Stat: place.Stat{Other: true}}}
+	for _, r := range []record{file, other} {
+		b := encodeRecord(nil, &r)
+		if got, err := decodeRecord(b); err != nil || got != r {
+			f.Fatalf("%+v became %+v, %v", r, got, err)
+		}
+		if len(b) > 90 {
+			f.Errorf("a record takes %d bytes", len(b))
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := decodeRecord(b)
+		if err != nil {
+			return
+		}
+		if again, err := decodeRecord(encodeRecord(nil, &r)); err != nil || again != r {
+			t.Errorf("%+v became %+v, %v", r, again, err)
+		}
+	})
+}
+
+// TestBoard: one path is never with the pipeline and the placer at once (I2), and an older state never
+// displaces a newer one.
+func TestBoard(t *testing.T) {
+	b := newBoard()
+	b.committed = 5
+	b.want(5, manifest.Changed{Path: "p", Node: manifest.Node{Kind: manifest.Dir, Version: 5}})
+	w := b.takeWants(9)
+	if len(w) != 1 || b.alsoLook("p", "p") {
+		t.Fatal("a path that is being placed was handed out to be looked at")
+	}
+	b.want(8, manifest.Changed{Path: "p", Node: manifest.Node{Kind: manifest.Dir, Version: 8}})
+	b.want(7, manifest.Changed{Path: "p", Node: manifest.Node{Kind: manifest.Dir, Version: 7}})
+	if len(b.takeWants(9)) != 0 {
+		t.Fatal("placed twice at a time")
+	}
+	b.placeDone(w[0])
+	if p, ok := b.takeLook(); !ok || p != "p" {
+		t.Fatal(p)
+	}
+	if len(b.takeWants(9)) != 0 {
+		t.Fatal("a path that is looked at was handed out to be placed")
+	}
+	b.lookDone("p", created)
+	b.due(created.Add(1))
+	if p, ok := b.takeLook(); !ok || p != "p" {
+		t.Fatal(p)
+	}
+	b.lookDone("p", time.Time{})
+	w = b.takeWants(9)
+	if len(w) != 1 || w[0].Node.Version != 8 || b.placedIndex() != 5 {
+		t.Fatalf("%+v %d", w, b.placedIndex())
+	}
+	b.placeDone(w[0])
+	if b.placedIndex() != 8 || len(b.paths) != 0 {
+		t.Errorf("placed %d, %v", b.placedIndex(), b.paths)
+	}
+}
