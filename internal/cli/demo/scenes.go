@@ -49,12 +49,13 @@ func (r *run) moreEdits(ctx context.Context) error {
 	var all []time.Duration
 	for i := range edits {
 		from := r.nodes[i%len(r.nodes)]
+		name := "edited-on-" + from.name + ".txt"
 		content := fmt.Sprintf("Edit %d, written on %s.\n", i, from.name)
 		began := time.Now()
-		if err := from.write(editName, content); err != nil {
+		if err := from.write(name, content); err != nil {
 			return err
 		}
-		took, err := r.arrival(ctx, r.others(from), editName, content, began)
+		took, err := r.arrival(ctx, r.others(from), name, content, began)
 		if err != nil {
 			return err
 		}
@@ -203,6 +204,9 @@ func (r *run) comeBack(ctx context.Context) error {
 		return look(status), r.anyDied()
 	})
 	if err != nil {
+		return err
+	}
+	if err := r.answers(ctx, dead); err != nil {
 		return err
 	}
 	if err := r.settle(ctx); err != nil {

@@ -171,9 +171,7 @@ func (r *run) prepare(ctx context.Context) error {
 	if inside(from, r.root) || inside(r.root, from) {
 		return &api.Error{Code: api.CodeUsage, Op: "demo", Subject: "--dir", Why: "must be outside of the demo's working directory " + r.root}
 	}
-	step := func(t tally) {
-		r.show.bars([]bar{{name: "", have: t, total: t, note: "written to n1's directory"}}, false)
-	}
+	step := func(t tally) { r.show.counting(t, "written to n1's directory") }
 	to := r.nodes[0].dir
 	if from == "" {
 		r.files, err = generate(ctx, to, generated, 1, step)
@@ -181,7 +179,7 @@ func (r *run) prepare(ctx context.Context) error {
 	} else {
 		r.files, err = copyTree(ctx, from, to, step)
 	}
-	r.show.end()
+	r.show.uncount()
 	if err != nil {
 		return err
 	}

@@ -87,6 +87,29 @@ func (s *show) bars(all []bar, final bool) {
 	_, _ = io.WriteString(s.w, b.String())
 }
 
+// counting shows a number that grows, on a terminal only.
+func (s *show) counting(t tally, what string) {
+	now := time.Now()
+	if !s.terminal || now.Sub(s.lastBars) < barEvery {
+		return
+	}
+	s.lastBars = now
+	up := ""
+	if s.drawn > 0 {
+		up = "\x1b[1A\x1b[2K"
+	}
+	s.drawn = 1
+	_, _ = fmt.Fprintf(s.w, "%s  %s %s\n", up, t, what)
+}
+
+// uncount removes what counting has drawn.
+func (s *show) uncount() {
+	if s.drawn > 0 {
+		_, _ = io.WriteString(s.w, "\x1b[1A\x1b[2K")
+	}
+	s.drawn = 0
+}
+
 // tally counts files and their bytes.
 type tally struct{ files, bytes uint64 }
 
