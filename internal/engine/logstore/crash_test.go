@@ -60,7 +60,7 @@ func TestPebbleAgainstMemory(t *testing.T) {
 		}
 		if i%7 == 0 {
 			if got, want := dump(t, p), dump(t, m); got != want {
-				t.Fatalf("after %+v\nPebble:\n%s\nmemory:\n%s", op, got, want)
+				t.Fatalf("call %d: %s", i, firstDifference(got, want))
 			}
 		}
 	}
@@ -169,6 +169,21 @@ func (c *powerCut) crash() *vfs.MemFS {
 	return c.clone
 }
 
+// firstDifference shows where two dumps part, and to which group's line the place belongs.
+func firstDifference(got, want string) string {
+	g, w := strings.Split(got, "\n"), strings.Split(want, "\n")
+	group := ""
+	for i := range min(len(g), len(w)) {
+		if g[i] != w[i] {
+			return fmt.Sprintf("in %s\n got %.200s\nwant %.200s", group, g[i], w[i])
+		}
+		if strings.HasPrefix(g[i], "group") {
+			group = g[i]
+		}
+	}
+	return fmt.Sprintf("%d lines, want %d", len(g), len(w))
+}
+
 // matching is the state among those that a crash may leave which p is in.
 func matching(t *testing.T, p logstore.Store, m *logstore.Memory, inFlight []logstore.Write) *logstore.Memory {
 	t.Helper()
@@ -181,9 +196,9 @@ func matching(t *testing.T, p logstore.Store, m *logstore.Memory, inFlight []log
 		if got == want {
 			return c
 		}
-		candidates = append(candidates, want)
+		candidates = append(candidates, firstDifference(got, want))
 	}
-	t.Fatalf("after the crash:\n%s\nis none of %d allowed states:\n%s", got, len(candidates), strings.Join(candidates, "\nor\n"))
+	t.Fatalf("the state after the crash is none of the %d that are allowed:\n%s", len(candidates), strings.Join(candidates, "\nnor\n"))
 	return nil
 }
 

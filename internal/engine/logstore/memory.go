@@ -18,13 +18,18 @@ type Memory struct {
 	mu       sync.RWMutex
 	live     memState
 	durable  memState
-	unsynced []memOp // applied to live, not yet to durable, in order
-	confs    []memOp // configurations that wait for a write
+	unsynced []memOp   // applied to live, not yet to durable, in order
+	confs    []memConf // configurations that wait for a write
 	failed   error
 }
 
 // memOp changes a state. It has been checked and does not fail.
 type memOp func(memState)
+
+type memConf struct {
+	group uint64
+	set   memOp
+}
 
 type memState map[uint64]*memLog
 
@@ -171,8 +176,8 @@ func (m *Memory) writeOp(writes []Write) (memOp, error) {
 	}
 	writes, confs := slices.Clone(writes), m.confs
 	return func(s memState) {
-		for _, op := range confs {
-			op(s)
+		for _, c := range confs {
+			c.set(s)
 		}
 		for i := range writes {
 			s[writes[i].Group].write(&writes[i])
@@ -224,13 +229,9 @@ func (m *Memory) SetConfState(group, index uint64, cs *raftpb.ConfState) error {
 		return fmt.Errorf("set configuration: group %d has no log", group)
 	}
 	cs = proto.CloneOf(raftpb.EnsureConfState(cs))
-	op := func(s memState) {
-		if l := s[group]; l != nil {
-			l.confIndex, l.conf = index, cs
-		}
-	}
-	op(m.live)
-	m.confs = append(m.confs, op)
+	set := func(s memState) { s[group].confIndex, s[group].conf = index, cs }
+	set(m.live)
+	m.confs = append(m.confs, memConf{group, set})
 	return nil
 }
 
@@ -257,8 +258,8 @@ func (m *Memory) Compact(group, index uint64) error {
 		l.startTerm = l.term(index)
 		l.ents = slices.Clone(l.ents[index-l.start:])
 		l.start = index
-		for _, op := range confs {
-			op(s)
+		for _, c := range confs {
+			c.set(s)
 		}
 	}, false)
 	return nil
@@ -270,6 +271,7 @@ func (m *Memory) Remove(group uint64) error {
 	if m.failed != nil {
 		return m.failed
 	}
+	m.confs = slices.DeleteFunc(m.confs, func(c memConf) bool { return c.group == group })
 	m.perform(func(s memState) { delete(s, group) }, true)
 	return nil
 }
@@ -278,8 +280,8 @@ func (m *Memory) Remove(group uint64) error {
 func (m *Memory) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, op := range m.confs {
-		m.perform(op, true)
+	for _, c := range m.confs {
+		m.perform(c.set, true)
 	}
 	m.confs = nil
 	return nil
