@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 )
 
 // outside is a directory beside the root with one file, whose every property is to stay as it is.
@@ -90,8 +92,17 @@ func TestSymlinksAreNotFollowed(t *testing.T) {
 	}
 }
 
-// At each step of each task the directory is swapped for a symlink that leads out.
-func TestDirectorySwappedForSymlink(t *testing.T) {
+// At each step of each task the directory is swapped for a symlink that leads out, or for another directory.
+func TestDirectorySwapped(t *testing.T) {
+	t.Run("for a symlink", func(t *testing.T) {
+		swapDirectory(t, func(f *fixture, o *outside) error { return os.Symlink(o.dir, f.path("d")) })
+	})
+	t.Run("for a directory", func(t *testing.T) {
+		swapDirectory(t, func(f *fixture, o *outside) error { return os.Mkdir(f.path("d"), 0o700) })
+	})
+}
+
+func swapDirectory(t *testing.T, by func(*fixture, *outside) error) {
 	for i, c := range raceCases() {
 		for k := 0; ; k++ {
 			f := newMemoryFixture(t)
@@ -102,7 +113,7 @@ func TestDirectorySwappedForSymlink(t *testing.T) {
 			f.p.hook = func(step, path string) {
 				if n++; n == k+1 {
 					at = step
-					if os.Rename(f.path("d"), f.path("moved")) != nil || os.Symlink(o.dir, f.path("d")) != nil {
+					if os.Rename(f.path("d"), f.path("moved")) != nil || by(f, o) != nil {
 						t.Error("cannot swap")
 					}
 				}
@@ -112,8 +123,9 @@ func TestDirectorySwappedForSymlink(t *testing.T) {
 			if at == "" {
 				break
 			}
-			if r.Code == Done && task.Want.Kind != 0 {
-				t.Errorf("task %d, %s, swapped at %q: said to be done, but d is a symlink now", i, c.name, at)
+			_, err := os.Lstat(f.path("d/x"))
+			if (r.Code == Done || r.Code == Adopted) && task.Want.Kind != manifest.Absent && err != nil {
+				t.Errorf("task %d, %s, swapped at %q: said to be %v, but there is nothing", i, c.name, at, r.Code)
 			}
 			f.p.Close()
 		}

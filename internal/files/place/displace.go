@@ -181,12 +181,10 @@ func (p *Placer) hold(dirfd int, name string, was vfs.Info) (h held, why string)
 	if was.Kind != vfs.File {
 		h.info, err = vfs.StatAt(dirfd, name)
 	} else {
-		var writers bool
-		if h.fd, writers, err = p.openQuiet(dirfd, name); writers {
+		if h.fd, h.leased, err = p.openQuiet(dirfd, name); err == unix.EAGAIN {
 			return h, "somebody has it open for writing"
 		}
 		if err == nil {
-			h.leased = !p.lacking(lackLease)
 			h.info, err = vfs.StatFd(h.fd)
 		}
 	}
@@ -216,9 +214,9 @@ func (p *Placer) still(h *held, name string) (why string) {
 }
 
 // openQuiet opens the file name and takes a read lease on it, which the kernel grants only if nobody has it
-// open (or mapped) for writing; as long as the descriptor is open, nobody can. Where there are no leases
-// writers is false. What we may not read is opened with O_PATH, and can have no lease.
-func (p *Placer) openQuiet(dirfd int, name string) (fd int, writers bool, err error) {
+// open (or mapped) for writing, else the error is EAGAIN; as long as the descriptor is open, nobody can.
+// leased is false where there are no leases. What we may not read is opened with O_PATH, and can have none.
+func (p *Placer) openQuiet(dirfd int, name string) (fd int, leased bool, err error) {
 	fd, err = openat(dirfd, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err == unix.EACCES {
 		p.learn(lackLease)
@@ -230,9 +228,10 @@ func (p *Placer) openQuiet(dirfd int, name string) (fd int, writers bool, err er
 	}
 	switch _, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_RDLCK); err {
 	case nil:
-		return fd, false, nil
-	case unix.EAGAIN:
 		return fd, true, nil
+	case unix.EAGAIN:
+		closeFd(fd)
+		return -1, false, err
 	}
 	p.learn(lackLease)
 	return fd, false, nil

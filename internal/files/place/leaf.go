@@ -146,7 +146,7 @@ func (p *Placer) differs(cur vfs.Info, want *manifest.Node) string {
 		return "mode"
 	case p.owner && (cur.UID != want.UID || cur.GID != want.GID):
 		return "owner"
-	case !sameMTime(cur.MTime, want.MTime):
+	case cur.MTime != want.MTime && !(p.lacking(lackNanos) && sameMTime(cur.MTime, want.MTime)):
 		return "mtime"
 	}
 	return ""
@@ -158,29 +158,18 @@ func (w *worker) metadata(j *job, cur vfs.Info) Result {
 	if w.p.differs(cur, &j.Want) == "" {
 		return j.result(Adopted, cur)
 	}
-	w.p.at("open", j.Path)
-	fd, writers, err := w.p.openQuiet(w.fd, j.name)
-	if err != nil {
-		if vfs.NoSuchDir(err) {
-			return j.busy("it was removed")
-		}
-		return j.fail("open", err)
+	w.p.at("hold", j.Path)
+	h, why := w.p.hold(w.fd, j.name, cur)
+	defer h.release()
+	if why != "" {
+		return j.busy(why)
 	}
-	defer closeFd(fd)
-	if writers {
-		return j.busy("somebody has it open for writing")
-	}
-	in, err := vfs.StatFd(fd)
-	if err == nil && in != j.have {
-		return j.busy("it was changed")
-	}
+	w.p.at("metadata", j.Path)
+	w.dir.in = append(w.dir.in, j.i)
+	_, err := w.p.setMetadata(h.fd, h.info, &j.Want)
+	in := h.info
 	if err == nil {
-		w.p.at("metadata", j.Path)
-		w.dir.in = append(w.dir.in, j.i)
-		_, err = w.p.setMetadata(fd, in, &j.Want)
-	}
-	if err == nil {
-		in, err = vfs.StatFd(fd)
+		in, err = vfs.StatFd(h.fd)
 	}
 	if err != nil {
 		return j.fail("set metadata", err)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -42,7 +43,10 @@ func TestEveryKindToEveryKind(t *testing.T) {
 		for _, a := range states {
 			for _, b := range states {
 				t.Run(fmt.Sprintf("%s/%s to %s", lackName, a.name, b.name), func(t *testing.T) {
-					f := newFixture(t)
+					f := newMemoryFixture(t)
+					if lack == 0 {
+						f = newFixture(t)
+					}
 					f.p.learn(lack)
 					top := f.must(Done, Task{Path: "d", Want: dirNode(1)})
 					from, to := a.node, b.node
@@ -123,6 +127,18 @@ func TestWhatIsThereAlready(t *testing.T) {
 	}
 	f.must(Busy, fileTask("x", 7, "Content", Placed{}).at(there.MTime)) // same size and time
 	f.must(Busy, fileTask("x", 7, "content", Placed{}))                 // other time
+	whole := there.MTime / 1e9 * 1e9
+	if err := os.Chtimes(f.path("x"), time.Time{}, time.Unix(0, whole)); err != nil {
+		t.Fatal(err)
+	}
+	f.must(Busy, fileTask("x", 7, "content", Placed{}).at(whole + 1)) // not the same, unless ...
+	f.p.learn(lackNanos)
+	f.must(Adopted, fileTask("x", 7, "content", Placed{}).at(whole+1))
+	f.must(Busy, fileTask("x", 7, "content", Placed{}).at(whole+1e9))
+	if err := os.Chtimes(f.path("x"), time.Time{}, time.Unix(0, there.MTime)); err != nil {
+		t.Fatal(err)
+	}
+	there = f.stat("x")
 	f.must(Busy, Task{Path: "x", Want: dirNode(7)})
 	f.must(Busy, Task{Path: "x", Want: gone(7)})
 	stale := Placed{Version: 1, Stat: there}

@@ -60,6 +60,8 @@ const (
 	lackExchange                  // renameat2(RENAME_EXCHANGE)
 	lackNoClob                    // renameat2(RENAME_NOREPLACE)
 	lackLease                     // fcntl(F_SETLEASE)
+	lackNanos                     // times finer than a second
+	lackEnd
 )
 
 var lackText = map[lack]string{
@@ -70,6 +72,7 @@ var lackText = map[lack]string{
 		"the same one is placed is replaced if it is empty",
 	lackLease: "no leases on some files (not our own, or the file system has none): a program that holds a file " +
 		"open for writing while it is replaced writes into the old one unnoticed",
+	lackNanos: "the file system keeps times in whole seconds only",
 }
 
 // errNotRecovered says that Apply was called before Recover.
@@ -173,7 +176,7 @@ func (p *Placer) Problems() []string {
 	if n := p.ownersSkipped.Load(); n > 0 {
 		out = append(out, "owners are not set: not running as root")
 	}
-	for bit := lackTmpfile; bit <= lackLease; bit <<= 1 {
+	for bit := lackTmpfile; bit < lackEnd; bit <<= 1 {
 		if p.lacking(bit) {
 			out = append(out, lackText[bit])
 		}
@@ -204,7 +207,11 @@ func (p *Placer) Apply(ctx context.Context, tasks []Task, from Contents) ([]Resu
 	}
 	b := newBatch(p, tasks, results, from)
 	if err == nil {
-		err = p.writeIntent(b)
+		if err = p.writeIntent(b); errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+			// Deleting must go on when the disk is full. A crash now keeps what it cannot put back.
+			p.log.Warn("place: without an intent", "err", err)
+			err = nil
+		}
 	}
 	if err != nil {
 		for i := range results {

@@ -236,7 +236,15 @@ func (w *worker) finish(pre *prepared, j *job) error {
 		closeFd(pre.fd)
 		pre.fd = fd
 	}
+	return w.ready(pre, &j.Want)
+}
+
+// ready records how a prepared object looks.
+func (w *worker) ready(pre *prepared, want *manifest.Node) (err error) {
 	pre.info, err = vfs.StatFd(pre.fd)
+	if err == nil && pre.info.MTime != want.MTime {
+		w.p.learn(lackNanos)
+	}
 	return err
 }
 
@@ -297,7 +305,7 @@ func (w *worker) finishNamed(pre prepared, want *manifest.Node, flags int) (prep
 		_, err = w.p.setMetadata(pre.fd, pre.info, want)
 	}
 	if err == nil {
-		pre.info, err = vfs.StatFd(pre.fd)
+		err = w.ready(&pre, want)
 	}
 	if err != nil {
 		w.drop(pre.name, kind)
