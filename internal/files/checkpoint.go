@@ -223,7 +223,7 @@ func (a *Agent) keepAside(path string) error {
 
 // revert undoes a local change of a read-only binding: what a user wrote is kept aside, the manifest's state
 // comes back.
-func (a *Agent) revert(_ *reader, f *finding) {
+func (a *Agent) revert(f *finding) {
 	path := f.change.Path
 	done := func() error {
 		if f.stat.Kind == manifest.File && (f.old.Stat.Kind != manifest.File || f.old.Hash != f.change.Node.Hash) {

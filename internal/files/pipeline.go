@@ -94,7 +94,7 @@ func (a *Agent) lookAt(r *reader, path string, found []finding) []finding {
 		return found
 	}
 	if a.cfg.ReadOnly {
-		a.revert(r, f)
+		a.revert(f)
 		return found
 	}
 	found = append(found, *f)

@@ -137,17 +137,7 @@ func (t table) Children(dir string, fn func(name string, p place.Placed) error) 
 	})
 }
 
-// hasChildren says whether anything is placed directly in dir.
-func (t table) hasChildren(dir string) (bool, error) {
-	found := false
-	err := t.Children(dir, func(string, place.Placed) error {
-		found = true
-		return kv.ErrStop
-	})
-	return found, err
-}
-
-// walk visits all records after the path `after` (all, if it is "" and first is true) in the manifest's order.
+// walk visits all records whose key (manifest.AppendKey) is from or higher, in the manifest's order.
 func (t table) walk(r kv.Reader, from []byte, fn func(key []byte, path string, rec record) error) error {
 	return r.Scan(append([]byte{tagPlaced}, from...), []byte{tagPlaced + 1}, func(k, v []byte) error {
 		path, ok := manifest.KeyPath(k[1:])

@@ -62,7 +62,9 @@ func (r *reader) look(path string) (*finding, verdict, error) {
 		return nil, verdict{}, errSkipped
 	}
 	if now.Kind == rec.Stat.Kind && scan.Same(now, rec.Stat) {
-		return nil, verdict{entry: now.Kind == manifest.Absent}, nil
+		// A directory that was moved away and back looks the same; its ctime and its parent's times do not.
+		moved := now.Kind == manifest.Dir && now.CTime != rec.Stat.CTime
+		return nil, verdict{entry: moved || now.Kind == manifest.Absent}, nil
 	}
 	if rec.Stat.Kind == manifest.Dir && now.Kind != manifest.Dir {
 		if wait, err := r.childrenFirst(path); wait || err != nil {
