@@ -175,7 +175,8 @@ func TestSlowWorkIsNotDead(t *testing.T) {
 func TestIdleConnectionIsClosedAndReopened(t *testing.T) {
 	r := newRig(t, 2)
 	m := r.members[1]
-	m.opts.Stall, m.opts.Idle = 200*time.Millisecond, 1
+	m.opts.Stall, m.opts.Idle = time.Second, 1
+	r.members[2].opts.Stall = time.Second
 	p := m.Pusher(2)
 	for i := range 3 {
 		items, _ := small(1, 100)

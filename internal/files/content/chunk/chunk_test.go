@@ -65,13 +65,13 @@ func TestSizes(t *testing.T) {
 }
 
 func TestOneInsertedByteChangesFewChunks(t *testing.T) {
-	old := random(3, 32<<20)
+	old := random(3, 16<<20)
 	have := map[Ref]bool{}
 	for _, c := range recipe(t, bytes.NewReader(old)) {
 		have[c] = true
 	}
 	rng := rand.New(rand.NewPCG(3, 3))
-	for range 8 {
+	for range 4 {
 		at := rng.IntN(len(old))
 		edited := append(append(bytes.Clone(old[:at]), 'x'), old[at:]...)
 		changed := 0
