@@ -262,7 +262,7 @@ func (a *Agent) ServeContent(ctx context.Context, conn net.Conn) error {
 	return a.store.Serve(ctx, conn)
 }
 
-// Close releases what New opened. Run must have returned.
+// Close releases what New opened. Run and every ServeContent must have returned.
 func (a *Agent) Close() error { return a.closeAll() }
 
 func (a *Agent) closeAll() error {

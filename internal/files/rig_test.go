@@ -51,6 +51,9 @@ type node struct {
 	agent   *Agent // nil: down
 	cut     bool   // no Propose, no Barrier: waits
 	stop    context.CancelFunc
+	serve   context.Context // of ServeContent's streams
+	unserve context.CancelFunc
+	serving sync.WaitGroup
 	ended   chan error
 	change  func(*Config)
 }
@@ -115,6 +118,7 @@ func (nd *node) up() {
 	nd.f.mu.Lock()
 	nd.mu.Lock()
 	nd.agent = a
+	nd.serve, nd.unserve = context.WithCancel(context.Background())
 	nd.m = manifest.New(manifest.Config{Policy: nd.f.policy, Changed: a.Changed, Restored: a.Restored})
 	must(t, nd.m.Restored(nd.state, nd.applied))
 	nd.mu.Unlock()
@@ -140,6 +144,8 @@ func (nd *node) down() {
 	a := nd.agent
 	nd.agent = nil
 	nd.mu.Unlock()
+	nd.unserve()
+	nd.serving.Wait()
 	if err := a.Close(); err != nil {
 		nd.f.t.Errorf("%s: close: %v", nd.name, err)
 	}
@@ -258,19 +264,23 @@ func (nd *node) Acks() int {
 func (nd *node) Dial(ctx context.Context, id uint64) (net.Conn, error) {
 	peer := nd.f.nodes[id-1]
 	peer.mu.Lock()
-	a := peer.agent
-	peer.mu.Unlock()
+	a, serve := peer.agent, peer.serve
 	if a == nil {
+		peer.mu.Unlock()
 		return nil, errors.New("is down")
 	}
+	peer.serving.Add(1)
+	peer.mu.Unlock()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
+		peer.serving.Done()
 		return nil, err
 	}
 	defer l.Close()
 	go func() {
+		defer peer.serving.Done()
 		if c, err := l.Accept(); err == nil {
-			_ = a.ServeContent(a.ctx, c)
+			_ = a.ServeContent(serve, c)
 		}
 	}()
 	var d net.Dialer
