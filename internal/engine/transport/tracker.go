@@ -58,7 +58,6 @@ func (k *tracker) lost(l *link) (cut []*link) {
 	}
 	delete(k.links, l)
 	switch {
-	case k.leaving:
 	case l.why == Reset || l.why == Timeout:
 		cut = k.drop(func(*link) bool { return true })
 		k.set(false, l.why)
