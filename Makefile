@@ -23,16 +23,16 @@ demo: build ## a whole cluster on this machine, on real files
 	$(BINARY) demo
 
 sim: ## the simulator over SEEDS=n seeds (10000)
-	$(GO) test ./internal/sim/... -run '^TestSeeds$$' -count=1 -timeout 0 -v -args -seeds=$(SEEDS)
+	$(GO) test ./internal/sim -run '^TestSim$$' -count=1 -timeout 0 -v -sim.seeds=$(SEEDS)
 
 mutants: ## the bugs planted for the simulator, each of which it must catch
-	$(GO) test ./internal/sim/... -run '^TestPlantedBugs$$' -count=1 -timeout 30m -v
+	$(GO) test ./internal/sim -run '^TestMutants$$' -count=1 -timeout 0 -v -sim.mutants
 
 bench: build ## side by side with the peers that are installed
-	$(GO) run ./bench -binary $(BINARY)
+	$(GO) run ./bench -lockstep $(BINARY)
 
 bench-engine: ## the engine alone
-	$(GO) test ./internal/engine/... -run '^$$' -bench . -benchtime 3s
+	$(GO) run ./bench -only engine
 
 lint: ## vet and staticcheck
 	$(GO) vet ./...

@@ -36,7 +36,7 @@ type arrow struct {
 func arrows() []arrow {
 	return []arrow{
 		{"cmd/lockstep", []string{"api", "internal/cli", "internal/server"}},
-		{"bench/...", []string{"api", "client", "bench/...", "internal/farm", "internal/engine/...", "internal/kv/...", "internal/machine/..."}},
+		{"bench/...", []string{"api", "client", "bench/...", "internal/farm", "internal/access", "internal/engine/...", "internal/kv/...", "internal/machine/..."}},
 		{"test", []string{"api", "client", "internal/farm"}},
 		{"client", []string{"api"}},
 		{"api", nil},
@@ -81,7 +81,7 @@ func ownedDependencies() []arrow {
 		{"golang.org/x/term", []string{"internal/cli/..."}},
 		{"github.com/prometheus/", []string{"internal/door/http", "internal/server"}},
 		{"github.com/cockroachdb/pebble", []string{"internal/kv/...", "internal/engine/logstore/...", "internal/machine/machinetest", "internal/sim/...", "bench/..."}},
-		{"go.etcd.io/raft", []string{"internal/engine/...", "internal/control", "internal/server", "internal/sim/..."}},
+		{"go.etcd.io/raft", []string{"internal/engine/...", "internal/control", "internal/server", "internal/sim/...", "bench/..."}},
 	}
 }
 

@@ -240,7 +240,8 @@ func (n *fakeNode) Nodes(context.Context) ([]api.Node, error) {
 }
 
 func (n *fakeNode) Group(context.Context, string) (api.Group, error) {
-	return api.Group{Name: group, Leader: n.alive()[0]}, nil
+	replicas := []api.Replica{{Node: "n1", Mode: "diff", Why: "caught up by diff: the fake says so"}}
+	return api.Group{Name: group, Leader: n.alive()[0], Replicas: replicas}, nil
 }
 
 func (n *fakeNode) DirCreate(context.Context, api.DirCreate) error {

@@ -179,32 +179,41 @@ func (r *run) comeBack(ctx context.Context) error {
 	r.show.line("%s started again", dead.name)
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
-	asked := r.others(dead)[0]
-	shown := ""
-	look := func(status api.DirStatus) bool {
-		at := slices.IndexFunc(status.Nodes, func(n api.DirNode) bool { return n.Node == dead.name })
-		if at < 0 {
-			return false
-		}
-		d := status.Nodes[at]
-		if d.Mode == "down" { // not noticed yet
-			return false
-		}
-		if now := strings.TrimSuffix(d.Mode+": "+d.Why, ": "); now != shown {
-			shown = now
+	asked, shown := r.others(dead)[0], map[string]bool{}
+	tell := func(mode, why string) {
+		if now := strings.TrimSuffix(mode+": "+why, ": "); mode != "down" && !shown[now] {
+			shown[now] = true
 			r.show.line("%-7s %s", ms(time.Since(began)), now)
 		}
-		return d.Mode == "live" && d.BehindFiles == 0 && d.Placed >= status.Position
 	}
 	err := until(ctx, poll/4, dead.name+" has caught up", func() (bool, error) {
 		status, err := asked.client.DirStatus(ctx, group)
 		if err != nil {
 			return false, errors.Join(passing(err), r.anyDied())
 		}
-		return look(status), r.anyDied()
+		at := slices.IndexFunc(status.Nodes, func(n api.DirNode) bool { return n.Node == dead.name })
+		if at < 0 {
+			return false, r.anyDied()
+		}
+		d := status.Nodes[at]
+		tell(d.Mode, d.Why)
+		return d.Mode == "live" && d.BehindFiles == 0 && d.Placed >= status.Position, r.anyDied()
 	})
 	if err != nil {
 		return err
+	}
+	g, err := asked.client.Group(ctx, group)
+	if err != nil {
+		return err
+	}
+	for _, replica := range g.Replicas {
+		if replica.Node == dead.name {
+			why := replica.Why
+			if !strings.Contains(why, replica.Mode) {
+				why = replica.Mode + ": " + why
+			}
+			r.show.line("%s %s", dead.name, why)
+		}
 	}
 	if err := r.answers(ctx, dead); err != nil {
 		return err
