@@ -95,7 +95,8 @@ func TestCARoundTrip(t *testing.T) {
 func (id *Identity) certPEM() []byte { return encodePEM(pemCert, id.cert.Raw) }
 
 func TestSameRandomnessSameCA(t *testing.T) {
-	if newCluster(t, 1).ca.Fingerprint() != newCluster(t, 1).ca.Fingerprint() {
+	first, second := newCluster(t, 1), newCluster(t, 1)
+	if first.ca.Fingerprint() != second.ca.Fingerprint() {
 		t.Error("the CA depends on something besides rand")
 	}
 }
@@ -259,7 +260,7 @@ func TestIdentityErrors(t *testing.T) {
 }
 
 // shake makes one TLS connection over a pipe and returns both sides' errors and what the server saw.
-func shake(server, client *tls.Config) (serverErr, clientErr error, seen tls.ConnectionState) {
+func shake(server, client *tls.Config) (seen tls.ConnectionState, serverErr, clientErr error) {
 	a, b := net.Pipe()
 	defer a.Close()
 	defer b.Close()
@@ -280,7 +281,7 @@ func shake(server, client *tls.Config) (serverErr, clientErr error, seen tls.Con
 	}
 	b.Close()
 	serverErr = <-done
-	return serverErr, clientErr, s.ConnectionState()
+	return s.ConnectionState(), serverErr, clientErr
 }
 
 func TestTLS(t *testing.T) {
@@ -322,7 +323,7 @@ func TestTLS(t *testing.T) {
 		{"TLS 1.2", n1.Server(), tls12, errAny, nil, nil},
 	} {
 		t.Run(tt.what, func(t *testing.T) {
-			serverErr, clientErr, _ := shake(tt.server, tt.client)
+			_, serverErr, clientErr := shake(tt.server, tt.client)
 			switch {
 			case tt.wantServer == nil && tt.wantClient == nil:
 				if serverErr != nil || clientErr != nil {
@@ -344,12 +345,12 @@ func TestTLS(t *testing.T) {
 			}
 		})
 	}
-	if _, _, seen := shake(n1.JoinServer(), n2.Client(1)); true {
+	if seen, _, _ := shake(n1.JoinServer(), n2.Client(1)); true {
 		if node, ok := PeerNode(seen); !ok || node != 2 {
 			t.Errorf("PeerNode = %x, %v", node, ok)
 		}
 	}
-	serverErr, clientErr, seen := shake(n1.JoinServer(), anonymous)
+	seen, serverErr, clientErr := shake(n1.JoinServer(), anonymous)
 	if node, ok := PeerNode(seen); serverErr != nil || clientErr != nil || ok || node != 0 {
 		t.Errorf("anonymous at a join server: %v %v %x %v", serverErr, clientErr, node, ok)
 	}
@@ -366,19 +367,19 @@ func TestJoinTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err, _ := shake(c.node(1, "n1", now).JoinServer(), JoinTLS(tok, now)); err != nil {
+	if _, _, err := shake(c.node(1, "n1", now).JoinServer(), JoinTLS(tok, now)); err != nil {
 		t.Error(err)
 	}
-	if _, err, _ := shake(other.node(1, "n1", now).JoinServer(), JoinTLS(tok, now)); !errors.Is(err, ErrOtherCluster) {
+	if _, _, err := shake(other.node(1, "n1", now).JoinServer(), JoinTLS(tok, now)); !errors.Is(err, ErrOtherCluster) {
 		t.Errorf("other cluster: %v", err)
 	}
-	if _, err, _ := shake(twin.JoinServer(), JoinTLS(tok, now)); !errors.Is(err, ErrNotOfCA) {
+	if _, _, err := shake(twin.JoinServer(), JoinTLS(tok, now)); !errors.Is(err, ErrNotOfCA) {
 		t.Errorf("impostor: %v", err)
 	}
 	// An impostor that shows the true CA's certificate along with one that it made itself.
 	cfg := twin.JoinServer()
 	cfg.Certificates[0].Certificate[1] = c.ca.cert.Raw
-	if _, err, _ := shake(cfg, JoinTLS(tok, now)); !errors.Is(err, ErrNotOfCA) {
+	if _, _, err := shake(cfg, JoinTLS(tok, now)); !errors.Is(err, ErrNotOfCA) {
 		t.Errorf("impostor with borrowed CA: %v", err)
 	}
 }
