@@ -191,6 +191,9 @@ func (a *Agent) open() (err error) {
 	if a.placer, err = place.New(place.Config{Root: a.cfg.Root, Work: a.cfg.Work, Owner: a.cfg.Owner, Log: a.log}); err != nil {
 		return err
 	}
+	if a.kept, err = a.placer.Recover(); err != nil {
+		return err
+	}
 	a.store, err = content.Open(content.Options{
 		Dir: a.cfg.Work, Now: a.cfg.Now, Reserve: a.cfg.Reserve, Dial: a.cfg.Peers.Dial, Log: a.log, Chunks: a.cfg.Chunks,
 		Local: a.openContent, OpenPath: a.openPath,
@@ -321,10 +324,6 @@ func (a *Agent) Run(ctx context.Context) error {
 
 // prepare does what comes before anything is proposed or placed.
 func (a *Agent) prepare(ctx context.Context) error {
-	var err error
-	if a.kept, err = a.placer.Recover(); err != nil {
-		return err
-	}
 	if err := a.openWatcher(); err != nil {
 		return err
 	}
