@@ -3,6 +3,7 @@ package sim
 import (
 	"bytes"
 	"errors"
+	"slices"
 
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
@@ -48,6 +49,7 @@ type host struct {
 	nextID    uint64
 	appends   []*core.Append
 	writing   []*core.Append
+	lazy      []logstore.Write // written without a sync: on the disk with the next one that is synced
 	applies   []func(done func())
 	applying  bool
 	offers    map[uint64]int // snapshots on their way, by receiver
@@ -116,10 +118,10 @@ func (h *host) start() {
 		MaxInflight: h.w.shape.inflight, ElectionTicks: h.w.shape.election,
 	})
 	must(err, "open core")
+	h.w.ledger.opened(h)
 	h.up, h.paused = true, false
 	h.waiting, h.offers = map[uint64]func(core.Answer){}, map[uint64]int{}
 	h.commit = 0
-	h.w.ledger.compare(h)
 	h.later(h.w.dice.clock.Int64N(tickEvery), h.tick)
 	h.later(spread(h.w.dice.disk, h.w.shape.checkpoint), h.checkpoint)
 	h.pump()
@@ -129,8 +131,9 @@ func (h *host) start() {
 func (h *host) crash() {
 	r := h.w.dice.disk
 	var inFlight []logstore.Write
-	if n := len(h.writing); n > 0 {
-		inFlight = writesOf(h.writing[:r.IntN(n+1)])
+	if n := len(h.writing); n > 0 || len(h.lazy) > 0 {
+		inFlight = slices.Concat(h.lazy, writesOf(h.writing[:r.IntN(n+1)]))
+		inFlight = inFlight[:r.IntN(len(inFlight)+1)]
 	}
 	keep := func(n int) int { return r.IntN(n + 1) }
 	logs, err := h.logs.Crash(inFlight, keep)
@@ -146,7 +149,7 @@ func (h *host) stop() {
 	h.run++
 	h.g, h.rep, h.log = nil, nil, nil
 	h.held, h.queue, h.waiting, h.offers = nil, nil, nil, nil
-	h.appends, h.writing, h.applies, h.applying = nil, nil, nil, false
+	h.appends, h.writing, h.lazy, h.applies, h.applying = nil, nil, nil, nil, false
 }
 
 // do runs an event of the host now, or when its pause ends, or never if it is down.
@@ -205,6 +208,9 @@ func (h *host) pump() {
 		}
 		for _, m := range e.Send {
 			h.w.net.send(m)
+			if m.GetType() == raftpb.MsgVoteResp && !m.GetReject() && h.w.strikes(crashVoter) {
+				h.w.after(0, func() { h.w.nemesis.crash(h.w, h, milli) })
+			}
 		}
 		if e.Append != nil {
 			h.appends = append(h.appends, e.Append)
@@ -270,23 +276,25 @@ func writesOf(as []*core.Append) []logstore.Write {
 	return ws
 }
 
-// write takes everything that waits into one synced write: group commit.
+// write takes everything that waits into one write, synced if one of it asks for that: group commit.
 func (h *host) write() {
 	if len(h.writing) > 0 || len(h.appends) == 0 {
 		return
 	}
 	h.writing, h.appends = h.appends, nil
+	sync := slices.ContainsFunc(h.writing, func(a *core.Append) bool { return a.Sync })
 	d := 5 * micro
-	for _, a := range h.writing {
-		if a.Sync {
-			d = 20*micro + h.slow*spread(h.w.dice.disk, h.w.shape.syncTime)
-			break
-		}
+	if sync {
+		d = 20*micro + h.slow*spread(h.w.dice.disk, h.w.shape.syncTime)
 	}
 	h.later(d, func() {
-		must(h.logs.Write(writesOf(h.writing)), "write log")
 		done := h.writing
 		h.writing = nil
+		h.lazy = append(h.lazy, writesOf(done)...)
+		if sync {
+			must(h.logs.Write(h.lazy), "write log")
+			h.lazy = nil
+		}
 		for _, a := range done {
 			h.g.Appended(a)
 		}
@@ -400,7 +408,10 @@ func (h *host) install(m *raftpb.Message, data []byte, done func(ok bool)) {
 		if err != nil && !errors.Is(err, replica.ErrSnapshot) {
 			must(err, "restore")
 		}
-		h.later(spread(h.w.dice.disk, milli), func() { // a crash may come before raft knows
+		if err == nil && !h.w.over && h.w.dice.disk.IntN(8) == 0 {
+			h.w.after(0, func() { h.w.nemesis.crash(h.w, h, milli) })
+		}
+		h.later(spread(h.w.dice.disk, milli), func() {
 			if err == nil {
 				h.w.report.Snapshots++
 				h.w.ledger.compare(h)

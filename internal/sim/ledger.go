@@ -81,6 +81,21 @@ func (l *ledger) applied(h *host, es []*raftpb.Entry, _ [][][]byte) {
 	}
 }
 
+// opened is called when a replica starts: what it holds to be committed must be what was committed.
+func (l *ledger) opened(h *host) {
+	l.compare(h)
+	commit := h.g.Status().Commit
+	i, err := h.log.FirstIndex()
+	must(err, "look at log")
+	for ; i <= commit; i++ {
+		term, err := h.log.Term(i)
+		must(err, "look at log")
+		if was, ok := l.log[i]; ok && was.term != term {
+			fail("replica %d starts with an entry of term %d committed at %d, the one there is of term %d", h.id, term, i, was.term)
+		}
+	}
+}
+
 // compare holds the replica's state against that of the others at the same index.
 func (l *ledger) compare(h *host) {
 	at := h.rep.Applied()

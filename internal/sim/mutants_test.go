@@ -67,7 +67,7 @@ var mutants = []mutant{
 		why: "states hold entries that another leader replaces",
 	},
 	{
-		name: "all means a quorum", file: "engine/core/propose.go", quick: true,
+		name: "all means a quorum", file: "engine/core/propose.go",
 		old: "		everywhere = min(everywhere, pr.Match)\n",
 		new: "		everywhere = min(everywhere, max(pr.Match, g.applied))\n",
 		why: "COMMITTED_ALL is said of a write that a member does not have",
@@ -97,7 +97,7 @@ var mutants = []mutant{
 		why: "after a crash between state and log reset, entries that were never committed are passed on",
 	},
 	{
-		name: "sessions missing from the snapshot", file: "engine/replica/snapshot.go", quick: true,
+		name: "sessions missing from the snapshot", file: "engine/replica/snapshot.go",
 		old: "	out.records(view, tagSession, st.slot.sessions())\n",
 		new: "",
 		why: "a retry after a restore is executed again",
@@ -202,13 +202,13 @@ func plant(t *testing.T, m mutant, file, source string) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, binary, "-test.run=^TestSim$", "-sim.shard", "-sim.failfast",
+	cmd := exec.CommandContext(ctx, binary, "-test.run=^TestSim$", "-sim.failfast",
 		fmt.Sprint("-sim.seeds=", *mutantSeeds))
 	out, err := cmd.CombinedOutput()
 	at := strings.Index(string(out), "replay:")
 	if err == nil || at < 0 {
 		t.Fatalf("not seen in %d seeds, though %s: %v\n%s", *mutantSeeds, m.why, err, out)
 	}
-	first, _, _ := strings.Cut(strings.TrimSpace(strings.SplitAfterN(string(out), "sim_test.go:", 2)[1]), "\n")
-	t.Logf("seen: %.200s", first)
+	_, first, _ := strings.Cut(string(out[:at]), ": seed ")
+	t.Logf("seen: seed %.300s", first)
 }

@@ -28,10 +28,12 @@ const (
 	transferLeader
 	falseAlarm
 	changeMembers
+	rivals     // two voters are told, one after the other, to take over
+	crashVoter // right after a vote was sent; see strikes
 )
 
 var allFaults = []fault{crashOne, crashMany, pauseOne, cutOneWay, cutBothWays, isolateLeader, slowDisk,
-	lossyNet, transferLeader, falseAlarm, changeMembers}
+	lossyNet, transferLeader, falseAlarm, changeMembers, rivals, crashVoter}
 
 // maxHosts bounds how many replicas a run ever has.
 const maxHosts = 10
@@ -61,7 +63,7 @@ func (n *nemesis) begin(w *world) {
 
 // until schedules the end of a trouble that lasts a while.
 func (n *nemesis) until(w *world, mean int64, end func()) {
-	w.after(10*milli+spread(w.dice.fate, mean), func() {
+	w.after(milli+spread(w.dice.fate, mean), func() {
 		if !n.over {
 			end()
 		}
@@ -77,11 +79,11 @@ func (n *nemesis) strike(w *world, f fault) {
 	}
 	switch f {
 	case crashOne:
-		n.crash(w, h)
+		n.crash(w, h, n.downtime(w))
 	case crashMany:
 		for _, h := range w.hosts {
 			if r.IntN(2) == 0 {
-				n.crash(w, h)
+				n.crash(w, h, n.downtime(w))
 			}
 		}
 	case pauseOne:
@@ -111,6 +113,11 @@ func (n *nemesis) strike(w *world, f fault) {
 		if l := w.leader(); l != nil {
 			l.do(func() { l.g.Transfer(h.id) })
 		}
+	case rivals:
+		if l := w.leader(); l != nil {
+			l.do(func() { l.g.Transfer(h.id) })
+			l.later(spread(r, milli), func() { l.g.Transfer(ids[r.IntN(len(ids))]) })
+		}
 	case falseAlarm:
 		to := w.hosts[r.IntN(len(w.hosts))]
 		h.do(func() { h.g.PeerDown(to.id) })
@@ -120,8 +127,21 @@ func (n *nemesis) strike(w *world, f fault) {
 	}
 }
 
+// strikes says whether a fault that waits for its moment takes this one.
+func (w *world) strikes(f fault) bool {
+	return !w.over && slices.Contains(w.shape.faults, f) && w.dice.fate.IntN(6) == 0
+}
+
+// downtime is a mean: a supervisor's restart, or somebody has to come.
+func (n *nemesis) downtime(w *world) int64 {
+	if w.dice.fate.IntN(3) == 0 {
+		return milli
+	}
+	return second
+}
+
 // crash ends a process; most of its peers notice soon. It comes back.
-func (n *nemesis) crash(w *world, h *host) {
+func (n *nemesis) crash(w *world, h *host, down int64) {
 	if !h.up {
 		return
 	}
@@ -131,7 +151,7 @@ func (n *nemesis) crash(w *world, h *host) {
 			other.later(spread(w.dice.fate, 20*milli), func() { other.g.PeerDown(h.id) })
 		}
 	}
-	n.until(w, second, func() {
+	n.until(w, down, func() {
 		if !h.up && !h.gone {
 			h.start()
 		}

@@ -28,6 +28,9 @@ func (n *network) carry(from, to uint64, extra int64, arrive func(again bool)) {
 		return
 	}
 	at := w.now + extra + n.delay()
+	if !w.shape.fifo && r.IntN(100) == 0 {
+		at += spread(r, 500*milli) // as from a connection that broke and was opened again
+	}
 	if w.shape.fifo {
 		link := [2]uint64{from, to}
 		at = max(at, n.latest[link])
@@ -50,7 +53,11 @@ func (n *network) send(m *raftpb.Message) {
 	if int(to) > len(n.w.hosts) {
 		return
 	}
-	n.carry(from, to, 0, func(again bool) {
+	extra := int64(0)
+	if m.GetType() == raftpb.MsgVote && n.w.dice.net.IntN(4) == 0 {
+		extra = spread(n.w.dice.net, 10*milli) // votes are few; have them meet
+	}
+	n.carry(from, to, extra, func(again bool) {
 		msg := m
 		if again {
 			msg = proto.CloneOf(m)
