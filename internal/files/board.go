@@ -40,6 +40,7 @@ type board struct {
 	nudged  bool // the placer has rechecks to answer
 
 	paths  map[string]*pathState
+	flying map[string]struct{}  // claimed for a look: read, or on its way into the log
 	looks  []string             // ready to be looked at
 	places []string             // ready to be placed
 	later  map[string]time.Time // not ready before
@@ -73,7 +74,7 @@ type pathState struct {
 }
 
 func newBoard() *board {
-	b := &board{paths: map[string]*pathState{}, later: map[string]time.Time{}}
+	b := &board{paths: map[string]*pathState{}, flying: map[string]struct{}{}, later: map[string]time.Time{}}
 	b.wake.L = &b.mu
 	return b
 }
@@ -176,14 +177,15 @@ func (b *board) takeLook() (path string, ok bool) {
 		st := b.paths[path]
 		st.lookQueued = false
 		if st.claim == free {
-			b.claimLook(st)
+			b.claimLook(path, st)
 			delete(b.later, path)
 			return path, true
 		}
 	}
 }
 
-func (b *board) claimLook(st *pathState) {
+func (b *board) claimLook(path string, st *pathState) {
+	b.flying[path] = struct{}{}
 	st.claim, st.look = looked, false
 	st.heldEpochs, st.lookEpochs = append(st.heldEpochs, st.lookEpochs...), nil
 }
@@ -203,6 +205,18 @@ func (b *board) followLocked(from *pathState, path string) {
 	b.queueLook(path, st)
 }
 
+// followBelow has everything below dir looked at once more that is on its way into the log: dir, which is
+// claimed, is gone.
+func (b *board) followBelow(dir string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for path := range b.flying {
+		if len(path) > len(dir) && path[len(dir)] == '/' && path[:len(dir)] == dir {
+			b.followLocked(b.paths[dir], path)
+		}
+	}
+}
+
 // alsoLook is follow, but claims path at once if nobody has it; else it returns false.
 func (b *board) alsoLook(from, path string) bool {
 	b.mu.Lock()
@@ -212,7 +226,7 @@ func (b *board) alsoLook(from, path string) bool {
 		b.followLocked(b.paths[from], path)
 		return false
 	}
-	b.claimLook(st)
+	b.claimLook(path, st)
 	st.heldEpochs = append(st.heldEpochs, hold(b.paths[from].heldEpochs)...)
 	return true
 }
@@ -223,6 +237,7 @@ func (b *board) lookDone(path string, again time.Time) {
 	defer b.mu.Unlock()
 	st := b.paths[path]
 	st.claim, st.afterLook = free, false
+	delete(b.flying, path)
 	if again.IsZero() {
 		finish(st.heldEpochs)
 		st.heldEpochs = nil

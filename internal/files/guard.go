@@ -94,7 +94,7 @@ func (a *Agent) stop(why stopReason, what, hint string) {
 	}
 	a.board.stop()
 	a.status.setMode("stopped", what)
-	a.status.problemHint("", errors.New(what), hint)
+	a.status.problemHint(aboutBinding, errors.New(what), hint)
 	a.log.Error("binding stopped", "path", a.cfg.Root, "why", what)
 }
 
@@ -109,7 +109,7 @@ func (a *Agent) Confirm() error {
 	}
 	g.reason, g.allowed, g.since, g.count = running, true, g.now(), 0
 	g.mu.Unlock()
-	a.status.solved("")
+	a.status.solved(aboutBinding)
 	a.status.setMode("live", "")
 	a.board.resume()
 	a.rescanAll()

@@ -268,7 +268,7 @@ func (a *Agent) propose(ctx context.Context, found []finding) {
 		a.proposeFailed(ctx, found, err)
 		return
 	}
-	a.status.solved("")
+	a.status.solved(aboutProposed)
 	if err := a.settle(index, found, outs); err != nil {
 		a.broken(err)
 	}
@@ -276,7 +276,7 @@ func (a *Agent) propose(ctx context.Context, found []finding) {
 
 func (a *Agent) proposeFailed(ctx context.Context, found []finding, err error) {
 	if ctx.Err() == nil {
-		a.status.problem("", fmt.Errorf("changes of this node wait: %w", err))
+		a.status.problem(aboutProposed, fmt.Errorf("changes of this node wait: %w", err))
 		a.log.Warn("propose", "group", a.cfg.GroupID, "err", err)
 	}
 	a.release(found, retryTime)

@@ -280,6 +280,9 @@ func (a *Agent) placedOne(ctx context.Context, w *want, r *place.Result) {
 	switch r.Code {
 	case place.Done, place.Adopted:
 		a.status.solved(w.Path)
+		if r.Code == place.Done && w.Node.Size > 0 {
+			a.status.solved(aboutSpace)
+		}
 		a.board.placeDone(w)
 		return
 	case place.Busy:
@@ -297,7 +300,7 @@ func (a *Agent) placedOne(ctx context.Context, w *want, r *place.Result) {
 	}
 	if ctx.Err() == nil {
 		if errors.Is(r.Err, unix.ENOSPC) || errors.Is(r.Err, unix.EDQUOT) {
-			a.status.problemHint("", r.Err, "make room; it goes on by itself")
+			a.status.problemHint(aboutSpace, r.Err, "make room; it goes on by itself")
 		}
 		a.status.problem(w.Path, r.Err)
 	}

@@ -67,6 +67,7 @@ func (r *reader) look(path string) (*finding, verdict, error) {
 		return nil, verdict{entry: moved || now.Kind == manifest.Absent}, nil
 	}
 	if rec.Stat.Kind == manifest.Dir && now.Kind != manifest.Dir {
+		r.a.board.followBelow(path)
 		if wait, err := r.childrenFirst(path); wait || err != nil {
 			return nil, verdict{}, err
 		}

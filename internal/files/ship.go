@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -211,7 +212,7 @@ func (a *Agent) pushAll(ctx context.Context, items []content.Item) (failed map[i
 	if sh.have < need {
 		return nil, fmt.Errorf("stage contents: %d of %d members have them: %w", sh.have, need, sh.err)
 	}
-	return sh.failed, nil
+	return maps.Clone(sh.failed), nil // slower members go on
 }
 
 var errSlow = errors.New("the member is behind with what was pushed before")

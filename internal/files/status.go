@@ -1,6 +1,7 @@
 package files
 
 import (
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +34,13 @@ func (s *status) start(now func() time.Time) {
 	s.now, s.mode, s.problems = now, "scan", map[string]api.Problem{}
 }
 
+// Keys of problems that are not of one path. No path contains NUL.
+const (
+	aboutBinding  = "\x00binding"
+	aboutProposed = "\x00proposed"
+	aboutSpace    = "\x00space"
+)
+
 func (s *status) problem(path string, err error) { s.problemHint(path, err, "") }
 
 func (s *status) problemHint(path string, err error, hint string) {
@@ -47,7 +55,11 @@ func (s *status) problemHint(path string, err error, hint string) {
 	if known && old.What == err.Error() {
 		since = old.Since
 	}
-	s.problems[path] = api.Problem{Path: api.EscapePath(path), What: err.Error(), Hint: hint, Since: since}
+	name := ""
+	if !strings.HasPrefix(path, "\x00") {
+		name = api.EscapePath(path)
+	}
+	s.problems[path] = api.Problem{Path: name, What: err.Error(), Hint: hint, Since: since}
 	s.listed.Store(int64(len(s.problems)))
 }
 
