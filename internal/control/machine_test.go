@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -39,7 +40,7 @@ func nextCommand(rng *rand.Rand, r kv.Reader, index uint64) []byte {
 	token := fmt.Sprintf("t%d", rng.IntN(5))
 	switch rng.IntN(9) {
 	case 0, 1:
-		expires := time.Unix(0, 1_700_000_000_000_000_000).Add(time.Duration(rng.IntN(72*60)) * time.Minute)
+		expires := time.Unix(0, 1_700_000_000_000_000_000).Add(time.Duration(rng.IntN(100*60)) * time.Minute)
 		c.AddToken = &control.Token{ID: token, SecretHash: "h", Expires: expires}
 	case 2:
 		c.RevokeToken = &control.RevokeToken{ID: token}
@@ -116,6 +117,26 @@ func TestDigestCoversValues(t *testing.T) {
 	}
 	if len(digests) != 4 {
 		t.Fatalf("4 states have %d digests", len(digests))
+	}
+}
+
+// failingDelete is a disk on which nothing can be deleted.
+type failingDelete struct{ kv.Tx }
+
+var errDelete = errors.New("planted")
+
+func (failingDelete) Delete([]byte) error { return errDelete }
+
+// Old tokens make room; if that fails, storage failed, and the command has no result.
+func TestFailingDeleteIsAnError(t *testing.T) {
+	f := newFixture(t)
+	f.now = f.now.Add(48 * time.Hour)
+	b := f.store.Batch()
+	defer b.Discard()
+	add := control.Command{AddToken: &control.Token{ID: "t2", Expires: f.now.Add(time.Hour)}}
+	cmd := machine.Command{Index: 9, Time: f.now.UnixNano(), Payload: encode(add)}
+	if _, err := f.m.Apply(failingDelete{b}, cmd); !errors.Is(err, errDelete) {
+		t.Fatalf("error %v", err)
 	}
 }
 

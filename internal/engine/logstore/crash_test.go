@@ -213,6 +213,10 @@ func TestReopenKeepsEverything(t *testing.T) {
 		{Group: 3, Snapshot: logstoretest.Meta(50, 7, 1, 9), HardState: logstoretest.Hard(7, 9, 50)}}))
 	must(t, s.Compact(1, 150))
 	must(t, s.Remove(2))
+	// A snapshot in the middle of a log replaces all of it, the tail behind it too.
+	logstoretest.Make(t, s, 4)
+	must(t, s.Write([]logstore.Write{{Group: 4, Entries: logstoretest.Entries(2, 300, 1), HardState: logstoretest.Hard(1, 1, 100)}}))
+	must(t, s.Write([]logstore.Write{{Group: 4, Snapshot: logstoretest.Meta(200, 2, 1, 2), HardState: logstoretest.Hard(2, 0, 200)}}))
 	want := dump(t, s)
 	must(t, s.Close())
 	s = open(t, dir, logstore.Options{})

@@ -167,7 +167,7 @@ func applyLoose(t *testing.T, n *replica, cmd machine.Command) []byte {
 // failingStorage fails each call of some commands in turn: that must come back as the error it is.
 func failingStorage(t *testing.T, r *recording, rng *rand.Rand) {
 	n := newReplica(t, r, kv.NewMemory())
-	for i := 0; i < len(r.commands); i += 1 + rng.IntN(10) {
+	for i := 0; i < len(r.commands); i += 1 + rng.IntN(2) {
 		n.run(rng, i)
 		for calls := 0; ; calls++ {
 			b := n.store.Batch()

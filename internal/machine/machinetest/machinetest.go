@@ -93,7 +93,7 @@ func record(t *testing.T, s Suite, rng *rand.Rand) *recording {
 		index += uint64(rng.IntN(3)) // several commands may share an index, and indexes may be skipped
 		now += int64(rng.IntN(3)) * rng.Int64N(int64(time.Minute))
 		if rng.IntN(20) == 0 { // things expire
-			now += rng.Int64N(int64(12 * time.Hour))
+			now += rng.Int64N(int64(24 * time.Hour))
 		}
 		payload := s.Next(rng, kv.PrefixedReader(n.store, statePrefix()), index)
 		r.commands = append(r.commands, machine.Command{Index: index, Time: now, Payload: payload})
