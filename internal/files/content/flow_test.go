@@ -26,8 +26,8 @@ func TestPushSmall(t *testing.T) {
 			t.Fatalf("content %x: found %v", it.Hash[:4], ok)
 		}
 	}
-	if st := r.members[2].Stats(); st.Packs.Contents != 3001 {
-		t.Errorf("%d contents staged, want 3001", st.Packs.Contents)
+	if st := r.members[2].Stats(); st.Packs.Contents != 3001 || st.Packs.Unsynced != 0 {
+		t.Errorf("%d contents staged, want 3001; %d appends not synced", st.Packs.Contents, st.Packs.Unsynced)
 	}
 }
 

@@ -46,6 +46,7 @@ type Stats struct {
 	FileSize int64  // bytes of all files, released contents included
 	Damaged  uint64 // contents or regions found unreadable since Open
 	Syncs    uint64 // fdatasync rounds since Open
+	Unsynced uint64 // appends that are not known to be durable
 }
 
 // Log is a directory of pack files, owned by one process.
@@ -63,11 +64,11 @@ type Log struct {
 	dirty    []*file // appended to since the last sync began
 	newNames bool    // files were created since the last sync began
 	appended uint64  // appends so far
+	synced   uint64  // those known to be durable
 	stats    Stats
 	failed   error // set by the first failed sync; nothing is promised after it
 
-	syncing sync.Mutex // one sync at a time; those who wait for it are mostly served by the next
-	synced  uint64     // appends known to be durable
+	syncing sync.Mutex // one sync at a time; those who wait for it are mostly served by the next; taken before mu
 }
 
 type file struct {
@@ -227,17 +228,20 @@ func (l *Log) rotate() error {
 // fdatasync. After a failed one no later call succeeds: the kernel may have dropped the pages.
 func (l *Log) Sync() error {
 	l.mu.Lock()
-	target, err := l.appended, l.failed
+	target := l.appended
 	l.mu.Unlock()
-	if err != nil {
-		return err
-	}
+	return l.syncUpTo(target)
+}
+
+func (l *Log) syncUpTo(target uint64) error {
 	l.syncing.Lock()
 	defer l.syncing.Unlock()
-	if l.synced >= target {
-		return nil
-	}
 	l.mu.Lock()
+	// The sync that was waited for may have failed, and has emptied the list of what to sync.
+	if l.failed != nil || l.synced >= target {
+		defer l.mu.Unlock()
+		return l.failed
+	}
 	upTo, dirty, names := l.appended, l.dirty, l.newNames
 	l.dirty, l.newNames = nil, false
 	for _, f := range dirty {
@@ -248,7 +252,9 @@ func (l *Log) Sync() error {
 	if err := l.flush(dirty, names); err != nil {
 		return l.fail(err)
 	}
+	l.mu.Lock()
 	l.synced = upTo
+	l.mu.Unlock()
 	return nil
 }
 
@@ -313,7 +319,9 @@ func (l *Log) fail(err error) error {
 func (l *Log) Stats() Stats {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.stats
+	st := l.stats
+	st.Unsynced = l.appended - l.synced
+	return st
 }
 
 // Close closes the files without syncing them. No other method may be running.

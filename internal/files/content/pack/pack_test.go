@@ -279,7 +279,7 @@ func TestReleasedFilesGo(t *testing.T) {
 	if err := l.Expire(start, func(manifest.Hash) bool { return false }); err != nil {
 		t.Fatal(err)
 	}
-	if st := l.Stats(); st != (Stats{Syncs: st.Syncs}) || len(packFiles(t, dir)) != 0 {
+	if st := l.Stats(); st != (Stats{Unsynced: st.Unsynced}) || len(packFiles(t, dir)) != 0 {
 		t.Errorf("after all: %+v, %d files", st, len(packFiles(t, dir)))
 	}
 	stage(t, l, []byte("and on it goes"))
@@ -327,6 +327,25 @@ func TestSyncIsShared(t *testing.T) {
 	}
 	if l.synced != l.appended {
 		t.Errorf("%d appends synced of %d", l.synced, l.appended)
+	}
+}
+
+// TestFailedSyncIsFinal: neither a later call nor one that was waiting for the failed sync may succeed.
+func TestFailedSyncIsFinal(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "packs")
+	l := open(t, dir, 0, at(start))
+	defer l.Close()
+	stage(t, l, []byte("x"))
+	if err := os.RemoveAll(dir); err != nil { // so that the directory cannot be synced
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := l.syncUpTo(1); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("sync: %v", err)
+		}
+	}
+	if err := l.Append(records([]byte("y")), nil); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("append: %v", err)
 	}
 }
 
