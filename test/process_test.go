@@ -414,3 +414,48 @@ func TestGracefulStopOfTheLeader(t *testing.T) {
 		restart(t, ctx, f, leader, "")
 	})
 }
+
+func TestObserversFollowFiveVoters(t *testing.T) {
+	ctx, f := start(t, 7)
+	g, err := f.Nodes[0].Client.Group(ctx, group)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roles := map[string]int{}
+	for _, r := range g.Replicas {
+		roles[r.Role]++
+	}
+	if roles["leader"] != 1 || roles["follower"] != 4 || roles["observer"] != 2 {
+		t.Errorf("roles: %v", roles)
+	}
+	var observer *farm.Node
+	for i, r := range g.Replicas {
+		if r.Role == "observer" {
+			observer = f.Nodes[i]
+		}
+	}
+	if observer == nil {
+		t.FailNow()
+	}
+	write(t, f.Nodes[0], "from-a-voter", "1")
+	write(t, observer, "from-an-observer", strings.Repeat("2", 200_000))
+	settle(t, ctx, f)
+	if err := observer.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	leader, err := f.Leader(ctx, group)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, others(f, observer)[0], "while-it-was-away", "3")
+	if err := leader.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Leader(ctx, group); err != nil {
+		t.Fatal(err)
+	}
+	restart(t, ctx, f, observer, "")
+	restart(t, ctx, f, leader, "")
+	write(t, observer, "after", "4")
+	settle(t, ctx, f)
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"time"
 
 	"github.com/lockstep-sync/lockstep/internal/control"
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
@@ -53,17 +54,22 @@ func (p groupPeers) List() (peers []files.Peer) {
 	if !ok {
 		return nil
 	}
-	up := map[uint64]bool{}
+	down := map[uint64]bool{}
 	for _, s := range n.net.Peers() {
-		up[s.Node] = s.Up
+		// What is known of a peer comes from raft links, which observers do not have: one that was down
+		// a while ago is worth another try.
+		down[s.Node] = !s.Up && s.Why != 0 && time.Since(s.Since) < downFor
 	}
 	for _, m := range g.Members {
 		if m.Node != n.self {
-			peers = append(peers, files.Peer{ID: m.Node, Name: n.nameOf(m.Node), Up: up[m.Node]})
+			peers = append(peers, files.Peer{ID: m.Node, Name: n.nameOf(m.Node), Up: !down[m.Node]})
 		}
 	}
 	return peers
 }
+
+// downFor is how long a peer that was found down is not tried again for contents.
+const downFor = 2 * time.Second
 
 func (p groupPeers) Dial(ctx context.Context, node uint64) (net.Conn, error) {
 	conn, err := p.h.n.net.Open(ctx, node, serviceContent)

@@ -260,8 +260,16 @@ func (n *node) DirWait(ctx context.Context, group string, req api.DirWaitFor, pr
 	}
 	began := time.Now()
 	out := api.DirWait{Group: g.Name, Reached: []string{}, Missing: []string{}}
-	for _, index := range each(g.Members, func(m control.Member) uint64 { return n.flushAt(ctx, g, m) }) {
-		out.Position = max(out.Position, index)
+	flushed := each(g.Members, func(m control.Member) flush { return n.flushAt(ctx, g, m) })
+	for i, f := range flushed {
+		out.Position = max(out.Position, f.index)
+		if f.stuck {
+			out.Missing = append(out.Missing, n.nameOf(g.Members[i].Node))
+		}
+	}
+	if len(out.Missing) > 0 {
+		out.Seconds = time.Since(began).Seconds()
+		return out, nil
 	}
 	targets, enough, err := n.waitTargets(g, req)
 	if err != nil {
@@ -312,23 +320,29 @@ func (n *node) waitTargets(g *control.Group, req api.DirWaitFor) (targets []cont
 	return g.Members, len(g.Members), nil
 }
 
-// flushAt has a node commit what is on its disk now, and returns the index that covers it; 0 if the node is down.
-// A node that is up but still takes its binding up is asked again until it can, or ctx ends.
-func (n *node) flushAt(ctx context.Context, g *control.Group, m control.Member) uint64 {
+// flush is how far a node's own changes are committed.
+type flush struct {
+	index uint64 // covers what was on its disk; 0: the node is down
+	stuck bool   // it is up, but its changes were not committed in time
+}
+
+// flushAt has a node commit what is on its disk now. A node that is up but still takes its binding up is asked
+// again until it can, or ctx ends.
+func (n *node) flushAt(ctx context.Context, g *control.Group, m control.Member) flush {
 	pause := time.NewTicker(50 * time.Millisecond)
 	defer pause.Stop()
 	for {
 		a, err := call(ctx, n, m.Node, methodFlush, groupRequest{Group: g.ID}, n.flushHere)
 		if err == nil {
-			return a.Index
+			return flush{index: a.Index}
 		}
 		n.log.Debug("flush", "peer", n.nameOf(m.Node), "err", err)
-		if !n.isUp(ctx, m.Node) {
-			return 0
+		if ctx.Err() == nil && !n.isUp(ctx, m.Node) {
+			return flush{}
 		}
 		select {
 		case <-ctx.Done():
-			return 0
+			return flush{stuck: true}
 		case <-pause.C:
 		}
 	}

@@ -51,6 +51,11 @@ type node struct {
 
 // Run runs a node until ctx ends or a disk fails.
 func Run(ctx context.Context, cfg Config) error {
+	if cfg.API != "" { // before anything is made on disk
+		if err := httpdoor.CheckAPIAddress(cfg.API); err != nil {
+			return err
+		}
+	}
 	data, err := openDataDir(cfg.Data)
 	if err != nil {
 		return err
