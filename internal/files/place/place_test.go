@@ -131,7 +131,7 @@ func TestWhatIsThereAlready(t *testing.T) {
 	if err := os.Chtimes(f.path("x"), time.Time{}, time.Unix(0, whole)); err != nil {
 		t.Fatal(err)
 	}
-	f.must(Busy, fileTask("x", 7, "content", Placed{}).at(whole + 1)) // not the same, unless ...
+	f.must(Busy, fileTask("x", 7, "content", Placed{}).at(whole+1)) // not the same, unless ...
 	f.p.learn(lackNanos)
 	f.must(Adopted, fileTask("x", 7, "content", Placed{}).at(whole+1))
 	f.must(Busy, fileTask("x", 7, "content", Placed{}).at(whole+1e9))

@@ -242,7 +242,7 @@ func (w *worker) finish(pre *prepared, j *job) error {
 // ready records how a prepared object looks.
 func (w *worker) ready(pre *prepared, want *manifest.Node) (err error) {
 	pre.info, err = vfs.StatFd(pre.fd)
-	if err == nil && pre.info.MTime != want.MTime {
+	if err == nil && pre.info.MTime != want.MTime && sameMTime(pre.info.MTime, want.MTime) {
 		w.p.learn(lackNanos)
 	}
 	return err
