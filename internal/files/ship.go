@@ -117,7 +117,11 @@ func (a *Agent) ship(ctx context.Context, found []finding) ([]finding, error) {
 	for i := range found {
 		f := &found[i]
 		n := &f.change.Node
-		if n.Kind != manifest.File || n.Size == 0 || f.old.Stat.Kind == manifest.File && f.old.Hash == n.Hash && f.old.Version != 0 {
+		if n.Kind != manifest.File || n.Size == 0 {
+			continue
+		}
+		if f.old.Stat.Kind == manifest.File && f.old.Hash == n.Hash && f.old.Version != 0 {
+			f.change.SameContent = true
 			continue
 		}
 		if inline && n.Size <= inlineMax && n.Size <= int64(room) {

@@ -90,10 +90,12 @@ func (a *application) change(c *Change) (Outcome, error) {
 		return a.changeRoot(c, &cur)
 	case c.Node.Kind == Absent:
 		return a.remove(c, &cur)
-	case cur.Kind == Absent:
+	case cur.Kind == Absent && !c.SameContent:
 		return a.create(c, &cur)
 	case cur.Node.Equal(c.Node):
 		return Outcome{Code: Same, Version: cur.Version}, nil
+	case c.SameContent && !cur.SameContent(c.Node):
+		return Outcome{Code: Superseded, Version: cur.Version}, nil
 	case cur.Kind == Dir && c.Node.Kind == Dir:
 		return a.accept(c, &cur, a.author)
 	case cur.Kind == Dir:

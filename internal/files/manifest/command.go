@@ -46,9 +46,12 @@ func EncodeBatch(b Batch) []byte {
 		p = appendBytes(p, c.Path)
 		p = binary.AppendUvarint(p, c.Base)
 		p = appendNode(p, &c.Node)
-		if c.Inline == nil {
+		switch {
+		case c.SameContent:
+			p = append(p, 2)
+		case c.Inline == nil:
 			p = append(p, 0)
-		} else {
+		default:
 			p = appendBytes(append(p, 1), c.Inline)
 		}
 	}
@@ -80,6 +83,8 @@ func DecodeBatch(payload []byte) (Batch, error) {
 		case 0:
 		case 1:
 			c.Inline = d.bytes(len(d.b))
+		case 2:
+			c.SameContent = true
 		default:
 			d.fail()
 		}

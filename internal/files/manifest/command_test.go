@@ -9,7 +9,7 @@ import (
 func TestBatchRoundTrip(t *testing.T) {
 	b := Batch{Author: "n1", Changes: []Change{
 		put("a/b", 17, file("abc")), {Path: "e", Node: file(""), Inline: []byte{}}, {Path: "i", Node: file("xyz"), Inline: []byte("xyz")},
-		put("d", 1<<40, dir()), put("l\xff", 0, symlink("../x")), del("gone", 3), put("", 1, dir()),
+		put("d", 1<<40, dir()), {Path: "m", Base: 3, Node: file("m"), SameContent: true}, put("l\xff", 0, symlink("../x")), del("gone", 3), put("", 1, dir()),
 	}}
 	got, err := DecodeBatch(EncodeBatch(b))
 	if err != nil || !reflect.DeepEqual(got, b) {

@@ -19,6 +19,8 @@
 //   - A second command of one entry never displaces what an earlier one put at a path: versions are entry
 //     indexes, so its author could not tell afterwards. It loses, whatever the policy.
 //   - The same content with other metadata: the last change in log order wins (within one entry: the first).
+//   - A metadata change that did not send the content along (Change.SameContent) is Superseded if the content
+//     is not what stands at the path.
 //   - Directory metadata: the last change wins (I5).
 //   - An edit beats a delete that it did not know of; a delete with a stale base is Superseded.
 //   - A directory is deleted if it is empty, whatever Base says: it holds no bytes.

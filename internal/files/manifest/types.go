@@ -61,6 +61,9 @@ type Change struct {
 	Base   uint64
 	Node   Node   // Kind Absent: delete; a directory must be empty by then, so order children first
 	Inline []byte // a file's content when it rides in the entry; nil when staged
+	// SameContent says that only metadata differs from version Base and that the content was not sent along:
+	// if Base is not current, the change must not need the content, which may be nowhere any more.
+	SameContent bool
 }
 
 // Outcome of one Change, in a result.
