@@ -417,6 +417,7 @@ func TestGracefulStopOfTheLeader(t *testing.T) {
 
 func TestObserversFollowFiveVoters(t *testing.T) {
 	ctx, f := start(t, 7)
+	settle(t, ctx, f)
 	g, err := f.Nodes[0].Client.Group(ctx, group)
 	if err != nil {
 		t.Fatal(err)

@@ -37,7 +37,10 @@ func TestSettingsPrecedence(t *testing.T) {
 		t.Fatal(err)
 	}
 	used := t.TempDir()
-	if err := os.WriteFile(filepath.Join(used, "cert.pem"), nil, 0o600); err != nil {
+	if err := os.Mkdir(filepath.Join(used, "identity"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(used, "identity", "cert.pem"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, tc := range []struct {

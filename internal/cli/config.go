@@ -184,7 +184,7 @@ func serveConfig(v map[string]string, stderr io.Writer) (ServeConfig, error) {
 // hasIdentity tells whether a data directory is a node's already: then it knows the node's name, which need not be
 // the host's.
 func hasIdentity(data string) bool {
-	_, err := os.Stat(filepath.Join(data, "cert.pem"))
+	_, err := os.Stat(filepath.Join(data, "identity", "cert.pem"))
 	return err == nil
 }
 
