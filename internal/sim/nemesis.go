@@ -109,19 +109,8 @@ func (n *nemesis) strike(w *world, f fault) {
 	case lossyNet:
 		w.net.loss = r.Float64() / 2
 		n.until(w, 2*second, func() { w.net.loss = 0 })
-	case transferLeader:
-		if l := w.leader(); l != nil {
-			l.do(func() { l.g.Transfer(h.id) })
-		}
-	case rivals:
-		if l := w.leader(); l != nil {
-			l.do(func() { l.g.Transfer(h.id) })
-			l.later(spread(r, milli), func() { l.g.Transfer(ids[r.IntN(len(ids))]) })
-		}
-	case falseAlarm:
-		to := w.hosts[r.IntN(len(w.hosts))]
-		h.do(func() { h.g.PeerDown(to.id) })
-		to.do(func() { to.g.Unreachable(h.id) })
+	case transferLeader, rivals, falseAlarm:
+		n.mislead(w, f, h)
 	case changeMembers:
 		n.change(w)
 	}
@@ -130,6 +119,24 @@ func (n *nemesis) strike(w *world, f fault) {
 // strikes says whether a fault that waits for its moment takes this one.
 func (w *world) strikes(f fault) bool {
 	return !w.over && slices.Contains(w.shape.faults, f) && w.dice.fate.IntN(6) == 0
+}
+
+// mislead sends leadership, or the news about it, where it does not belong.
+func (n *nemesis) mislead(w *world, f fault, h *host) {
+	other := w.hosts[w.dice.fate.IntN(len(w.hosts))]
+	if f == falseAlarm {
+		h.do(func() { h.g.PeerDown(other.id) })
+		other.do(func() { other.g.Unreachable(h.id) })
+		return
+	}
+	l := w.leader()
+	if l == nil {
+		return
+	}
+	l.do(func() { l.g.Transfer(h.id) })
+	if f == rivals {
+		l.later(spread(w.dice.fate, milli), func() { l.g.Transfer(other.id) })
+	}
 }
 
 // downtime is a mean: a supervisor's restart, or somebody has to come.

@@ -70,7 +70,7 @@ func (n *network) send(m *raftpb.Message) {
 	})
 }
 
-// toClient carries an answer or a request's first hop; it may be lost.
+// client carries a request to a host or an answer back; it may be lost.
 func (n *network) client(arrive func()) {
 	if n.w.dice.net.Float64() >= n.w.shape.drop+n.loss {
 		n.w.after(n.delay(), arrive)
