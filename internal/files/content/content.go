@@ -151,6 +151,12 @@ func Open(opts Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open content store: %w", err)
 	}
+	// The names of the directories and of what is in large: a killed process may have left them unsynced.
+	for _, dir := range []string{s.largeDir(), opts.Dir, filepath.Dir(opts.Dir)} {
+		if err := pack.SyncDir(dir); err != nil {
+			return nil, errors.Join(fmt.Errorf("open content store: %w", err), packs.Close())
+		}
+	}
 	s.packs = packs
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s, nil

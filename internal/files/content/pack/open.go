@@ -78,6 +78,12 @@ func (l *Log) load(seq uint32, newest bool) error {
 		l.active = p
 	}
 	p.recovered = p.size
+	// The earlier process may have died before its sync: what is read here may be in the page cache only, and
+	// staging it again counts on it.
+	p.dirty = true
+	l.dirty = append(l.dirty, p)
+	l.newNames = true
+	l.appended++
 	l.stats.FileSize += p.size
 	if p.live == 0 && !newest {
 		return l.drop(p)

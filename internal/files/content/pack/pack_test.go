@@ -330,6 +330,29 @@ func TestSyncIsShared(t *testing.T) {
 	}
 }
 
+// TestRecoveredIsSynced: what a killed process left unsynced is durable after the first sync of the next one,
+// although nothing has to be written for it.
+func TestRecoveredIsSynced(t *testing.T) {
+	dir := t.TempDir()
+	l := open(t, dir, 0, at(start))
+	stage(t, l, []byte("x"))
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l = open(t, dir, 0, at(start))
+	defer l.Close()
+	stage(t, l, []byte("x"))
+	if n := l.Stats().Unsynced; n != 1 || len(l.dirty) != 1 {
+		t.Errorf("%d appends and %d files count as not synced", n, len(l.dirty))
+	}
+	if err := l.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	if st := l.Stats(); st.Unsynced != 0 || st.Syncs != 1 {
+		t.Errorf("after the sync: %+v", st)
+	}
+}
+
 // TestFailedSyncIsFinal: neither a later call nor one that was waiting for the failed sync may succeed.
 func TestFailedSyncIsFinal(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "packs")
