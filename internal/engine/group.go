@@ -107,7 +107,7 @@ func (e *Engine) openGroup(cfg GroupConfig) (*Group, error) {
 	}
 	c, err := core.New(core.Config{
 		Group: cfg.ID, Replica: cfg.Replica, Nonce: e.ids.Add(1), Storage: storage{log, rep},
-		Applied: rep.Applied().Index, ConfState: rep.ConfState(),
+		Applied: rep.Applied().Index, AppliedTerm: rep.Applied().Term, ConfState: rep.ConfState(),
 		Logger: core.NewLogger(cfg.ID, cfg.Replica, func(msg string) { e.cfg.Log.Debug(msg, "group", cfg.ID) }),
 	})
 	if err != nil {
@@ -169,15 +169,12 @@ func (s storage) Snapshot() (*raftpb.Snapshot, error) {
 	return &raftpb.Snapshot{Metadata: s.rep.SnapshotMeta()}, nil
 }
 
-// repairLog closes the one gap that a crash can leave: a state was installed, but the log was not yet reset
-// to start after it.
+// repairLog closes the one gap that a crash can leave: a state was installed, but the log was not yet reset to
+// start after it, or holds other entries at those positions.
 func (e *Engine) repairLog(group uint64, log logstore.Log, rep *replica.Replica) error {
-	last, err := log.LastIndex()
-	if err != nil {
+	fits, err := core.LogFits(log, rep.Applied())
+	if err != nil || fits {
 		return err
-	}
-	if rep.Applied().Index <= last || rep.Applied().Index == 0 {
-		return nil
 	}
 	return e.writer.do(func(s logstore.Store) error {
 		return s.Write([]logstore.Write{{Group: group, Snapshot: rep.SnapshotMeta()}})

@@ -28,7 +28,11 @@ func (g *Group) truncate() {
 		return
 	}
 	to := g.retainFrom(first) - 1
-	to = min(to, g.rep.Applied().Index, g.followersHave())
+	last, err := g.log.LastIndex()
+	if err != nil {
+		return
+	}
+	to = min(to, last, g.rep.Applied().Index, g.followersHave()) // a state being installed is ahead of the log
 	to = g.feeds.ackedFloor(g.pins.floor(to))
 	if g.cfg.Floor != nil {
 		to = min(to, g.cfg.Floor())
