@@ -74,7 +74,8 @@ func (a *Agent) lookLoop() {
 	}
 }
 
-// lookAt looks at a claimed path and, if an entry came or went, at its directory, whose times changed with it.
+// lookAt looks at a claimed path and, if an entry may have come or gone, at its directory, whose times changed
+// with it.
 func (a *Agent) lookAt(r *reader, path string, found []finding) []finding {
 	if a.cfg.Ignore(path) {
 		a.board.lookDone(path, time.Time{})
@@ -98,10 +99,8 @@ func (a *Agent) lookAt(r *reader, path string, found []finding) []finding {
 		return found
 	}
 	found = append(found, *f)
-	if f.old.Stat.Kind != f.stat.Kind || f.old.Stat.Ino != f.stat.Ino {
-		found = a.lookAbove(r, path, found)
-	}
-	return found
+	// Even what has the same inode may have been moved away and back.
+	return a.lookAbove(r, path, found)
 }
 
 // lookAbove looks at the directory of path, which is claimed.
