@@ -142,8 +142,18 @@ func (v *voters) leader() *engine.Group {
 	}
 }
 
+// Voters implements engine.Members.
+func (v *voters) Voters() []uint64 { return []uint64{1, 2, 3} }
+
+func (v *voters) session(leader *engine.Group) *engine.Session {
+	var client [16]byte
+	rand.Read(client[:])
+	return v.engines[leader.Replica()-1].NewSession(benchGroup, v, client)
+}
+
 // engineWorkload has proposers write 256-byte entries with quorum ack for some time, each waiting for its answer.
-func engineWorkload(g *engine.Group, proposers int, for_ time.Duration) (perSecond float64, p50, p99 time.Duration, err error) {
+// They share a session on the leader's node, as the writers of a node do.
+func engineWorkload(s *engine.Session, proposers int, for_ time.Duration) (perSecond float64, p50, p99 time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), for_+10*time.Second)
 	defer cancel()
 	stop := time.Now().Add(for_)
@@ -153,13 +163,10 @@ func engineWorkload(g *engine.Group, proposers int, for_ time.Duration) (perSeco
 	for i := range proposers {
 		wait.Go(func() {
 			payload := make([]byte, 256)
-			client := [16]byte{byte(i), byte(i >> 8), 1}
-			rand.Read(client[3:])
 			for seq := uint64(1); time.Now().Before(stop); seq++ {
 				binary.BigEndian.PutUint64(payload, seq)
 				began := time.Now()
-				a := g.Propose(ctx, core.Proposal{Client: client, Seq: seq, Floor: seq, Payload: slices.Clone(payload)})
-				if a.Code != core.Committed {
+				if _, err := s.Propose(ctx, core.AckQuorum, slices.Clone(payload)); err != nil {
 					failed.Add(1)
 					continue
 				}
@@ -186,11 +193,11 @@ func benchEngine(dir string, runs int) error {
 			if err != nil {
 				return err
 			}
-			g := v.leader()
-			if _, _, _, err = engineWorkload(g, proposers, 500*time.Millisecond); err == nil {
+			s := v.session(v.leader())
+			if _, _, _, err = engineWorkload(s, proposers, 500*time.Millisecond); err == nil {
 				var rate float64
 				var p50, p99 time.Duration
-				rate, p50, p99, err = engineWorkload(g, proposers, 3*time.Second)
+				rate, p50, p99, err = engineWorkload(s, proposers, 3*time.Second)
 				rates, p50s, p99s = append(rates, rate), append(p50s, p50.Seconds()*1e3), append(p99s, p99.Seconds()*1e3)
 			}
 			v.stop()

@@ -91,6 +91,9 @@ func OpenPebble(dir string, o Options) (Store, error) {
 func openDB(dir string, o Options, g *guard.Guard) (*pebble.DB, error) {
 	cache := pebble.NewCache(4 << 20) // reads are rare and sequential
 	defer cache.Unref()
+	if o.FS == nil {
+		o.FS = zeroedFS{vfs.Default, int64(o.MemTableBytes) + 1<<20}
+	}
 	opts := &pebble.Options{
 		FS:                          o.FS,
 		Cache:                       cache,
