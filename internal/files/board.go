@@ -3,6 +3,7 @@ package files
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -43,7 +44,8 @@ type board struct {
 	flying map[string]struct{}  // claimed for a look: read, or on its way into the log
 	looks  []string             // ready to be looked at
 	places []string             // ready to be placed
-	later  map[string]time.Time // not ready before
+	later  map[string]time.Time // not to be looked at before
+	retry  map[string]time.Time // not to be placed again before
 
 	looking    epochs // marks are flush numbers
 	flush      uint64
@@ -74,7 +76,7 @@ type pathState struct {
 }
 
 func newBoard() *board {
-	b := &board{paths: map[string]*pathState{}, flying: map[string]struct{}{}, later: map[string]time.Time{}}
+	b := &board{paths: map[string]*pathState{}, flying: map[string]struct{}{}, later: map[string]time.Time{}, retry: map[string]time.Time{}}
 	b.wake.L = &b.mu
 	return b
 }
@@ -136,6 +138,9 @@ func (b *board) queueLook(path string, st *pathState) {
 }
 
 func (b *board) queueWant(path string, st *pathState) {
+	if _, wait := b.retry[path]; wait {
+		return
+	}
 	if st.want != nil && !st.wantQueued && !st.afterLook && st.claim == free {
 		st.wantQueued = true
 		b.places = append(b.places, path)
@@ -148,13 +153,15 @@ func (b *board) due(now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for path, at := range b.later {
-		if at.After(now) {
-			continue
+		if !at.After(now) {
+			delete(b.later, path)
+			b.queueLook(path, b.state(path))
 		}
-		delete(b.later, path)
-		if st := b.paths[path]; st != nil {
-			b.queueLook(path, st)
-			b.queueWant(path, st)
+	}
+	for path, at := range b.retry {
+		if !at.After(now) {
+			delete(b.retry, path)
+			b.queueWant(path, b.state(path))
 		}
 	}
 }
@@ -201,7 +208,12 @@ func (b *board) follow(from, path string) {
 func (b *board) followLocked(from *pathState, path string) {
 	st := b.state(path)
 	st.look = true
-	st.lookEpochs = append(st.lookEpochs, hold(from.heldEpochs)...)
+	for _, ep := range from.heldEpochs {
+		if !slices.Contains(st.lookEpochs, ep) {
+			ep.left++
+			st.lookEpochs = append(st.lookEpochs, ep)
+		}
+	}
 	b.queueLook(path, st)
 }
 
@@ -246,7 +258,7 @@ func (b *board) lookDone(path string, again time.Time) {
 		}
 	} else {
 		st.look = true
-		st.lookEpochs = append(st.lookEpochs, st.heldEpochs...)
+		st.lookEpochs = append(st.lookEpochs, st.heldEpochs...) // they stay held
 		st.heldEpochs = nil
 		b.later[path] = again
 		if st.want != nil {
@@ -268,6 +280,7 @@ func (b *board) after(path string, st *pathState) {
 	if !st.look && st.want == nil && st.claim == free && !st.lookQueued && !st.wantQueued {
 		delete(b.paths, path)
 		delete(b.later, path)
+		delete(b.retry, path)
 	}
 }
 
@@ -312,6 +325,7 @@ func (b *board) wantLocked(w *want, ep *epoch) {
 		w.inherit(old)
 	}
 	st.want = w
+	delete(b.retry, w.Path)
 	b.count(w, +1)
 	b.queueWant(w.Path, st)
 }
@@ -341,9 +355,6 @@ func (b *board) takeWants(n int) []*want {
 		if st.claim != free || st.want == nil || st.afterLook {
 			continue
 		}
-		if _, wait := b.later[path]; wait && st.want.tries > 0 {
-			continue
-		}
 		st.claim = placed
 		out = append(out, st.want)
 		st.want = nil
@@ -365,7 +376,7 @@ func (b *board) placeDone(w *want) {
 	b.after(w.Path, st)
 }
 
-// placeAgain puts w back: after a look at the path first, or at a later time.
+// placeAgain puts w back until `at`, and has the path looked at before.
 func (b *board) placeAgain(w *want, lookFirst bool, at time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -381,15 +392,12 @@ func (b *board) placeAgain(w *want, lookFirst bool, at time.Time) {
 	} else {
 		st.want = w
 	}
+	if st.want == w {
+		b.retry[w.Path] = at
+	}
 	if lookFirst {
 		st.afterLook = true
-		b.hintLocked(w.Path, at)
-		b.queueLook(w.Path, st)
-		return
-	}
-	b.queueLook(w.Path, st)
-	if st.want == w {
-		b.later[w.Path] = at
+		b.hintLocked(w.Path, time.Time{})
 		return
 	}
 	b.after(w.Path, st)

@@ -26,7 +26,7 @@ const (
 )
 
 // tick is how often what waits for a time is looked at.
-const tick = 50 * time.Millisecond
+const tick = 20 * time.Millisecond
 
 // timeLoop does what is due: retries, checkpoints, the guard's look at the root, expiry.
 func (a *Agent) timeLoop(ctx context.Context) {

@@ -286,14 +286,10 @@ func (a *Agent) placedOne(ctx context.Context, w *want, r *place.Result) {
 		a.board.placeDone(w)
 		return
 	case place.Busy:
-		at := time.Time{}
-		if w.tries > 0 {
-			at = a.backoff(w.tries)
-		}
 		if w.tries > 4 && r.Err != nil {
 			a.status.problem(w.Path, fmt.Errorf("cannot be replaced: %w", r.Err))
 		}
-		a.board.placeAgain(w, true, at)
+		a.board.placeAgain(w, true, a.backoff(w.tries))
 		return
 	case place.Missing:
 		r.Err = errMissing
@@ -304,14 +300,14 @@ func (a *Agent) placedOne(ctx context.Context, w *want, r *place.Result) {
 		}
 		a.status.problem(w.Path, r.Err)
 	}
-	a.board.placeAgain(w, false, a.backoff(w.tries+1))
+	a.board.placeAgain(w, false, a.backoff(w.tries))
 }
 
 var errMissing = errors.New("no member that is up has the content")
 
 // backoff is when to try again after so many tries.
 func (a *Agent) backoff(tries int) time.Time {
-	return a.cfg.Now().Add(min(50*time.Millisecond<<min(tries, 10), backoffMax))
+	return a.cfg.Now().Add(min(10*time.Millisecond<<min(tries, 12), backoffMax))
 }
 
 // lookTouched has a look at directories in which something was placed. The placer puts their times back, and
