@@ -105,6 +105,7 @@ type Agent struct {
 	root   *vfs.Root
 	kept   []place.Kept
 
+	begun    chan struct{}   // closed once the first scan is due: only then is there anything to wait for
 	ctx      context.Context // Run's, for what its goroutines wait for
 	fail     context.CancelCauseFunc
 	results  chan []finding
@@ -128,7 +129,7 @@ func New(cfg Config) (*Agent, error) {
 	defaults(&cfg)
 	a := &Agent{
 		cfg: cfg, log: cfg.Logger, table: table{cfg.Table}, board: newBoard(),
-		results: make(chan []finding, 64), rescan: make(chan struct{}, 1),
+		results: make(chan []finding, 64), rescan: make(chan struct{}, 1), begun: make(chan struct{}),
 	}
 	a.guard.now = cfg.Now
 	a.status.start(cfg.Now)
@@ -340,6 +341,7 @@ func (a *Agent) prepare(ctx context.Context) error {
 	}
 	a.rescanAll()
 	a.board.restart(a.cfg.Log.Applied())
+	close(a.begun)
 	return nil
 }
 

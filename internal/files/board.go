@@ -101,14 +101,18 @@ func (b *board) hint(path string, after time.Time) bool {
 	return true
 }
 
-// hintWait is hint for a caller that can wait for room.
-func (b *board) hintWait(ctx context.Context, path string) error {
+// hintWait is hint for a scan, which can wait for room. What a scan finds counts as due when the scan was.
+func (b *board) hintWait(ctx context.Context, path string, scan *epoch) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for len(b.looks) >= looksMax && !b.closed && ctx.Err() == nil {
 		b.wake.Wait()
 	}
 	b.hintLocked(path, time.Time{})
+	if st := b.state(path); scan != nil && st.look {
+		scan.left++
+		st.lookEpochs = append(st.lookEpochs, scan)
+	}
 	return ctx.Err()
 }
 

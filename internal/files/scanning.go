@@ -68,7 +68,7 @@ func (a *Agent) scanLoop(ctx context.Context) {
 		}
 		dirs, hold := a.scanDue.take()
 		for _, dir := range dirs {
-			if err := a.scan(ctx, dir); err != nil && ctx.Err() == nil {
+			if err := a.scan(ctx, dir, hold); err != nil && ctx.Err() == nil {
 				a.status.problem(dir, err)
 			}
 		}
@@ -80,11 +80,11 @@ func (a *Agent) scanLoop(ctx context.Context) {
 
 // scan compares dir and what is beneath it with the placed table and has differences looked at. What is
 // gone is looked at only if it is not suspiciously much.
-func (a *Agent) scan(ctx context.Context, dir string) error {
+func (a *Agent) scan(ctx context.Context, dir string, hold *epoch) error {
 	a.checkRoot()
 	a.status.scanning(+1)
 	defer a.status.scanning(-1)
-	if err := a.board.hintWait(ctx, dir); err != nil {
+	if err := a.board.hintWait(ctx, dir, hold); err != nil {
 		return err
 	}
 	var gone []string
@@ -93,7 +93,7 @@ func (a *Agent) scan(ctx context.Context, dir string) error {
 	opts := scan.Options{Ignore: a.cfg.Ignore}
 	stats, err := scan.Compare(ctx, a.root.Fd(), dir, a.table, opts, func(d scan.Difference) error {
 		if d.Stat.Kind != manifest.Absent || d.Stat.Other {
-			return a.board.hintWait(ctx, d.Path)
+			return a.board.hintWait(ctx, d.Path, hold)
 		}
 		if d.Placed.Stat.Kind == manifest.File {
 			deleted++
@@ -118,7 +118,7 @@ func (a *Agent) scan(ctx context.Context, dir string) error {
 		return err
 	}
 	for _, path := range gone {
-		if err := a.board.hintWait(ctx, path); err != nil {
+		if err := a.board.hintWait(ctx, path, hold); err != nil {
 			return err
 		}
 	}
@@ -242,6 +242,11 @@ func (b *barrierWaits) wait(ctx context.Context, id uint64) error {
 // Flush returns when everything that changed on the disk before the call has been committed or found to need
 // no commit. It fails with ErrStopped while a guard holds the binding, and with ctx's error.
 func (a *Agent) Flush(ctx context.Context) error {
+	select {
+	case <-a.begun:
+	case <-ctx.Done():
+		return fmt.Errorf("flush: %w", ctx.Err())
+	}
 	w := a.currentWatcher()
 	if w == nil {
 		return fmt.Errorf("flush: %w", errEnded)
