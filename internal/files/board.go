@@ -14,6 +14,7 @@ const (
 	looksMax    = 1 << 16  // paths waiting for a look; above it a scan waits, and the watcher's hints become a scan
 	wantsMax    = 1 << 16  // paths waiting to be placed; above it the manifest is walked instead
 	inlineWaits = 64 << 20 // bytes of contents that came with entries and wait
+	manyLooks   = 256      // above it a directory is looked at after its entries, not with each of them
 	settleTime  = 300 * time.Millisecond
 )
 
@@ -233,12 +234,13 @@ func (b *board) followBelow(dir string) {
 	}
 }
 
-// alsoLook is follow, but claims path at once if nobody has it; else it returns false.
+// alsoLook is follow, but claims path at once if nobody has it; else it returns false. While many looks wait, it
+// is follow: once for the directory of many changes instead of once for each.
 func (b *board) alsoLook(from, path string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	st := b.state(path)
-	if st.claim != free {
+	if st.claim != free || len(b.looks) > manyLooks {
 		b.followLocked(b.paths[from], path)
 		return false
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 	"github.com/lockstep-sync/lockstep/internal/files/place"
 	"github.com/lockstep-sync/lockstep/internal/files/scan"
+	"github.com/lockstep-sync/lockstep/internal/vfs"
 )
 
 // finding is a local change: a path that is not as placed, read in a stable state, claimed.
@@ -40,10 +41,34 @@ type reader struct {
 	a    *Agent
 	hash *blake3.Hasher
 	buf  []byte
+	dir  *vfs.Directory // of the path that is looked at; nil if it does not exist
+	name string         // in dir
 }
 
 func newReader(a *Agent) *reader {
 	return &reader{a: a, hash: blake3.New(), buf: make([]byte, 256<<10)}
+}
+
+// openAt opens the directory of path, for this one look, and stats the entry. A directory that does not exist
+// makes the entry absent.
+func (r *reader) openAt(path string) (vfs.Info, error) {
+	parent, name := vfs.Split(path)
+	d, err := r.a.root.OpenDir(parent)
+	if vfs.NoSuchDir(err) {
+		return vfs.Info{}, nil
+	}
+	if err != nil {
+		return vfs.Info{}, err
+	}
+	r.dir, r.name = d, name
+	return vfs.StatAt(d.Fd(), name)
+}
+
+func (r *reader) closeDir() {
+	if r.dir != nil {
+		r.dir.Close()
+		r.dir = nil
+	}
 }
 
 // look compares one path, which is claimed, with its placed record.
@@ -53,10 +78,11 @@ func (r *reader) look(path string) (*finding, verdict, error) {
 		r.a.broken(err)
 		return nil, verdict{}, err
 	}
-	in, err := r.a.root.Stat(path)
+	in, err := r.openAt(path)
 	if err != nil {
 		return nil, verdict{}, err
 	}
+	defer r.closeDir()
 	now := place.StatOf(in)
 	if now.Other {
 		return nil, verdict{}, errSkipped
@@ -160,7 +186,7 @@ func (r *reader) describe(f *finding) error {
 }
 
 func (r *reader) readFile(f *finding) error {
-	file, in, err := r.a.root.Open(f.change.Path)
+	file, in, err := vfs.OpenFileAt(r.dir.Fd(), r.name)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -15,7 +16,7 @@ import (
 
 // Sizes of a store's buffers unless PebbleOptions says otherwise.
 const (
-	DefaultCacheBytes    = 8 << 20
+	DefaultCacheBytes    = 32 << 20
 	DefaultMemTableBytes = 8 << 20
 )
 
@@ -54,6 +55,9 @@ func OpenPebble(dir string, o PebbleOptions) (Store, error) {
 	opts.TargetFileSizes[0] = 4 << 20
 	for i := range opts.Levels {
 		opts.Levels[i].BlockSize = 16 << 10
+		// Most keys that are asked for in bulk are new: without filters a third of the time of taking a
+		// tree of 100,000 files up went into finding that they are absent.
+		opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 		opts.Levels[i].Compression = func() *sstable.CompressionProfile { return sstable.SnappyCompression }
 	}
 	g.Install(opts)
