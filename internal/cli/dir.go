@@ -27,7 +27,11 @@ func (a *app) dirCreate() *cobra.Command {
 		Short: "Start keeping a directory in step on some nodes",
 		Long: `Start keeping a directory in step. What the directories hold already is merged, never wiped: names
 that exist on one node only appear on all; where contents differ, the conflict policy decides and
-the other content is kept beside it.`,
+the other content is kept beside it. A directory that does not exist is made, empty.
+
+With --mode readonly no node may change the directory: what differs from what was agreed is put aside
+on its node and undone. As the mode is that of all nodes and a new group is empty, this is also done
+with what the directories hold at first: such a group stays empty.`,
 		Example: "  lockstep dir create web --path /srv/web --on n1,n2,n3\n  lockstep dir create web --on n1:/srv/web,n2:/data/web",
 		Args:    wants,
 		RunE: asking(a, func(ctx context.Context, c *client.Client, args []string) (doneResult, error) {
@@ -45,7 +49,7 @@ the other content is kept beside it.`,
 	f.StringSliceVar(&on, "on", nil, "nodes that keep it: NODE or NODE:DIR, comma-separated")
 	f.StringVar(&req.Ack, "ack", "", "when a change counts as done: local, quorum (default) or all")
 	f.StringVar(&req.Conflict, "conflict", "", "who wins when two nodes change one file at once: keep-both (default), first, newest or prefer:NODE")
-	f.StringVar(&req.Mode, "mode", "", "readwrite (default) or readonly")
+	f.StringVar(&req.Mode, "mode", "", "readwrite (default), or readonly: stays empty, see above")
 	f.StringVar(&req.Topology, "topology", "", "how contents travel: star (default)")
 	return c
 }
@@ -102,8 +106,10 @@ by the conflict policy, never wiped.`,
 
 func (a *app) dirUnbind() *cobra.Command {
 	return &cobra.Command{
-		Use:     "unbind GROUP NODE",
-		Short:   "Stop keeping the directory on a node; its files stay where they are",
+		Use:   "unbind GROUP NODE",
+		Short: "Stop keeping the directory on a node; its files stay where they are",
+		Long: `Stop keeping the directory on a node; its files stay where they are. The last node that votes stays:
+a group cannot be removed yet.`,
 		Example: "  lockstep dir unbind web n4",
 		Args:    wants,
 		RunE: asking(a, func(ctx context.Context, c *client.Client, args []string) (doneResult, error) {
@@ -116,9 +122,13 @@ func (a *app) dirUnbind() *cobra.Command {
 func (a *app) dirResume() *cobra.Command {
 	return &cobra.Command{
 		Use:   "resume GROUP NODE",
-		Short: "Let a node go on that a guard has stopped: what it held back is meant",
-		Long: `A node stops when very many files vanish at once, or the directory itself, and holds that back from
-the others. Look at it; if the deletions are meant, resume lets them through.`,
+		Short: "Let a node go on that has stopped because many files vanished: that was meant",
+		Long: `A node stops when more than half of its files, and more than 100, vanish at once, and holds the rest of
+the deletions back from the others. Look at it; if they are meant, resume lets them through. If not,
+"lockstep dir unbind" and "lockstep dir bind" of that node bring the files back.
+
+A node whose directory vanished as a whole, or its .lockstep/root, needs no resume: it goes on by itself
+when that is back.`,
 		Example: "  lockstep dir status web\n  lockstep dir resume web n1",
 		Args:    wants,
 		RunE: asking(a, func(ctx context.Context, c *client.Client, args []string) (doneResult, error) {
@@ -151,7 +161,7 @@ disk yet, local changes that are not committed yet, conflict copies, and problem
 
 func (s dirStatus) text(w io.Writer) error {
 	_, err := fmt.Fprintf(w, "%s: %s, %s, position %d, digest %s\nack %s, conflicts %s, topology %s\n\n", s.Group,
-		count(s.Files, "file", "files"), size(s.Bytes), s.Position, short(s.Digest), s.Ack, s.Conflict, s.Topology)
+		count(s.Files, "file", "files"), size(s.Bytes), s.Position, orDash(short(s.Digest)), s.Ack, s.Conflict, s.Topology)
 	if err != nil {
 		return err
 	}
@@ -161,8 +171,9 @@ func (s dirStatus) text(w io.Writer) error {
 		if n.BehindFiles > 0 || n.BehindBytes > 0 {
 			behind = count(n.BehindFiles, "file", "files") + " " + size(n.BehindBytes)
 		}
+		watcher, _ := watching(n)
 		rows = append(rows, []string{n.Node, n.Role, n.Mode, fmt.Sprint(n.Placed), behind, seconds(n.LagSeconds),
-			fmt.Sprint(n.Pending), fmt.Sprint(n.Conflicts), orDash(n.Watcher), n.Path})
+			fmt.Sprint(n.Pending), fmt.Sprint(n.Conflicts), orDash(watcher), n.Path})
 	}
 	if err := table(w, rows); err != nil {
 		return err
@@ -175,16 +186,32 @@ func (s dirStatus) text(w io.Writer) error {
 	return nil
 }
 
-// nodeNotes says why a node is in its mode, and its problems.
+// watching takes a watcher apart: what it is, and why it is not the best one.
+func watching(n api.DirNode) (kind, why string) {
+	kind, why, _ = strings.Cut(n.Watcher, " (")
+	return kind, strings.TrimSuffix(why, ")")
+}
+
+// nodeNotes says why a node is in its mode, why it watches as it does, and its problems.
 func nodeNotes(w io.Writer, n api.DirNode) error {
-	if n.Why == "" && len(n.Problems) == 0 {
+	watcher, why := watching(n)
+	if n.Why == "" && why == "" && len(n.Problems) == 0 {
 		return nil
 	}
 	if _, err := fmt.Fprintf(w, "\n%s: %s\n", n.Node, strings.TrimSuffix(n.Mode+", "+n.Why, ", ")); err != nil {
 		return err
 	}
+	if why != "" {
+		if _, err := fmt.Fprintf(w, "  watched by %s: %s\n", watcher, why); err != nil {
+			return err
+		}
+	}
 	for _, p := range n.Problems {
-		if err := bullet(w, p.Path+": "+p.What, p.Hint); err != nil {
+		where := p.Path
+		if where == "" {
+			where = "(the whole directory)"
+		}
+		if err := bullet(w, where+": "+p.What, p.Hint); err != nil {
 			return err
 		}
 	}

@@ -80,8 +80,12 @@ func (r waitResult) verdict() error {
 	if r.Done {
 		return nil
 	}
+	why := fmt.Sprintf("position %d is not on disk on %s after %s", r.Position, strings.Join(r.Missing, ", "), seconds(r.Seconds))
+	if r.Position == 0 {
+		why = fmt.Sprintf("after %s it is still not known what there is to wait for: not all nodes have looked at their directories, or the group has no leader", seconds(r.Seconds))
+	}
 	return &api.Error{Code: api.CodeUnavailable, Op: "dir wait", Subject: r.Group,
-		Why:  fmt.Sprintf("position %d is not on disk on %s after %s", r.Position, strings.Join(r.Missing, ", "), seconds(r.Seconds)),
+		Why:  why,
 		Hint: fmt.Sprintf("see `lockstep dir status %s`", r.Group)}
 }
 

@@ -57,8 +57,15 @@ func (l groupList) text(w io.Writer) error {
 	return table(w, rows)
 }
 
+func leadership(g groupShown) string {
+	if g.Leader == "" {
+		return "no leader"
+	}
+	return fmt.Sprintf("led by %s in term %d", g.Leader, g.Term)
+}
+
 func (g groupShown) text(w io.Writer) error {
-	_, err := fmt.Fprintf(w, "%s (%s): led by %s in term %d, committed up to %d", g.Name, g.Kind, orDash(g.Leader), g.Term, g.Commit)
+	_, err := fmt.Fprintf(w, "%s (%s): %s, committed up to %d", g.Name, g.Kind, leadership(g), g.Commit)
 	if err == nil && g.Ack != "" {
 		_, err = fmt.Fprintf(w, ", ack %s", g.Ack)
 	}

@@ -44,7 +44,7 @@ like a password. The token is the last word of the output and cannot be shown ag
 	revoke := &cobra.Command{
 		Use:     "revoke ID",
 		Short:   "Make a token worthless; servers that joined with it stay",
-		Example: "  lockstep token list\n  lockstep token revoke 4f9a2c",
+		Example: "  lockstep token list\n  lockstep token revoke 749aa1ca07c3ad96",
 		Args:    wants,
 		RunE: asking(a, func(ctx context.Context, c *client.Client, args []string) (doneResult, error) {
 			d, err := c.TokenRevoke(ctx, args[0])

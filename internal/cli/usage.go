@@ -14,6 +14,11 @@ import (
 // flagError turns what pflag says into an error with a way out.
 func flagError(cmd *cobra.Command, err error) error {
 	e := &api.Error{Code: api.CodeUsage, Op: opName(cmd), Why: err.Error(), Hint: fmt.Sprintf("see `%s -h`", cmd.CommandPath())}
+	var value *pflag.InvalidValueError
+	if errors.As(err, &value) && value.GetFlag().Value.Type() == "duration" {
+		e.Subject, e.Why, e.Hint = "--"+value.GetFlag().Name, fmt.Sprintf("%q is not a duration", value.GetValue()), "write for instance 30s or 5m"
+		return e
+	}
 	var unknown *pflag.NotExistError
 	if !errors.As(err, &unknown) {
 		return e
