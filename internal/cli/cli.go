@@ -213,10 +213,11 @@ func (a *app) serverAddress() string {
 // report prints err and returns its exit status.
 func (a *app) report(ctx context.Context, err error) int {
 	var e *api.Error
+	isAPI := errors.As(err, &e)
 	switch {
-	case errors.As(err, &e):
-	case ctx.Err() != nil && errors.Is(err, context.Canceled):
+	case ctx.Err() != nil && (errors.Is(err, context.Canceled) || isAPI && e.Code == api.CodeInterrupted):
 		e = &api.Error{Code: api.CodeInterrupted, Why: "interrupted"}
+	case isAPI:
 	default:
 		e = &api.Error{Code: api.CodeFailed, Why: err.Error()}
 	}

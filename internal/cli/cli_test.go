@@ -105,12 +105,16 @@ func TestExitStatus(t *testing.T) {
 		{t.Context(), &api.Error{Code: api.CodeConflict}, 5},
 		{t.Context(), &api.Error{Code: "new"}, 1},
 		{cancelled, context.Canceled, 130},
+		{cancelled, &api.Error{Code: api.CodeInterrupted, Op: "ask node", Why: "context canceled"}, 130},
 	} {
 		var errs bytes.Buffer
 		got := Main(tc.ctx, Env{Args: []string{"serve", "--name", "n1"}, Stdout: &errs, Stderr: &errs, Getenv: func(string) string { return "" },
 			Serve: func(context.Context, ServeConfig) error { return tc.err }})
 		if got != tc.want {
 			t.Errorf("%v: %d, want %d (%s)", tc.err, got, tc.want, errs.String())
+		}
+		if tc.want == 130 && errs.String() != "lockstep: interrupted\n" {
+			t.Errorf("%v: said %q", tc.err, errs.String())
 		}
 	}
 }
