@@ -287,6 +287,23 @@ func (b *board) after(path string, st *pathState) {
 		delete(b.paths, path)
 		delete(b.later, path)
 		delete(b.retry, path)
+		if len(b.paths) == 0 {
+			b.rest()
+		}
+	}
+}
+
+// rest gives back what a busy time left: maps and slices keep their largest size otherwise.
+func (b *board) rest() {
+	b.paths = map[string]*pathState{}
+	if len(b.flying) == 0 {
+		b.flying = map[string]struct{}{}
+	}
+	if len(b.looks) == 0 {
+		b.looks = nil
+	}
+	if len(b.places) == 0 {
+		b.places = nil
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 
 // Sizes of a store's buffers unless PebbleOptions says otherwise.
 const (
-	DefaultCacheBytes    = 32 << 20
+	DefaultCacheBytes    = 16 << 20
 	DefaultMemTableBytes = 8 << 20
 )
 

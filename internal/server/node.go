@@ -140,6 +140,7 @@ func (n *node) run(ctx context.Context, listener net.Listener, init *control.Ini
 	tasks.Go(func() { n.introduce(running, init) })
 	tasks.Go(func() { n.followControl(running) })
 	tasks.Go(func() { n.driveMemberships(running) })
+	tasks.Go(func() { n.trimMemory(running) })
 
 	door, err := httpdoor.Open(running, httpdoor.Config{
 		Node: n, Metrics: n.metrics(), Log: n.log, Socket: n.data.sub("lockstep.sock"), API: n.cfg.API,

@@ -19,7 +19,7 @@ import (
 
 // Defaults of Options.
 const (
-	DefaultMemTableBytes   = 16 << 20
+	DefaultMemTableBytes   = 8 << 20
 	DefaultGroupCacheBytes = 4 << 20
 	DefaultCacheBytes      = 16 << 20
 )
