@@ -39,6 +39,14 @@ func (l groupLog) ack() core.Ack {
 	return core.AckQuorum
 }
 
+// Replay implements files.Replayer. An observer has no log; what it lacks it fetches.
+func (l groupLog) Replay(ctx context.Context, after, upTo uint64, fn func(payload []byte) error) error {
+	if l.h.grp == nil {
+		return nil
+	}
+	return l.h.grp.Replay(ctx, after, upTo, fn)
+}
+
 func (l groupLog) Barrier(ctx context.Context) (uint64, error) { return l.h.member.Barrier(ctx) }
 func (l groupLog) Applied() uint64                             { return l.h.member.Applied().Index }
 func (l groupLog) View() (kv.View, error)                      { return l.h.member.View(), nil }

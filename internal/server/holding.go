@@ -32,8 +32,9 @@ type holding struct {
 	obs     *engine.Observer // nil while voting
 	session *engine.Session
 
-	agent atomic.Pointer[files.Agent]
-	fault atomic.Pointer[error] // why there is no agent
+	agent   atomic.Pointer[files.Agent]
+	serving streams
+	fault   atomic.Pointer[error] // why there is no agent
 
 	stop  context.CancelFunc
 	tasks sync.WaitGroup
@@ -143,6 +144,7 @@ func (h *holding) keepAgent(ctx context.Context) {
 			h.agent.Store(a)
 			err = a.Run(ctx)
 			h.agent.Store(nil)
+			h.serving.end() // before the contents that they read are closed
 			err = errors.Join(err, a.Close())
 		}
 		if ctx.Err() != nil {
@@ -306,6 +308,8 @@ func (n *node) serveContent(ctx context.Context, _ uint64, conn net.Conn) {
 	if err != nil {
 		return
 	}
+	ctx, done := h.serving.begin(ctx)
+	defer done()
 	a, err := h.theAgent()
 	if err != nil {
 		return
@@ -323,4 +327,41 @@ func (differ) ServeDiff(view kv.Reader, rw io.ReadWriter) error { return manifes
 func (differ) FetchDiff(local kv.Reader, rw io.ReadWriter, tx kv.Tx) error {
 	_, err := manifest.FetchDiff(local, rw, tx.Set, tx.Delete)
 	return err
+}
+
+// streams are the content streams that an agent serves; they end before it is closed.
+type streams struct {
+	mu     sync.Mutex
+	epoch  context.Context
+	cancel context.CancelFunc
+	wait   sync.WaitGroup
+}
+
+// begin must be called before the agent is looked up: then end, which comes after the agent was withdrawn, waits
+// for every stream that may have found it.
+func (s *streams) begin(parent context.Context) (ctx context.Context, done func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.epoch == nil {
+		s.epoch, s.cancel = context.WithCancel(context.Background())
+	}
+	s.wait.Add(1)
+	ctx, cancel := context.WithCancel(parent)
+	stop := context.AfterFunc(s.epoch, cancel)
+	return ctx, func() {
+		stop()
+		cancel()
+		s.wait.Done()
+	}
+}
+
+// end cancels all streams and waits for them; streams that begin meanwhile find no agent.
+func (s *streams) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cancel != nil {
+		s.cancel()
+	}
+	s.wait.Wait()
+	s.epoch, s.cancel = nil, nil
 }
