@@ -1,11 +1,13 @@
 package engine
 
 import (
+	"errors"
 	"sync"
 
 	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/engine/replica"
 )
 
 // applyQueue holds committed batches for the applier, in order. Raft bounds it: at most
@@ -71,7 +73,11 @@ func (g *Group) applier() {
 				j.call()
 				continue
 			}
-			if err := g.apply(j.apply); err != nil {
+			err := g.apply(j.apply)
+			if errors.Is(err, replica.ErrInterrupted) {
+				return // the loop has ended: the group is being closed, the entry is applied at the next start
+			}
+			if err != nil {
 				g.eng.failed(err)
 				return
 			}

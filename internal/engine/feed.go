@@ -56,6 +56,7 @@ type subscriber struct {
 	cut     bool
 	wake    chan struct{}
 	acked   uint64
+	conn    net.Conn
 }
 
 // feedSet are the members that are served from here.
@@ -85,15 +86,24 @@ func (f *feedSet) publish(entries []*raftpb.Entry) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for s := range f.subs {
+		if s.cut {
+			continue
+		}
 		for _, e := range entries {
 			s.bytes += len(e.GetData())
 		}
 		s.entries = append(s.entries, entries...)
 		if s.bytes > feedBacklog {
-			s.cut = true
+			s.end()
 		}
 		s.nudge()
 	}
+}
+
+// end cuts the observer off, also from a write that hangs. The set's lock is held.
+func (s *subscriber) end() {
+	s.cut, s.entries = true, nil
+	s.conn.Close()
 }
 
 func (s *subscriber) nudge() {
@@ -114,7 +124,7 @@ func (f *feedSet) closeAll() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for s := range f.subs {
-		s.cut = true
+		s.end()
 		s.nudge()
 	}
 }
@@ -168,13 +178,13 @@ func (e *Engine) ServeFeed(ctx context.Context, from uint64, conn net.Conn) {
 }
 
 func (g *Group) serveFeed(ctx context.Context, from uint64, h hello, in *bufio.Reader, conn net.Conn) error {
-	sub := &subscriber{node: from, wake: make(chan struct{}, 1), acked: h.Index}
+	sub := &subscriber{node: from, wake: make(chan struct{}, 1), acked: h.Index, conn: conn}
 	plan, err := g.plan(h, sub)
 	if err != nil {
 		return err
 	}
 	defer g.feeds.remove(sub)
-	out := bufio.NewWriterSize(conn, 256<<10)
+	out := bufio.NewWriterSize(impatient{conn}, 256<<10)
 	body, err := json.Marshal(plan)
 	if err != nil {
 		return err
@@ -186,7 +196,9 @@ func (g *Group) serveFeed(ctx context.Context, from uint64, h hello, in *bufio.R
 	if plan.Mode != catchup.Diff {
 		return out.Flush()
 	}
-	go g.readAcks(sub, in, conn)
+	acks := make(chan struct{})
+	go func() { defer close(acks); g.readAcks(sub, in, conn) }()
+	defer func() { conn.Close(); <-acks }()
 	if err := g.sendDiff(out, plan); err != nil {
 		return err
 	}
@@ -372,4 +384,14 @@ func (e *Engine) ServeRead(ctx context.Context, _ uint64, req []byte) ([]byte, e
 		return nil, err
 	}
 	return binary.BigEndian.AppendUint64(nil, index), nil
+}
+
+// impatient is a connection whose writes fail when the other side takes nothing for feedDeadline.
+type impatient struct{ net.Conn }
+
+func (c impatient) Write(p []byte) (int, error) {
+	if err := c.SetWriteDeadline(time.Now().Add(feedDeadline)); err != nil {
+		return 0, err
+	}
+	return c.Conn.Write(p)
 }

@@ -89,11 +89,11 @@ func (e *Engine) openGroup(cfg GroupConfig) (*Group, error) {
 	if cfg.RetainBytes == 0 {
 		cfg.RetainBytes = 64 << 20
 	}
-	log, err := e.openLog(cfg)
+	rep, err := replica.Open(kv.Prefixed(e.cfg.State, groupPrefix(cfg.ID)), cfg.Machine)
 	if err != nil {
 		return nil, err
 	}
-	rep, err := replica.Open(kv.Prefixed(e.cfg.State, groupPrefix(cfg.ID)), cfg.Machine)
+	log, err := e.openLog(cfg, rep)
 	if err != nil {
 		return nil, err
 	}
@@ -135,10 +135,14 @@ func (e *Engine) openGroup(cfg GroupConfig) (*Group, error) {
 
 // openLog opens the group's log; a first start creates it after the position that every initial replica
 // starts from, or empty for one that joins.
-func (e *Engine) openLog(cfg GroupConfig) (logstore.Log, error) {
+func (e *Engine) openLog(cfg GroupConfig, rep *replica.Replica) (logstore.Log, error) {
 	log, found, err := e.cfg.Logs.Log(cfg.ID)
 	if err != nil || found {
 		return log, err
+	}
+	if rep.Applied().Index > 0 {
+		// Votes and acknowledgements went with the log: under this id the replica could take them back.
+		return nil, fmt.Errorf("the state is at %d but its log is gone: %w", rep.Applied().Index, logstore.ErrDamaged)
 	}
 	err = e.writer.do(func(s logstore.Store) error {
 		var err error
@@ -248,6 +252,9 @@ func (g *Group) catchFault() {
 		g.lg.Error("replica stopped: its log or state contradicts itself", "err", f)
 		g.box.close()
 		g.abandon()
+		last := g.Core()
+		last.Role, last.Leader = core.Follower, 0 // whatever it was: it is no more
+		g.status.Store(&last)
 	default:
 		panic(f)
 	}

@@ -131,7 +131,9 @@ func (o *Observer) follow(source uint64) error {
 	}
 	frames := make(chan []byte, 4)
 	broken := make(chan error, 1)
-	o.tasks.Go(func() { broken <- readFeed(conn, in, frames, o.stopping.Done()) })
+	left := make(chan struct{})
+	defer close(left)
+	o.tasks.Go(func() { broken <- readFeed(conn, in, frames, left) })
 	return o.applyFeed(conn, frames, broken)
 }
 
@@ -226,7 +228,7 @@ func (o *Observer) Barrier(ctx context.Context) (uint64, error) {
 	var pause backoff
 	for try := 0; ; try++ {
 		if voters := o.cfg.Members.Voters(); len(voters) > 0 {
-			reply, err := o.eng.cfg.Transport.Call(ctx, voters[try%len(voters)], MethodRead, binary.BigEndian.AppendUint64(nil, o.cfg.ID))
+			reply, err := o.ask(ctx, voters[try%len(voters)])
 			if err == nil && len(reply) == 8 {
 				index := binary.BigEndian.Uint64(reply)
 				return index, o.WaitApplied(ctx, index)
@@ -237,6 +239,13 @@ func (o *Observer) Barrier(ctx context.Context) (uint64, error) {
 			return 0, fmt.Errorf("engine: group %d: no linearizable read: %w", o.cfg.ID, ctx.Err())
 		}
 	}
+}
+
+// ask asks one voter for an index that covers what is committed now.
+func (o *Observer) ask(ctx context.Context, voter uint64) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, feedDeadline)
+	defer cancel()
+	return o.eng.cfg.Transport.Call(ctx, voter, MethodRead, binary.BigEndian.AppendUint64(nil, o.cfg.ID))
 }
 
 // WaitApplied returns once the state covers index.

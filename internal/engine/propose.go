@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
 
@@ -15,9 +16,17 @@ type waiter struct {
 	done     chan core.Answer
 }
 
+// allPatience is how long AckAll waits for the last members; then the answer is CommittedQuorumOnly.
+const allPatience = 10 * time.Second
+
 // Propose asks this replica, which should be the leader, to commit p (its ID is assigned here). The answer says
 // what is known; when ctx ends first it is Unknown (or CommittedQuorumOnly for AckAll).
 func (g *Group) Propose(ctx context.Context, p core.Proposal) core.Answer {
+	if p.Ack == core.AckAll {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, allPatience)
+		defer cancel()
+	}
 	p.ID = g.eng.ids.Add(1)
 	w := &waiter{proposal: p, done: make(chan core.Answer, 1)}
 	if !g.box.propose(w) {
@@ -31,6 +40,7 @@ func (g *Group) await(ctx context.Context, w *waiter) core.Answer {
 	case a := <-w.done:
 		return a
 	case <-ctx.Done():
+	case <-g.ended:
 	}
 	if !g.box.call(func() { g.core.Expire(w.proposal.ID) }) {
 		return core.Answer{ID: w.proposal.ID, Code: core.Unknown}
@@ -38,7 +48,7 @@ func (g *Group) await(ctx context.Context, w *waiter) core.Answer {
 	select {
 	case a := <-w.done:
 		return a
-	case <-g.stopping.Done():
+	case <-g.ended:
 		return core.Answer{ID: w.proposal.ID, Code: core.Unknown}
 	}
 }

@@ -15,6 +15,9 @@ import (
 // MethodPropose is the transport method under which ServePropose is registered.
 const MethodPropose = "engine.propose"
 
+// attemptPatience bounds one attempt: the next may ask another node. Trying again is safe, see Session.
+const attemptPatience = 15 * time.Second
+
 // maxOutstanding bounds the writes of one session in flight; the replicas remember as many results.
 const maxOutstanding = 1024
 
@@ -117,6 +120,8 @@ func (s *Session) attempt(ctx context.Context, p core.Proposal, try int) (core.A
 	if node == 0 {
 		return core.Answer{Code: core.NotLeader}, nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, attemptPatience)
+	defer cancel()
 	var a core.Answer
 	var leader uint64
 	if node == s.eng.cfg.Node {

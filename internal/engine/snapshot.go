@@ -29,6 +29,9 @@ const ServiceSnapshot = "engine.snapshot"
 // snapshotPatience is how long a follower may take to begin pulling before raft may try again.
 const snapshotPatience = 10 * time.Second
 
+// installPatience is how long a member may take to install a state that it has received.
+const installPatience = 2 * time.Minute
+
 // Differ brings a machine's state up to another one by moving only what differs.
 type Differ interface {
 	// ServeDiff answers the learner's questions about view until it has enough.
@@ -220,6 +223,9 @@ func (g *Group) serveSnapshot(to uint64, conn net.Conn) error {
 		return err
 	}
 	// The member confirms that the state is installed; only then is the log unpinned.
+	if err := conn.SetReadDeadline(time.Now().Add(installPatience)); err != nil {
+		return err
+	}
 	var ok [1]byte
 	if _, err := io.ReadFull(conn, ok[:]); err != nil {
 		return fmt.Errorf("wait for the installation: %w", err)
@@ -229,6 +235,7 @@ func (g *Group) serveSnapshot(to uint64, conn net.Conn) error {
 
 // serveState sends the state in view: whole, or as an exchange about differences.
 func serveState(rep *replica.Replica, d Differ, view kv.View, conn net.Conn) error {
+	conn = impatient{conn}
 	out := bufio.NewWriterSize(conn, 256<<10)
 	if d == nil {
 		if err := rep.WriteSnapshot(view, out); err != nil {

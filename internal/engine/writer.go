@@ -92,6 +92,7 @@ func (w *writer) run() {
 			}
 			if err := w.carryOut(jobs); err != nil {
 				w.failed(err)
+				refuse(jobs)
 				w.refuseAll()
 				return
 			}
@@ -150,10 +151,19 @@ func (w *writer) refuseAll() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.ended = true
-	for _, j := range w.queue {
-		if j.call != nil {
-			j.result <- ErrClosed
+	refuse(w.queue)
+	w.queue = nil
+}
+
+// refuse answers the maintenance calls among jobs that have no answer yet.
+func refuse(jobs []writeJob) {
+	for _, j := range jobs {
+		if j.call == nil {
+			continue
+		}
+		select {
+		case j.result <- ErrClosed:
+		default:
 		}
 	}
-	w.queue = nil
 }
