@@ -27,11 +27,7 @@ func (a *app) dirCreate() *cobra.Command {
 		Short: "Start keeping a directory in step on some nodes",
 		Long: `Start keeping a directory in step. What the directories hold already is merged, never wiped: names
 that exist on one node only appear on all; where contents differ, the conflict policy decides and
-the other content is kept beside it. A directory that does not exist is made, empty.
-
-With --mode readonly no node may change the directory: what differs from what was agreed is put aside
-on its node and undone. As the mode is that of all nodes and a new group is empty, this is also done
-with what the directories hold at first: such a group stays empty.`,
+the other content is kept beside it. A directory that does not exist is made, empty.`,
 		Example: "  lockstep dir create web --path /srv/web --on n1,n2,n3\n  lockstep dir create web --on n1:/srv/web,n2:/data/web",
 		Args:    wants,
 		RunE: asking(a, func(ctx context.Context, c *client.Client, args []string) (doneResult, error) {
@@ -49,7 +45,7 @@ with what the directories hold at first: such a group stays empty.`,
 	f.StringSliceVar(&on, "on", nil, "nodes that keep it: NODE or NODE:DIR, comma-separated")
 	f.StringVar(&req.Ack, "ack", "", "when a change counts as done: local, quorum (default) or all")
 	f.StringVar(&req.Conflict, "conflict", "", "who wins when two nodes change one file at once: keep-both (default), first, newest or prefer:NODE")
-	f.StringVar(&req.Mode, "mode", "", "readwrite (default), or readonly: stays empty, see above")
+	f.StringVar(&req.Mode, "mode", "", "readwrite (default, and the only one yet)")
 	f.StringVar(&req.Topology, "topology", "", "how contents travel: star (default)")
 	return c
 }

@@ -39,9 +39,12 @@ func checkSettings(s *State, g *Group) *api.Error {
 	switch g.Mode {
 	case "":
 		g.Mode = "readwrite"
-	case "readwrite", "readonly":
+	case "readwrite":
+	case "readonly":
+		return &api.Error{Code: api.CodeUsage, Op: "dir create", Subject: g.Name, Why: "read-only members are not built yet",
+			Hint: "leave --mode out"}
 	default:
-		return refuse("mode", g.Mode, "readwrite, readonly")
+		return refuse("mode", g.Mode, "readwrite")
 	}
 	switch g.Topology {
 	case "":

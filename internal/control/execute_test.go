@@ -145,7 +145,7 @@ func TestCreateGroup(t *testing.T) {
 		{func(g *control.CreateGroup) { g.Name = "control" }, "conflict", "exists"},
 		{func(g *control.CreateGroup) { g.Name = "a b" }, "usage", "letters"},
 		{func(g *control.CreateGroup) { g.Ack = "qorum" }, "usage", "quorum"},
-		{func(g *control.CreateGroup) { g.Mode = "ro" }, "usage", "readonly"},
+		{func(g *control.CreateGroup) { g.Mode = "ro" }, "usage", "readwrite"},
 		{func(g *control.CreateGroup) { g.Topology = "ring" }, "usage", "star"},
 		{func(g *control.CreateGroup) { g.Conflict = "newer" }, "usage", "newest"},
 		{func(g *control.CreateGroup) { g.Conflict = "prefer:n9" }, "not_found", "no such node"},
@@ -168,7 +168,7 @@ func TestCreateGroup(t *testing.T) {
 		}
 	}
 	f.must(control.Command{CreateGroup: &control.CreateGroup{Name: "www2", Paths: map[string]string{"n1": "/srv/www2"},
-		Ack: "all", Mode: "readonly", Conflict: "prefer:n2"}})
+		Ack: "all", Mode: "readwrite", Conflict: "prefer:n2"}})
 	checkState(t, f.state())
 }
 

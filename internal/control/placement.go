@@ -7,11 +7,22 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 )
 
+// Progress of a learner.
+type Progress uint8
+
+const (
+	Absent   Progress = iota // not heard of
+	Learning                 // it runs and gets what it lacks
+	CaughtUp
+)
+
 // PlanMembership is the next step from the configuration in force towards the members that the group should
 // have; nil if there is nothing to do, or nothing yet. One change at a time: new voters enter as learners and
 // are promoted when they have caught up; a voter that is being replaced leaves in the same joint change in
 // which its replacement is promoted, so that the group never has fewer that can vote.
-func PlanMembership(g *Group, conf *raftpb.ConfState, caughtUp func(replica uint64) bool) (*raftpb.ConfChangeV2, string) {
+//
+// A replacement that does not run yet keeps nobody in: its node may have to end the old replica first.
+func PlanMembership(g *Group, conf *raftpb.ConfState, progress func(replica uint64) Progress) (*raftpb.ConfChangeV2, string) {
 	if len(conf.GetVotersOutgoing()) > 0 {
 		return nil, ""
 	}
@@ -25,9 +36,9 @@ func PlanMembership(g *Group, conf *raftpb.ConfState, caughtUp func(replica uint
 		case slices.Contains(conf.GetVoters(), m.Replica):
 		case !slices.Contains(conf.GetLearners(), m.Replica):
 			return change(raftpb.ConfChangeAddLearnerNode, m.Replica), fmt.Sprintf("replica %d is new: it learns before it votes", m.Replica)
-		case caughtUp(m.Replica):
+		case progress(m.Replica) == CaughtUp:
 			ready = append(ready, m.Replica)
-		default:
+		case progress(m.Replica) == Learning:
 			waiting = append(waiting, m.Replica)
 		}
 	}

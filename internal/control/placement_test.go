@@ -50,7 +50,7 @@ func TestPlanMembership(t *testing.T) {
 		"all are to be replaced":   {groupOf(2), &raftpb.ConfState{Voters: []uint64{1}, Learners: []uint64{2}}, nil, nil},
 		"the only one is replaced": {groupOf(2), &raftpb.ConfState{Voters: []uint64{1}, Learners: []uint64{2}}, []uint64{2}, []string{"AddNode2", "RemoveNode1"}},
 	} {
-		cc, why := control.PlanMembership(c.want, c.conf, func(r uint64) bool { return slices.Contains(c.caughtUp, r) })
+		cc, why := control.PlanMembership(c.want, c.conf, progress(func(r uint64) bool { return slices.Contains(c.caughtUp, r) }))
 		if got := describe(cc); !slices.Equal(got, c.plan) || (why == "") != (cc == nil) {
 			t.Errorf("%s: %v (%s), want %v", name, got, why, c.plan)
 		}
@@ -72,7 +72,7 @@ func TestPlanMembershipConverges(t *testing.T) {
 			if steps > 100 {
 				t.Fatalf("no end: %v, wanted %v", conf, want.Members)
 			}
-			cc, _ := control.PlanMembership(want, conf, func(r uint64) bool { return caught[r] })
+			cc, _ := control.PlanMembership(want, conf, progress(func(r uint64) bool { return caught[r] }))
 			if cc == nil {
 				if len(conf.GetLearners()) == 0 {
 					break
@@ -131,4 +131,25 @@ func carryOut(t *testing.T, conf *raftpb.ConfState, cc *raftpb.ConfChangeV2) *ra
 	}
 	chg.Tracker.Config = cfg
 	return chg.Tracker.ConfState()
+}
+
+// progress has every learner run.
+func progress(caughtUp func(uint64) bool) func(uint64) control.Progress {
+	return func(r uint64) control.Progress {
+		if caughtUp(r) {
+			return control.CaughtUp
+		}
+		return control.Learning
+	}
+}
+
+func TestReplacementThatDoesNotRunKeepsNobodyIn(t *testing.T) {
+	g := &control.Group{Members: []control.Member{
+		{Replica: 1, Node: 1, Role: control.RoleVoter}, {Replica: 2, Node: 2, Role: control.RoleVoter}, {Replica: 4, Node: 3, Role: control.RoleVoter},
+	}}
+	conf := &raftpb.ConfState{Voters: []uint64{1, 2, 3}, Learners: []uint64{4}}
+	cc, why := control.PlanMembership(g, conf, func(uint64) control.Progress { return control.Absent })
+	if cc == nil || cc.GetChanges()[0].GetType() != raftpb.ConfChangeRemoveNode || cc.GetChanges()[0].GetNodeId() != 3 {
+		t.Errorf("got %v (%s), want replica 3 removed: its node cannot start replica 4 before", cc, why)
+	}
 }

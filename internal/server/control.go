@@ -61,6 +61,15 @@ func (c *controlPlane) member() member {
 	return c.self
 }
 
+// closeControl stops observing the control group; a voter's replica belongs to the engine.
+func (n *node) closeControl() {
+	n.ctl.mu.Lock()
+	defer n.ctl.mu.Unlock()
+	if n.ctl.obs != nil {
+		n.ctl.obs.Close()
+	}
+}
+
 // proposeTimeout bounds a change of the control group.
 const proposeTimeout = 15 * time.Second
 

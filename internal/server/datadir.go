@@ -25,6 +25,9 @@ func openDataDir(path string) (*dataDir, error) {
 	if st, err := os.Stat(path); err != nil || !st.IsDir() {
 		return nil, dataDirError(path, errors.Join(err, errors.New("not a directory")))
 	}
+	if err := checkOurs(path); err != nil {
+		return nil, err
+	}
 	lock, err := os.OpenFile(filepath.Join(path, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, dataDirError(path, err)
@@ -36,6 +39,26 @@ func openDataDir(path string) (*dataDir, error) {
 			Hint: "stop it, or give this one a directory of its own with --data"}
 	}
 	return &dataDir{path: path, lock: lock}, nil
+}
+
+// checkOurs refuses a directory that holds something but is no data directory: somebody's files, most likely one
+// of the directories that are to be kept in step.
+func checkOurs(path string) error {
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return dataDirError(path, err)
+	}
+	for _, e := range entries {
+		switch e.Name() {
+		case "lock", "identity", initFile, "lost+found":
+			return nil
+		}
+	}
+	if len(entries) == 0 {
+		return nil
+	}
+	return &api.Error{Code: api.CodeConflict, Op: "serve", Subject: path, Why: "it is not empty and not a data directory",
+		Hint: "give an empty directory, or one that does not exist, with --data"}
 }
 
 func dataDirError(path string, err error) error {

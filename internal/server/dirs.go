@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -189,7 +190,7 @@ func entry(path string, nd manifest.Node) api.DirEntry {
 	case manifest.Symlink:
 		e.Kind, e.Target = "symlink", api.EscapePath(nd.Target)
 	default:
-		e.Kind, e.Hash = "file", fmt.Sprintf("%x", nd.Hash)
+		e.Kind, e.Hash = "file", hex.EncodeToString(nd.Hash[:])
 	}
 	return e
 }

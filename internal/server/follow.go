@@ -135,7 +135,7 @@ func (n *node) followControl(ctx context.Context) {
 	retry := time.NewTicker(2 * time.Second)
 	defer retry.Stop()
 	for {
-		if err := n.agree(n.ctl.state()); err != nil && ctx.Err() == nil {
+		if err := n.agree(ctx, n.ctl.state()); err != nil && ctx.Err() == nil {
 			n.log.Error("cannot follow the control group; trying again", "err", err)
 		}
 		select {
@@ -147,7 +147,7 @@ func (n *node) followControl(ctx context.Context) {
 	}
 }
 
-func (n *node) agree(st *control.State) error {
+func (n *node) agree(ctx context.Context, st *control.State) error {
 	if st.Cluster.ID == "" {
 		return nil
 	}
@@ -169,10 +169,10 @@ func (n *node) agree(st *control.State) error {
 			continue
 		}
 		if g.Deleted || !mine {
-			errs = append(errs, n.release(g.ID))
+			errs = append(errs, n.leave(ctx, g))
 			continue
 		}
-		errs = append(errs, n.hold(g, m))
+		errs = append(errs, n.hold(ctx, g, m))
 	}
 	if next.Role != "" {
 		errs = append(errs, n.hints.update(next))
@@ -211,15 +211,19 @@ func (n *node) groupHere(id uint64) *engine.Group {
 func (n *node) drive(ctx context.Context, g *control.Group, grp *engine.Group) {
 	st := grp.Fresh()
 	conf := &raftpb.ConfState{Voters: st.Voters, Learners: st.Learners, VotersOutgoing: st.Outgoing}
-	caughtUp := func(replica uint64) bool {
+	progress := func(replica uint64) control.Progress {
 		for _, p := range st.Peers {
-			if p.Replica == replica {
-				return p.State == core.Replicating && p.Match+promoteWithin >= st.Commit
+			switch {
+			case p.Replica != replica || !p.RecentActive:
+			case p.State == core.Replicating && p.Match+promoteWithin >= st.Commit:
+				return control.CaughtUp
+			default:
+				return control.Learning
 			}
 		}
-		return false
+		return control.Absent
 	}
-	cc, why := control.PlanMembership(g, conf, caughtUp)
+	cc, why := control.PlanMembership(g, conf, progress)
 	if cc == nil {
 		return
 	}

@@ -40,10 +40,25 @@ func (h *hints) role() string {
 	return h.h.Role
 }
 
+func (h *hints) opened() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.h.Opened
+}
+
+func (h *hints) setOpened() error {
+	h.mu.Lock()
+	next := h.h
+	h.mu.Unlock()
+	next.Opened = true
+	return h.update(next)
+}
+
 // update writes the file if something changed.
 func (h *hints) update(next hint) error {
 	h.mu.Lock()
-	same := next.Role == h.h.Role && maps.Equal(next.Peers, h.h.Peers)
+	next.Opened = next.Opened || h.h.Opened
+	same := next.Role == h.h.Role && next.Opened == h.h.Opened && maps.Equal(next.Peers, h.h.Peers)
 	h.h = next
 	h.mu.Unlock()
 	if same {

@@ -5,15 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/control"
 	"github.com/lockstep-sync/lockstep/internal/engine"
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
 	"github.com/lockstep-sync/lockstep/internal/files"
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 	"github.com/lockstep-sync/lockstep/internal/files/place"
@@ -54,10 +59,14 @@ func (n *node) holding(group uint64) (*holding, error) {
 }
 
 // hold starts this node's part of a group, or brings a running one up to date.
-func (n *node) hold(g *control.Group, m control.Member) error {
+func (n *node) hold(ctx context.Context, g *control.Group, m control.Member) error {
 	n.mu.Lock()
 	h, ok := n.holdings[g.ID]
+	closing := n.closing
 	n.mu.Unlock()
+	if closing {
+		return nil
+	}
 	nodes := map[uint64]uint64{}
 	for _, other := range g.Members {
 		nodes[other.Replica] = other.Node
@@ -69,7 +78,7 @@ func (n *node) hold(g *control.Group, m control.Member) error {
 		return nil
 	}
 	if ok { // another incarnation
-		if err := n.release(g.ID); err != nil {
+		if err := n.leave(ctx, g); err != nil || n.holds(g.ID) {
 			return err
 		}
 	}
@@ -171,7 +180,7 @@ func (h *holding) openAgent() (*files.Agent, error) {
 	return files.New(files.Config{
 		GroupID: h.markerID(), Created: h.group.Created, Node: h.n.id.Name(), Root: h.path, Work: work,
 		Table: kv.Prefixed(table, []byte("t/")), Chunks: kv.Prefixed(table, []byte("c/")),
-		Log: groupLog{h}, Peers: groupPeers{h}, Owner: os.Geteuid() == 0, ReadOnly: h.group.Mode == "readonly",
+		Log: groupLog{h}, Peers: groupPeers{h}, Owner: os.Geteuid() == 0,
 		Logger: h.n.log.With("group", h.group.Name),
 	})
 }
@@ -212,15 +221,59 @@ func (h *holding) close() {
 	}
 }
 
-// release ends this node's part of a group for good. The directory's files stay.
-func (n *node) release(group uint64) error {
+func (n *node) holds(group uint64) bool {
 	n.mu.Lock()
-	h, ok := n.holdings[group]
-	delete(n.holdings, group)
+	defer n.mu.Unlock()
+	_, ok := n.holdings[group]
+	return ok
+}
+
+// leave ends this node's part of a group that it is no longer a member of, or a former incarnation of it. The
+// directory is left alone at once; the replica goes on until the group's own configuration has let it go,
+// because the change that does so may need its vote. It is called again until then.
+func (n *node) leave(ctx context.Context, g *control.Group) error {
+	n.mu.Lock()
+	h, ok := n.holdings[g.ID]
 	n.mu.Unlock()
 	if !ok {
 		return nil
 	}
+	h.stop()
+	h.tasks.Wait()
+	if h.grp != nil && !n.letGo(ctx, g, h) {
+		handOver, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		h.grp.HandOver(handOver)
+		return nil
+	}
+	return n.release(h)
+}
+
+// letGo says whether the group's configuration no longer holds the replica, by its own account or that of the
+// member that leads.
+func (n *node) letGo(ctx context.Context, g *control.Group, h *holding) bool {
+	if g.Deleted {
+		return true
+	}
+	if st := h.grp.Fresh(); len(st.Voters) > 0 && !contains(configured(st), h.replica) {
+		return true
+	}
+	for _, r := range n.survey(ctx, g) {
+		if r.Role == "leader" && len(r.Configured) > 0 && !contains(r.Configured, h.replica) {
+			return true
+		}
+	}
+	return false
+}
+
+// configured lists all replicas of a configuration.
+func configured(st core.Status) []uint64 {
+	return slices.Concat(st.Voters, st.Learners, st.Outgoing)
+}
+
+// release forgets a replica for good. The directory's files stay, and so does what was kept aside of them.
+func (n *node) release(h *holding) error {
+	group := h.group.ID
 	h.close()
 	if err := n.eng.StopGroup(group, true); err != nil {
 		return err
@@ -231,14 +284,38 @@ func (n *node) release(group uint64) error {
 	if err := b.DeleteRange(prefix, kv.PrefixEnd(prefix)); err != nil {
 		return err
 	}
+	if err := b.Commit(); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	delete(n.holdings, group)
+	n.mu.Unlock()
 	n.log.Info("group released; its files stay", "group", h.group.Name, "path", h.path)
-	return errors.Join(b.Commit(), os.RemoveAll(n.data.sub(fmt.Sprintf("work/%d-%d", group, h.replica))))
+	return dropWork(n.data.sub(fmt.Sprintf("work/%d-%d", group, h.replica)))
+}
+
+// dropWork removes a work area but for what was kept aside of users' files.
+func dropWork(work string) error {
+	var errs []error
+	for _, part := range []string{"packs", "large", "place"} {
+		errs = append(errs, os.RemoveAll(filepath.Join(work, part)))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	for _, dir := range []string{filepath.Join(work, "kept"), work} {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {
+			return err
+		}
+	}
+	return nil
 }
 
 func (n *node) closeHoldings() {
 	n.mu.Lock()
 	holdings := n.holdings
 	n.holdings = map[uint64]*holding{}
+	n.closing = true
 	n.mu.Unlock()
 	var wait sync.WaitGroup
 	for _, h := range holdings {

@@ -32,6 +32,8 @@ type start struct {
 type hint struct {
 	Role  string            `json:"role"`  // in the control group
 	Peers map[uint64]string `json:"peers"` // addresses
+	// Opened is set once log and state exist: if one is missing later, it was lost.
+	Opened bool `json:"opened"`
 }
 
 const (
@@ -63,7 +65,11 @@ func resume(cfg Config, data *dataDir, id *access.Identity) (*start, error) {
 	s := &start{id: id}
 	if cfg.Join != "" {
 		tok, err := access.ParseToken(cfg.Join)
-		if err == nil && tok.Cluster != id.Cluster() {
+		if err != nil {
+			return nil, &api.Error{Code: api.CodeDenied, Op: "join", Subject: "token", Why: err.Error(),
+				Hint: "this server is a member already: leave --join out"}
+		}
+		if tok.Cluster != id.Cluster() {
 			return nil, &api.Error{Code: api.CodeConflict, Op: "join", Subject: data.path,
 				Why:  fmt.Sprintf("the data directory belongs to cluster %s, the token to %s", id.Cluster(), tok.Cluster),
 				Hint: "use an empty data directory to join another cluster"}
@@ -202,7 +208,11 @@ func (n *node) serveJoin(ctx context.Context, conn net.Conn) {
 }
 
 func (n *node) admit(ctx context.Context, req *access.JoinRequest) (*access.JoinReply, error) {
-	if _, err := n.ctl.member().Barrier(ctx); err != nil {
+	ctl := n.ctl.member()
+	if ctl == nil {
+		return nil, errStarting
+	}
+	if _, err := ctl.Barrier(ctx); err != nil {
 		return nil, err
 	}
 	st := n.ctl.state()

@@ -45,6 +45,7 @@ type node struct {
 
 	mu       sync.Mutex
 	holdings map[uint64]*holding // by group
+	closing  bool
 
 	fault chan error // a storage failure: the node stops at once
 }
@@ -52,7 +53,7 @@ type node struct {
 // Run runs a node until ctx ends or a disk fails.
 func Run(ctx context.Context, cfg Config) error {
 	if cfg.API != "" { // before anything is made on disk
-		if err := httpdoor.CheckAPIAddress(cfg.API); err != nil {
+		if err := checkAPI(ctx, cfg.API); err != nil {
 			return err
 		}
 	}
@@ -78,6 +79,20 @@ func Run(ctx context.Context, cfg Config) error {
 		holdings: map[uint64]*holding{}, fault: make(chan error, 1),
 	}
 	return n.run(ctx, listener, s.init)
+}
+
+// checkAPI refuses an address that the door would refuse later, when the node has made itself at home.
+func checkAPI(ctx context.Context, address string) error {
+	if err := httpdoor.CheckAPIAddress(address); err != nil {
+		return err
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", address)
+	if err != nil {
+		return &api.Error{Code: api.CodeConflict, Op: "serve", Subject: address, Why: err.Error(),
+			Hint: "choose another address with --api, or --api off"}
+	}
+	return l.Close()
 }
 
 // listen takes the port for other nodes and says under which address they will find it.
@@ -136,6 +151,7 @@ func (n *node) run(ctx context.Context, listener net.Listener, init *control.Ini
 	if err := n.openControl(running, init); err != nil {
 		return err
 	}
+	tidy.add(func() error { n.closeControl(); return nil })
 	tidy.add(func() error { n.closeHoldings(); return nil })
 	tasks.Go(func() { n.introduce(running, init) })
 	tasks.Go(func() { n.followControl(running) })
@@ -156,6 +172,7 @@ func (n *node) run(ctx context.Context, listener net.Listener, init *control.Ini
 		n.handOver()
 		return nil
 	case err := <-n.fault:
+		tidy.steps = nil // nothing more may be written; the process ends and takes everything with it
 		return fmt.Errorf("storage failed, the node stops at once so that nothing is acknowledged that is not on disk: %w", err)
 	case err := <-served:
 		return err
@@ -177,6 +194,9 @@ func (n *node) handOver() {
 }
 
 func (n *node) failed(err error) {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		n.log.Error("the disk of the data directory is full; make room", "data", n.data.path, "err", err)
+	}
 	select {
 	case n.fault <- err:
 	default:
@@ -184,6 +204,12 @@ func (n *node) failed(err error) {
 }
 
 func (n *node) openStores(tidy *cleanup) (err error) {
+	for _, name := range []string{"log", "state"} {
+		if _, err := os.Stat(n.data.sub(name)); n.hints.opened() && err != nil {
+			// Its votes and acknowledgements went with it: under this identity the node could take them back.
+			return damaged(n.data.sub(name), fmt.Errorf("it was there before and is gone: %w", err))
+		}
+	}
 	n.logs, err = logstore.OpenPebble(n.data.sub("log"), logstore.Options{Log: n.log, OnError: n.failed})
 	if err != nil {
 		return damaged(n.data.sub("log"), err)
@@ -195,7 +221,7 @@ func (n *node) openStores(tidy *cleanup) (err error) {
 	}
 	tidy.add(n.state.Close)
 	tidy.add(n.state.Sync)
-	return nil
+	return n.hints.setOpened()
 }
 
 func damaged(subject string, err error) error {

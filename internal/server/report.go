@@ -12,17 +12,19 @@ import (
 
 // report is a node's account of its part of a group.
 type report struct {
-	Role    string       `json:"role"`
-	Mode    string       `json:"mode"`
-	Why     string       `json:"why"`
-	Leader  uint64       `json:"leader"` // node; 0: none known
-	Term    uint64       `json:"term"`
-	Commit  uint64       `json:"commit"`
-	Applied uint64       `json:"applied"`
-	Digest  string       `json:"digest,omitempty"`
-	Dir     *api.DirNode `json:"dir,omitempty"`
-	Files   uint64       `json:"files"`
-	Bytes   uint64       `json:"bytes"`
+	Role    string `json:"role"`
+	Mode    string `json:"mode"`
+	Why     string `json:"why"`
+	Leader  uint64 `json:"leader"` // node; 0: none known
+	Term    uint64 `json:"term"`
+	Commit  uint64 `json:"commit"`
+	Applied uint64 `json:"applied"`
+	// Configured are the replicas of the configuration in force here; a leader's account counts.
+	Configured []uint64     `json:"configured,omitempty"`
+	Digest     string       `json:"digest,omitempty"`
+	Dir        *api.DirNode `json:"dir,omitempty"`
+	Files      uint64       `json:"files"`
+	Bytes      uint64       `json:"bytes"`
 }
 
 // down stands in for a node that does not answer.
@@ -32,6 +34,9 @@ func (n *node) reportHere(ctx context.Context, req groupRequest) (report, error)
 	if req.Group == control.ControlGroup {
 		n.ctl.mu.Lock()
 		defer n.ctl.mu.Unlock()
+		if n.ctl.self == nil {
+			return report{}, errStarting
+		}
 		return reportMember(n.ctl.self, n.ctl.grp, n.ctl.obs), nil
 	}
 	h, err := n.holding(req.Group)
@@ -56,7 +61,10 @@ func reportMember(m member, grp *engine.Group, obs *engine.Observer) report {
 	st := grp.Fresh()
 	r.Term, r.Commit = st.Term, max(st.Commit, at.Index)
 	r.Leader, _ = grp.NodeOf(st.Leader)
-	r.Role = "follower"
+	r.Role, r.Configured = "follower", configured(st)
+	if r.Applied >= r.Commit {
+		r.Mode = "live" // how it came here stays in Why
+	}
 	switch {
 	case st.Role == core.Leader:
 		r.Role = "leader"
@@ -65,6 +73,8 @@ func reportMember(m member, grp *engine.Group, obs *engine.Observer) report {
 	}
 	return r
 }
+
+var errStarting = &api.Error{Code: api.CodeUnavailable, Op: "group", Why: "the node is starting", Hint: "try again in a second"}
 
 func contains(list []uint64, x uint64) bool {
 	for _, y := range list {
@@ -114,7 +124,10 @@ func (n *node) describeDir(g *control.Group, reports []report) api.DirStatus {
 	out := api.DirStatus{Group: g.Name, Ack: g.Ack, Conflict: g.Conflict, Topology: g.Topology, Nodes: []api.DirNode{}}
 	for _, r := range reports {
 		if r.Applied >= out.Position && r.Mode != "down" {
-			out.Position, out.Digest, out.Files, out.Bytes = r.Applied, r.Digest, r.Files, r.Bytes
+			out.Position = r.Applied
+			if r.Digest != "" {
+				out.Digest, out.Files, out.Bytes = r.Digest, r.Files, r.Bytes
+			}
 		}
 	}
 	for i, r := range reports {
