@@ -95,7 +95,7 @@ func (sh *shipment) answer(err error) {
 func (sh *shipment) ours(e *content.PushError) bool {
 	all := true
 	for i, err := range e.Failed {
-		if errors.Is(err, content.ErrNoSpace) {
+		if errors.Is(err, content.ErrNoSpace) || errors.Is(err, content.ErrMember) {
 			all = false
 			continue
 		}

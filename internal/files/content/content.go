@@ -44,6 +44,8 @@ var (
 	ErrDamaged = errors.New("content does not match its hash")
 	// ErrNoSpace: staging would leave less free space than the reserve. It is also unix.ENOSPC.
 	ErrNoSpace = fmt.Errorf("not enough free space to stage contents: %w", unix.ENOSPC)
+	// ErrMember: the member at the other end failed, for a reason of its own that its log tells.
+	ErrMember = errors.New("the other member failed")
 	// ErrClosed: the Store or Pusher was closed.
 	ErrClosed = errors.New("content store is closed")
 )

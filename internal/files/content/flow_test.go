@@ -132,6 +132,26 @@ func TestChangedItemsFailAlone(t *testing.T) {
 	}
 }
 
+// TestMemberFails: what the member cannot store is said to be its fault, not that of the file.
+func TestMemberFails(t *testing.T) {
+	r := newRig(t, 2)
+	if err := os.RemoveAll(r.members[2].largeDir()); err != nil {
+		t.Fatal(err)
+	}
+	data := randomBytes(1 << 20)
+	items, _ := small(3, 100)
+	var failed *PushError
+	err := r.members[1].Pusher(2).Push(t.Context(), append(items, fileItem(writeFile(t, data), data)))
+	if !errors.As(err, &failed) || len(failed.Failed) != 1 || !errors.Is(failed.Failed[3], ErrMember) {
+		t.Errorf("got %v, want ErrMember of the last item", err)
+	}
+	for c, want := range map[code]bool{codeOK: false, codeChanged: false, codeFull: false, codeFailed: true} {
+		if errors.Is(resultError(c), ErrMember) != want {
+			t.Errorf("code %d: %v", c, resultError(c))
+		}
+	}
+}
+
 func TestInterruptedPushResumes(t *testing.T) {
 	r := newRig(t, 2)
 	data := randomBytes(40 << 20)

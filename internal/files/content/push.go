@@ -54,8 +54,8 @@ func (s *Store) Pusher(node uint64) *Pusher {
 func (p *Pusher) Close() { p.peer.hangUp() }
 
 // Push returns when all items are durable on the member: nil. It returns a *PushError if some of them could not
-// be pushed and the others were, with ErrChanged for a file that was modified meanwhile and ErrNoSpace for what
-// the member has no room for; and any other error if the connection failed, which leaves all in doubt.
+// be pushed and the others were, with ErrChanged for a file that was modified meanwhile, ErrNoSpace for what the
+// member has no room for and ErrMember for what it could not store; and any other error if the connection failed, which leaves all in doubt.
 func (p *Pusher) Push(ctx context.Context, items []Item) error {
 	if len(items) == 0 {
 		return nil

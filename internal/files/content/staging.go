@@ -18,7 +18,7 @@ import (
 const segmentRefs = 256
 
 // errProtocol: the peer sent what it must not send; the connection ends.
-var errProtocol = errors.New("protocol violation")
+var errProtocol = fmt.Errorf("protocol violation: %w", ErrMember)
 
 // staging assembles one large content in its part file, segment by segment. The part file is its own record of
 // progress: after an interruption each chunk's place is read and compared with the recipe, so nothing has to be

@@ -26,7 +26,7 @@ func resultError(c code) error {
 	case codeMissing:
 		return errMissing
 	}
-	return errors.New("the member failed to store it; its log says why")
+	return fmt.Errorf("%w to store it; its log says why", ErrMember)
 }
 
 var errMissing = errors.New("the member does not have it")
