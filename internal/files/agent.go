@@ -293,6 +293,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	unblock := context.AfterFunc(ctx, a.board.close)
 	defer unblock()
 	if err := a.prepare(ctx); err != nil {
+		a.closeWatcher()
 		if ctx.Err() != nil && context.Cause(ctx) == ctx.Err() {
 			return nil
 		}

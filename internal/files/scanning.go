@@ -150,14 +150,21 @@ func (a *Agent) currentWatcher() watch.Watcher {
 	return a.watcher
 }
 
+// closeWatcher closes the watcher, if there is one; it stays the current one, for what is said of it.
+func (a *Agent) closeWatcher() {
+	w := a.currentWatcher()
+	if w == nil {
+		return
+	}
+	if err := w.Close(); err != nil {
+		a.log.Warn("close watcher", "err", err)
+	}
+}
+
 // watchLoop turns events into hints.
 func (a *Agent) watchLoop(ctx context.Context) {
+	defer a.closeWatcher()
 	w := a.currentWatcher()
-	defer func() {
-		if err := w.Close(); err != nil {
-			a.log.Warn("close watcher", "err", err)
-		}
-	}()
 	for {
 		events, err := w.Read(ctx)
 		if err != nil {
