@@ -1,7 +1,7 @@
 // Command bench reproduces the figures in the documentation: the engine alone, and whole clusters on loopback
 // side by side with the peers that are installed.
 //
-//	go run ./bench [-runs 5] [-dir DIR] [-only engine,cold1,cold2,event,burst,kill,stop,restart]
+//	go run ./bench [-runs 5] [-dir DIR] [-only engine,cold1,cold2,event,lsyncd,burst,kill,stop,idle,restart]
 package main
 
 import (
@@ -43,15 +43,17 @@ type figure struct {
 func workloads() []workload {
 	return []workload{
 		{"cold1", "100,000 files of 5 KB on one node, until they are on one other", func(ctx context.Context, g ground) ([]figure, error) {
-			s, err := cold(ctx, g, 2, 100_000, 200, 5<<10)
-			return []figure{{"seconds", s}}, err
+			return coldBesideRsync(ctx, g, 2)
 		}},
 		{"cold2", "the same, until they are on two others", func(ctx context.Context, g ground) ([]figure, error) {
-			s, err := cold(ctx, g, 3, 100_000, 200, 5<<10)
-			return []figure{{"seconds", s}}, err
+			return coldBesideRsync(ctx, g, 3)
 		}},
 		{"event", "one new 5 KB file at a time on any of 3 nodes, until it is on the other two (200 events)", func(ctx context.Context, g ground) ([]figure, error) {
 			p50, p99, err := latency(ctx, g, 200)
+			return []figure{{"p50 ms", p50}, {"p99 ms", p99}}, err
+		}},
+		{"lsyncd", "the same with lsyncd and rsync, delay 0, to one local directory (50 events)", func(ctx context.Context, g ground) ([]figure, error) {
+			p50, p99, err := lsyncdLatency(ctx, g, 50)
 			return []figure{{"p50 ms", p50}, {"p99 ms", p99}}, err
 		}},
 		{"burst", "20,000 new 5 KB files as fast as possible on one node, from the last until all are on the other two", func(ctx context.Context, g ground) ([]figure, error) {
@@ -73,6 +75,16 @@ func workloads() []workload {
 			return []figure{{"restart s", s}, {"RSS MiB", m}}, err
 		}},
 	}
+}
+
+// coldBesideRsync runs a cold workload and has rsync copy the same tree as often right afterwards.
+func coldBesideRsync(ctx context.Context, g ground, size int) ([]figure, error) {
+	s, err := cold(ctx, g, size, 100_000, 200, 5<<10)
+	if err != nil {
+		return nil, err
+	}
+	r, err := rsyncCold(ctx, filepath.Join(g.dir, "n1", "tree"), filepath.Join(g.dir, "rsync"), size-1)
+	return []figure{{"seconds", s}, {"rsync -a s", r}, {"ratio", s / r}}, err
 }
 
 func gaps(ms []float64, err error) ([]figure, error) {
