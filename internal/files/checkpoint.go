@@ -146,25 +146,35 @@ func (a *Agent) distrust(ctx context.Context) error {
 }
 
 // verifyOne keeps the record of a file whose content is as it should be. Other content is kept aside, and the
-// manifest's state takes its place.
+// manifest's state takes its place. A file that cannot be read or kept aside stays as it is and is a problem of
+// its own; an error means that the placed table failed.
 func (a *Agent) verifyOne(e *edits, path string, rec record) error {
 	h, in, err := a.hashFile(path)
 	if errors.Is(err, os.ErrNotExist) || vfs.NoSuchDir(err) || errors.Is(err, vfs.ErrNotRegular) {
 		return e.set(path, record{}) // the scan and the walk settle it
 	}
 	if err != nil {
-		return fmt.Errorf("%q: %w", path, err)
+		a.unverified(path, err)
+		return nil
 	}
 	if h == rec.Hash && in.Size == rec.Stat.Size {
 		return nil
 	}
 	if in.Size > 0 {
 		if err := a.keepAside(path); err != nil {
-			return fmt.Errorf("%q: %w", path, err)
+			a.unverified(path, fmt.Errorf("it has other content than was placed; keep that aside: %w", err))
+			return nil
 		}
 	}
 	a.log.Warn("content did not reach the disk before the system went down", "path", path)
 	return e.set(path, record{Placed: place.Placed{Stat: place.StatOf(in)}, Hash: h})
+}
+
+// unverified says that what was placed at path may not be there.
+func (a *Agent) unverified(path string, err error) {
+	err = fmt.Errorf("not verified after the system went down: %w", err)
+	a.log.Warn("verify what was placed", "path", path, "err", err)
+	a.status.problemHint(path, err, "verify the directory when the file can be read")
 }
 
 func (a *Agent) markRunning() error {

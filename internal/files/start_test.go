@@ -3,6 +3,9 @@ package files
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 
@@ -50,4 +53,69 @@ func TestFailedStartClosesWatcher(t *testing.T) {
 	if open.Load() != 0 || opened.Load() != 1 {
 		t.Errorf("%d of %d watchers are open", open.Load(), opened.Load())
 	}
+}
+
+// TestUnverifiable: files that cannot be verified after a crash are problems of theirs; the binding goes on.
+func TestUnverifiable(t *testing.T) {
+	f := newFarm(t, 1)
+	f.up()
+	f.flush()
+	nd := f.nodes[0]
+	nd.write("f", "content")
+	nd.write("g", "content of g")
+	f.flush()
+	crash(nd)
+	for _, name := range []string{"f", "g"} {
+		damage(nd, name, "damaged")
+	}
+	nd.change = func(c *Config) {
+		next := c.Watch
+		c.Watch = func(wc watch.Config) (watch.Watcher, error) { // after New, before anything is verified
+			kept := filepath.Join(nd.work, "kept")
+			must(t, os.RemoveAll(kept))
+			must(t, os.WriteFile(kept, nil, 0o600)) // nothing can be kept aside
+			return next(wc)
+		}
+	}
+	nd.up()
+	eventually(t, func() string {
+		st, err := nd.agent.Status()
+		if err != nil || len(st.Problems) != 2 {
+			return fmt.Sprintf("%+v %v", st.Problems, err)
+		}
+		return ""
+	})
+	if got := nd.read("f"); got != "damaged" {
+		t.Errorf("what could not be kept aside is %q", got)
+	}
+}
+
+// crash ends the agent as if the system had gone down in another boot, without a checkpoint.
+func crash(nd *node) {
+	t := nd.f.t
+	t.Helper()
+	nd.stop()
+	must(t, <-nd.ended)
+	nd.ended <- nil
+	b := nd.table.Batch()
+	must(t, nd.agent.table.setNumber(b, metaPlaced, 0))
+	must(t, nd.agent.table.setNumber(b, metaBoot, 12345))
+	must(t, b.Commit())
+	nd.down()
+	nd.boot = "b2"
+}
+
+// damage puts other content into a file that was placed, with a record as if no time of the file told of it.
+func damage(nd *node, path, data string) {
+	t := nd.f.t
+	t.Helper()
+	rec, err := table{nd.table}.get(path)
+	must(t, err)
+	must(t, os.WriteFile(nd.path(path), []byte(data), 0o644))
+	in, err := os.Stat(nd.path(path))
+	must(t, err)
+	rec.Stat, _ = statOf(in)
+	e := table{nd.table}.edit()
+	must(t, e.set(path, rec))
+	must(t, e.commit())
 }
