@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/lockstep-sync/lockstep/internal/files/watch"
 )
@@ -62,7 +63,7 @@ func TestUnverifiable(t *testing.T) {
 	f.flush()
 	nd := f.nodes[0]
 	nd.write("f", "content")
-	nd.write("g", "content of g")
+	nd.write("g", "another")
 	f.flush()
 	crash(nd)
 	for _, name := range []string{"f", "g"} {
@@ -105,13 +106,14 @@ func crash(nd *node) {
 	nd.boot = "b2"
 }
 
-// damage puts other content into a file that was placed, with a record as if no time of the file told of it.
+// damage puts other content of the same size into a file that was placed, with a record as if no time of the file told of it.
 func damage(nd *node, path, data string) {
 	t := nd.f.t
 	t.Helper()
 	rec, err := table{nd.table}.get(path)
 	must(t, err)
 	must(t, os.WriteFile(nd.path(path), []byte(data), 0o644))
+	must(t, os.Chtimes(nd.path(path), time.Time{}, time.Unix(0, rec.Stat.MTime)))
 	in, err := os.Stat(nd.path(path))
 	must(t, err)
 	rec.Stat, _ = statOf(in)
