@@ -38,7 +38,7 @@ type guard struct {
 	mu      sync.Mutex
 	reason  stopReason
 	since   time.Time // start of the window
-	count   int64     // deletions in it
+	count   int64     // deletions in it that were decided or are on their way
 	base    int64     // files at its start
 	allowed bool      // confirmed: the window's deletions are meant
 }
@@ -46,23 +46,39 @@ type guard struct {
 // limit is how many deletions within a window are too many.
 func limit(files int64) int64 { return max(deletionsFree, files/2) }
 
-// admit counts the deletions among findings and returns false when they are too many.
-func (g *guard) admit(found []finding) bool {
-	n := int64(0)
-	for i := range found {
-		if found[i].old.Stat.Kind == manifest.File && found[i].change.Node.Kind == manifest.Absent {
-			n++
-		}
-	}
-	if n == 0 {
-		return true
-	}
-	return g.count1(n)
+// counted is deletions that were admitted, to be given back if nothing came of them.
+type counted struct {
+	n      int64
+	window time.Time
 }
 
-func (g *guard) count1(n int64) bool {
+// admit counts the deletions among findings; ok is false when they are too many.
+func (g *guard) admit(found []finding) (c counted, ok bool) {
+	for i := range found {
+		if found[i].old.Stat.Kind == manifest.File && found[i].change.Node.Kind == manifest.Absent {
+			c.n++
+		}
+	}
+	if c.n == 0 {
+		return c, true
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	ok = g.addLocked(c.n)
+	c.window = g.since
+	return c, ok
+}
+
+// giveBack takes away what was counted for a proposal that failed: its deletions come again.
+func (g *guard) giveBack(c counted) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if c.n > 0 && g.since.Equal(c.window) {
+		g.count -= c.n
+	}
+}
+
+func (g *guard) addLocked(n int64) bool {
 	now := g.now()
 	if now.Sub(g.since) > deletionsWindow {
 		g.since, g.count, g.base, g.allowed = now, 0, g.files.Load(), false

@@ -236,7 +236,8 @@ func (b *batch) add(found []finding) {
 // propose stages contents, proposes the changes and settles their outcomes.
 func (a *Agent) propose(ctx context.Context, found []finding) {
 	defer a.status.pending.Add(-int64(len(found)))
-	if !a.guard.admit(found) {
+	deletions, ok := a.guard.admit(found)
+	if !ok {
 		a.stop(stopDeletions, fmt.Sprintf("%d files would be deleted everywhere", a.guard.deletions()),
 			"look whether that is meant; then confirm it")
 		a.release(found, retryTime)
@@ -244,7 +245,7 @@ func (a *Agent) propose(ctx context.Context, found []finding) {
 	}
 	found, err := a.ship(ctx, found)
 	if err != nil {
-		a.proposeFailed(ctx, found, err)
+		a.proposeFailed(ctx, found, deletions, err)
 		return
 	}
 	if len(found) == 0 {
@@ -256,7 +257,7 @@ func (a *Agent) propose(ctx context.Context, found []finding) {
 	}
 	index, result, err := a.cfg.Log.Propose(ctx, manifest.EncodeBatch(b))
 	if err != nil {
-		a.proposeFailed(ctx, found, err)
+		a.proposeFailed(ctx, found, deletions, err)
 		return
 	}
 	outs, err := manifest.DecodeOutcomes(result)
@@ -264,7 +265,7 @@ func (a *Agent) propose(ctx context.Context, found []finding) {
 		err = fmt.Errorf("%d outcomes for %d changes", len(outs), len(found))
 	}
 	if err != nil {
-		a.proposeFailed(ctx, found, err)
+		a.proposeFailed(ctx, found, deletions, err)
 		return
 	}
 	a.status.solved(aboutProposed)
@@ -273,7 +274,8 @@ func (a *Agent) propose(ctx context.Context, found []finding) {
 	}
 }
 
-func (a *Agent) proposeFailed(ctx context.Context, found []finding, err error) {
+func (a *Agent) proposeFailed(ctx context.Context, found []finding, deletions counted, err error) {
+	a.guard.giveBack(deletions)
 	if ctx.Err() == nil {
 		a.status.problem(aboutProposed, fmt.Errorf("changes of this node wait: %w", err))
 		a.log.Warn("propose", "group", a.cfg.GroupID, "err", err)
