@@ -1,0 +1,125 @@
+package engine
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/binary"
+	"net"
+	"testing"
+	"time"
+
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
+)
+
+func TestWireRoundTrips(t *testing.T) {
+	p := core.Proposal{Ack: core.AckAll, Client: [16]byte{1, 2}, Seq: 7, Floor: 5, Payload: []byte("payload")}
+	group, q, err := decodePropose(encodePropose(9, p))
+	if err != nil || group != 9 || q.Ack != p.Ack || q.Client != p.Client || q.Seq != 7 || q.Floor != 5 || !bytes.Equal(q.Payload, p.Payload) {
+		t.Errorf("proposal: %d %+v %v", group, q, err)
+	}
+	a := core.Answer{Code: core.Committed, Position: core.Position{Term: 3, Index: 4}, Result: []byte("r")}
+	b, leader, err := decodeAnswer(encodeAnswer(a, 11))
+	if err != nil || leader != 11 || b.Code != a.Code || b.Position != a.Position || !bytes.Equal(b.Result, a.Result) {
+		t.Errorf("answer: %+v %d %v", b, leader, err)
+	}
+	bad := encodePropose(9, p)
+	bad[8] = 200
+	if _, _, err := decodePropose(bad); err == nil {
+		t.Error("an unknown ack was taken")
+	}
+}
+
+func FuzzWire(f *testing.F) {
+	f.Add(encodePropose(1, core.Proposal{Seq: 1, Payload: []byte("x")}))
+	f.Add(encodeAnswer(core.Answer{Code: core.Committed}, 1))
+	f.Add(append(make([]byte, 16), 3, 8, 1, 16))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if group, p, err := decodePropose(b); err == nil && !bytes.Equal(encodePropose(group, p), b) {
+			t.Errorf("proposal changes when encoded again: %x", b)
+		}
+		if a, leader, err := decodeAnswer(b); err == nil && !bytes.Equal(encodeAnswer(a, leader), b) {
+			t.Errorf("answer changes when encoded again: %x", b)
+		}
+		if _, _, entries, err := decodeEntries(b); err == nil {
+			for _, e := range entries {
+				e.GetIndex()
+			}
+		}
+		readFrame(bufio.NewReader(bytes.NewReader(b)))
+	})
+}
+
+// TestALostLogIsDamage: a replica whose log vanished may have voted and acknowledged what it no longer knows.
+func TestALostLogIsDamage(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	m, members := cluster(t, 3)
+	s := members[1].engine.NewSession(testGroup, voters{1, 2, 3}, [16]byte{1})
+	a, err := s.Propose(ctx, core.AckQuorum, []byte("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := members[2].group.WaitApplied(ctx, a.Position.Index); err != nil {
+		t.Fatal(err)
+	}
+	m.kill(2)
+	e := Open(Config{
+		Node: 2, Logs: logstore.NewMemory(), State: members[2].state, Transport: port{m, 2}, Now: time.Now,
+		Log: members[1].engine.cfg.Log, Fault: func(err error) { t.Error(err) },
+	})
+	defer e.Close()
+	if _, err := e.StartGroup(GroupConfig{ID: testGroup, Replica: 2, Machine: counter{}, Initial: []uint64{1, 2, 3}}); err == nil {
+		t.Fatal("a replica started with its state but without its log")
+	}
+}
+
+func TestReplayShowsWhatWasProposed(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	_, members := cluster(t, 1)
+	s := members[1].engine.NewSession(testGroup, voters{1}, [16]byte{1})
+	var from, to uint64
+	for i := range 10 {
+		a, err := s.Propose(ctx, core.AckQuorum, binary.BigEndian.AppendUint32(nil, uint32(i)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 4 {
+			from = a.Position.Index
+		}
+		to = a.Position.Index
+	}
+	want := uint32(5)
+	err := members[1].group.Replay(ctx, from, to, func(payload []byte) error {
+		if got := binary.BigEndian.Uint32(payload); got != want {
+			t.Errorf("replayed %d, want %d", got, want)
+		}
+		want++
+		return nil
+	})
+	if err != nil || want != 10 {
+		t.Fatalf("replayed up to %d: %v", want, err)
+	}
+}
+
+// TestSlowObserverIsCutOff: what a member that takes nothing holds up here is bounded.
+func TestSlowObserverIsCutOff(t *testing.T) {
+	a, b := net.Pipe()
+	defer b.Close()
+	s := &subscriber{wake: make(chan struct{}, 1), conn: a}
+	var f feedSet
+	f.add(s)
+	big := []*raftpb.Entry{{Data: make([]byte, feedBacklog+1)}}
+	f.publish(big)
+	f.publish(big)
+	if entries, cut := f.take(s); !cut || len(entries) != 0 {
+		t.Errorf("cut %v with %d entries held", cut, len(entries))
+	}
+	if _, err := a.Write([]byte{0}); err == nil {
+		t.Error("the connection is still open")
+	}
+}
