@@ -128,7 +128,7 @@ type Agent struct {
 func New(cfg Config) (*Agent, error) {
 	defaults(&cfg)
 	a := &Agent{
-		cfg: cfg, log: cfg.Logger, table: table{cfg.Table}, board: newBoard(),
+		cfg: cfg, log: cfg.Logger, table: table{cfg.Table}, board: newBoard(cfg.Now),
 		results: make(chan []finding, 64), rescan: make(chan struct{}, 1), begun: make(chan struct{}),
 	}
 	a.guard.now = cfg.Now

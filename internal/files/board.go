@@ -35,6 +35,7 @@ type want struct {
 // board knows for every path with something to do whether it waits for a look at the disk, or for the placer,
 // and who has it now: the pipeline or the placer, never both (I2).
 type board struct {
+	now     func() time.Time
 	mu      sync.Mutex
 	wake    sync.Cond // something to take, room, an epoch's end, or the end
 	closed  bool
@@ -76,8 +77,8 @@ type pathState struct {
 	afterLook  bool // the want waits for a look
 }
 
-func newBoard() *board {
-	b := &board{paths: map[string]*pathState{}, flying: map[string]struct{}{}, later: map[string]time.Time{}, retry: map[string]time.Time{}}
+func newBoard(now func() time.Time) *board {
+	b := &board{now: now, paths: map[string]*pathState{}, flying: map[string]struct{}{}, later: map[string]time.Time{}, retry: map[string]time.Time{}}
 	b.wake.L = &b.mu
 	return b
 }
@@ -318,7 +319,7 @@ func (b *board) commit(index uint64, changes []manifest.Changed) bool {
 		b.wake.Broadcast()
 		return false
 	}
-	ep := b.placing.current(index)
+	ep := b.placingEpoch(index)
 	for i := range changes {
 		b.wantLocked(&want{Changed: changes[i], index: index}, ep)
 	}
@@ -331,7 +332,7 @@ func (b *board) commit(index uint64, changes []manifest.Changed) bool {
 func (b *board) want(index uint64, c manifest.Changed) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.wantLocked(&want{Changed: c, index: index}, b.placing.current(index))
+	b.wantLocked(&want{Changed: c, index: index}, b.placingEpoch(index))
 }
 
 func (b *board) wantLocked(w *want, ep *epoch) {
@@ -458,7 +459,7 @@ func (b *board) beginWalk() (hold *epoch, index uint64) {
 		return nil, 0
 	}
 	b.behind = false
-	hold = b.placing.current(b.committed)
+	hold = b.placingEpoch(b.committed)
 	hold.left++
 	return hold, b.committed
 }
@@ -495,21 +496,6 @@ func (b *board) committedIndex() uint64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.committed
-}
-
-// names says whether a content is named by something that waits to be placed.
-func (b *board) names(h manifest.Hash) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.behind {
-		return true // perhaps
-	}
-	for _, st := range b.paths {
-		if st.want != nil && st.want.Node.Hash == h {
-			return true
-		}
-	}
-	return false
 }
 
 // stop and resume halt the binding: nothing is handed out to be looked at or placed.
@@ -575,28 +561,4 @@ func (b *board) settled(ctx context.Context) error {
 		b.wake.Wait()
 	}
 	return nil
-}
-
-// backlog is how many paths wait to be placed, and the bytes of their files.
-func (b *board) backlog() (paths int, bytes int64) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, st := range b.paths {
-		if st.want != nil || st.claim == placed {
-			paths++
-		}
-	}
-	return paths, b.behindSize
-}
-
-// unplaced returns the contents that came with entries and are not on disk yet.
-func (b *board) unplaced() (out []manifest.Changed) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, st := range b.paths {
-		if st.want != nil && st.want.Inline != nil {
-			out = append(out, st.want.Changed)
-		}
-	}
-	return out
 }

@@ -1,5 +1,7 @@
 package files
 
+import "time"
+
 // epochs tell when everything that was begun up to some moment has ended. Not safe for concurrent use: the
 // board's lock guards it.
 type epochs struct {
@@ -9,8 +11,9 @@ type epochs struct {
 
 // epoch is a span of work that ended together is worth knowing.
 type epoch struct {
-	mark uint64
-	left int
+	mark  uint64
+	left  int
+	begun time.Time // of the placing ones: when the first of its work came
 }
 
 // current returns the epoch with this mark, which must not decrease, for more work.

@@ -35,7 +35,7 @@ func FuzzRecord(f *testing.F) {
 // TestBoard: one path is never with the pipeline and the placer at once (I2), and an older state never
 // displaces a newer one.
 func TestBoard(t *testing.T) {
-	b := newBoard()
+	b := newBoard(time.Now)
 	b.committed = 5
 	b.want(5, manifest.Changed{Path: "p", Node: manifest.Node{Kind: manifest.Dir, Version: 5}})
 	w := b.takeWants(9)
@@ -68,4 +68,47 @@ func TestBoard(t *testing.T) {
 	if b.placedIndex() != 8 || len(b.paths) != 0 {
 		t.Errorf("placed %d, %v", b.placedIndex(), b.paths)
 	}
+}
+
+// TestBacklogAge: the age is that of the oldest want that waits, whether anybody asked before or not, and it stays
+// when a newer state of the path takes its place.
+func TestBacklogAge(t *testing.T) {
+	now := created
+	b := newBoard(func() time.Time { return now })
+	want := func(index uint64, path string) {
+		b.commit(index, []manifest.Changed{{Path: path, Node: manifest.Node{Kind: manifest.Dir, Version: index}}})
+	}
+	age := func(want time.Duration) {
+		t.Helper()
+		switch _, _, since := b.backlog(); {
+		case since.IsZero():
+			if want >= 0 {
+				t.Error("nothing waits")
+			}
+		case now.Sub(since) != want:
+			t.Errorf("waits for %v, want %v", now.Sub(since), want)
+		}
+	}
+	age(-1)
+	want(5, "p")
+	now = now.Add(time.Minute)
+	want(6, "q")
+	want(7, "p")
+	age(time.Minute)
+	now = now.Add(time.Minute)
+	for _, w := range b.takeWants(1) {
+		if w.Path != "p" {
+			t.Fatal(w.Path)
+		}
+		age(2 * time.Minute) // on its way to the disk
+		b.placeDone(w)
+	}
+	age(time.Minute) // q's
+	for _, w := range b.takeWants(1) {
+		b.placeDone(w)
+	}
+	age(-1)
+	now = now.Add(time.Hour)
+	want(8, "p")
+	age(0)
 }

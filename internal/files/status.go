@@ -27,7 +27,6 @@ type status struct {
 	scans    int
 	problems map[string]api.Problem
 	more     uint64
-	behind   time.Time // since when something waits to be placed; zero: nothing does
 }
 
 func (s *status) start(now func() time.Time) {
@@ -134,8 +133,11 @@ func (a *Agent) Status() (api.DirNode, error) {
 			out.Watcher += " (" + why + ")"
 		}
 	}
-	paths, bytes := a.board.backlog()
+	paths, bytes, since := a.board.backlog()
 	out.BehindFiles, out.BehindBytes = uint64(paths), uint64(max(bytes, 0))
+	if !since.IsZero() {
+		out.LagSeconds = max(a.cfg.Now().Sub(since), 0).Seconds()
+	}
 	out.Pending = uint64(max(a.status.pending.Load(), 0))
 	a.status.fill(&out)
 	for _, what := range a.placer.Problems() {
@@ -151,15 +153,6 @@ func (s *status) fill(out *api.DirNode) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out.Mode, out.Why = s.mode, s.why
-	now := s.now()
-	switch {
-	case out.BehindFiles == 0:
-		s.behind = time.Time{}
-	case s.behind.IsZero():
-		s.behind = now
-	default:
-		out.LagSeconds = now.Sub(s.behind).Seconds()
-	}
 	out.Problems = make([]api.Problem, 0, len(s.problems))
 	for _, p := range s.problems {
 		out.Problems = append(out.Problems, p)
