@@ -442,7 +442,7 @@ func TestProblemsAndVerify(t *testing.T) {
 		}
 		return ""
 	})
-	v, err := f.nodes[1].agent.Verify(context.Background())
+	v, err := f.nodes[1].agent.Verify(context.Background(), false)
 	if err != nil || v.Files != 2 || len(v.Found) != 0 {
 		t.Errorf("%+v %v", v, err)
 	}
@@ -450,7 +450,7 @@ func TestProblemsAndVerify(t *testing.T) {
 	must(t, os.WriteFile(f.nodes[1].path("f"), []byte("other"), 0o644))
 	must(t, os.WriteFile(f.nodes[1].path("new"), nil, 0o644))
 	must(t, os.Remove(f.nodes[1].path("g")))
-	v, err = f.nodes[1].agent.Verify(context.Background())
+	v, err = f.nodes[1].agent.Verify(context.Background(), false)
 	if err != nil || len(v.Found) != 3 {
 		t.Errorf("%+v %v", v, err)
 	}

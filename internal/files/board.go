@@ -250,6 +250,19 @@ func (b *board) alsoLook(from, path string) bool {
 	return true
 }
 
+// claimIdle claims a path that nobody has, as for a look, and leaves the look that it perhaps waits for to come;
+// false if somebody has it, or if it is about to be looked at and then placed. lookDone ends the claim.
+func (b *board) claimIdle(path string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if st := b.paths[path]; st != nil && (st.claim != free || st.afterLook) {
+		return false
+	}
+	b.flying[path] = struct{}{}
+	b.state(path).claim = looked
+	return true
+}
+
 // lookDone ends a look. again, if not zero, is when to look once more: what waits for this look goes on waiting.
 func (b *board) lookDone(path string, again time.Time) {
 	b.mu.Lock()

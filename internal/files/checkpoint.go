@@ -15,7 +15,6 @@ import (
 
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 	"github.com/lockstep-sync/lockstep/internal/files/place"
-	"github.com/lockstep-sync/lockstep/internal/files/scan"
 	"github.com/lockstep-sync/lockstep/internal/vfs"
 )
 
@@ -251,107 +250,4 @@ func (a *Agent) revert(f *finding) {
 	a.rechecks.add(path, 0)
 	a.board.nudge()
 	a.board.lookDone(path, time.Time{})
-}
-
-// Difference is what Verify found at a path.
-type Difference struct {
-	Path   string
-	What   string
-	Damage bool // content changed while size, mtime and ctime did not
-}
-
-// Verification is what a Verify read.
-type Verification struct {
-	Files, Bytes uint64
-	Found        []Difference // at most 1000
-	More         uint64       // beyond those
-}
-
-const differencesMax = 1000
-
-func (v *Verification) add(d Difference) {
-	if len(v.Found) < differencesMax {
-		v.Found = append(v.Found, d)
-	} else {
-		v.More++
-	}
-}
-
-// Verify reads every file of the binding and compares everything with the manifest as it is now. Changes that
-// are under way show up as differences.
-func (a *Agent) Verify(ctx context.Context) (Verification, error) {
-	var out Verification
-	view, err := a.cfg.Log.View()
-	if err != nil {
-		return out, err
-	}
-	defer view.Close()
-	err = manifest.Walk(view, "", "", func(path string, n manifest.Node) error {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		what, damage, err := a.verifyPath(path, &n, &out)
-		if err != nil {
-			what = err.Error()
-		}
-		if what != "" {
-			out.add(Difference{path, what, damage})
-		}
-		return nil
-	})
-	if err != nil {
-		return out, fmt.Errorf("verify: %w", err)
-	}
-	_, err = scan.Walk(ctx, a.root.Fd(), "", scan.Options{Ignore: a.cfg.Ignore}, func(dir string, entries []scan.Entry) error {
-		for i := range entries {
-			path := vfs.Join(dir, entries[i].Name)
-			_, ok, err := manifest.Get(view, path)
-			if err != nil {
-				return err
-			}
-			if !ok && !entries[i].Stat.Other {
-				out.add(Difference{Path: path, What: "is not in the group"})
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return out, fmt.Errorf("verify: %w", err)
-	}
-	return out, nil
-}
-
-// verifyPath says how a path differs from n; "" is not at all.
-func (a *Agent) verifyPath(path string, n *manifest.Node, out *Verification) (what string, damage bool, err error) {
-	in, err := a.root.Stat(path)
-	if err != nil {
-		return "", false, err
-	}
-	s := place.StatOf(in)
-	switch {
-	case s.Kind != n.Kind:
-		return fmt.Sprintf("is %v, should be %v", s.Kind, n.Kind), false, nil
-	case n.Kind == manifest.Symlink:
-		target, err := a.root.Readlink(path)
-		if err == nil && target != n.Target {
-			what = fmt.Sprintf("points to %q, should be %q", target, n.Target)
-		}
-		return what, false, err
-	case n.Kind == manifest.File:
-		h, now, err := a.hashFile(path)
-		if err != nil {
-			return "", false, err
-		}
-		out.Files++
-		out.Bytes += uint64(now.Size)
-		if h != n.Hash {
-			rec, err := a.table.get(path)
-			damage = err == nil && rec.Hash == n.Hash && scan.Same(place.StatOf(now), rec.Stat)
-			return "content differs", damage, err
-		}
-	}
-	if !a.looksAs(&s, n) {
-		return "mode, owner or time differs", false, nil
-	}
-	return "", false, nil
 }

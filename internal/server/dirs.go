@@ -441,7 +441,7 @@ func (n *node) verifyHere(ctx context.Context, req groupRequest) (out api.DirVer
 	if err != nil {
 		return out, err
 	}
-	v, err := a.Verify(ctx)
+	v, err := a.Verify(ctx, req.Repair)
 	if err != nil {
 		return out, err
 	}

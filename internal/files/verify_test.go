@@ -1,0 +1,85 @@
+package files
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/lockstep-sync/lockstep/internal/files/manifest"
+)
+
+// TestRepair: damage, which no time of the file tells of, is replaced by what another member has, and nothing of
+// it reaches that one; local changes go the usual way.
+func TestRepair(t *testing.T) {
+	f := newFarm(t, 2)
+	f.up()
+	f.flush()
+	nd := f.nodes[1]
+	good := map[string]string{"small": "good content", "large": strings.Repeat("good content", 30_000)}
+	for name, data := range good {
+		f.nodes[0].write(name, data)
+	}
+	f.nodes[0].write("edited", "before")
+	f.flush()
+	nd.agent.board.stop() // the damage is done before anybody looks
+	for name, data := range good {
+		damage(nd, name, "BAD"+data[3:])
+	}
+	v, err := nd.agent.Verify(t.Context(), false)
+	if err != nil || len(v.Found) != 2 || !v.Found[0].Damage || !v.Found[1].Damage || v.Repaired != 0 {
+		t.Fatalf("%+v %v", v, err)
+	}
+	nd.write("edited", "after")
+	nd.agent.board.resume()
+	if v, err = nd.agent.Verify(t.Context(), true); err != nil || v.Repaired != 2 {
+		t.Fatalf("%+v %v", v, err)
+	}
+	eventually(t, func() string {
+		for name, data := range good {
+			if nd.read(name) != data {
+				return fmt.Sprintf("%s is still damaged\n%s", name, nd.agent.board.describe())
+			}
+		}
+		return ""
+	})
+	f.flush()
+	f.same()
+	for name, data := range good {
+		if f.nodes[0].read(name) != data {
+			t.Errorf("the damage of %s went to the other member", name)
+		}
+	}
+	if got := f.nodes[0].read("edited"); got != "after" {
+		t.Errorf("the edit did not arrive: %q", got)
+	}
+	if v, err = nd.agent.Verify(t.Context(), true); err != nil || len(v.Found) != 0 || v.Repaired != 0 {
+		t.Errorf("%+v %v", v, err)
+	}
+	if kept, err := os.ReadDir(filepath.Join(nd.work, "kept")); err != nil || len(kept) != 2 {
+		t.Errorf("%d damaged contents were kept aside: %v", len(kept), err)
+	}
+}
+
+// TestClaimIdle: a claim takes no look away that waits, and nobody else gets the path meanwhile (I2).
+func TestClaimIdle(t *testing.T) {
+	b := newBoard(time.Now)
+	b.hint("p", time.Time{})
+	if !b.claimIdle("p") || b.claimIdle("p") {
+		t.Fatal("claimed by two, or by nobody")
+	}
+	b.want(1, manifest.Changed{Path: "p", Node: manifest.Node{Kind: manifest.Dir, Version: 1}})
+	if len(b.takeWants(9)) != 0 {
+		t.Fatal("handed to the placer too")
+	}
+	b.lookDone("p", time.Time{})
+	if p, ok := b.takeLook(); !ok || p != "p" {
+		t.Fatalf("look at %q", p)
+	}
+	b.lookDone("p", time.Time{})
+	if w := b.takeWants(9); len(w) != 1 {
+		t.Fatal("what waits to be placed is forgotten")
+	}
+}
