@@ -19,6 +19,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lockstep-sync/lockstep/internal/files/content"
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 	"github.com/lockstep-sync/lockstep/internal/files/place"
@@ -26,6 +28,12 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/files/watch"
 	"github.com/lockstep-sync/lockstep/internal/kv"
 	"github.com/lockstep-sync/lockstep/internal/vfs"
+)
+
+// The default reserve of free space.
+const (
+	reserveShare = 100 // at most one part in so many of the file system
+	reserveMax   = 64 << 20
 )
 
 // Log is the group as the agent sees it.
@@ -88,7 +96,7 @@ type Config struct {
 	Readers    int           // files read at the same time; 0: 2
 	ScanEvery  time.Duration // the slow rescan; 0: an hour
 	Checkpoint time.Duration // between two checkpoints; 0: 3 s
-	Reserve    uint64        // bytes that staging leaves free
+	Reserve    uint64        // bytes that staging leaves free; 0: 1 % of the file system or 64 MiB, the smaller
 	BootID     string        // this boot of the system; "" reads it from /proc
 	Now        func() time.Time
 	Logger     *slog.Logger
@@ -195,6 +203,11 @@ func (a *Agent) open() (err error) {
 	if a.kept, err = a.placer.Recover(); err != nil {
 		return err
 	}
+	if a.cfg.Reserve == 0 {
+		if a.cfg.Reserve, err = defaultReserve(a.cfg.Work); err != nil {
+			return err
+		}
+	}
 	a.store, err = content.Open(content.Options{
 		Dir: a.cfg.Work, Now: a.cfg.Now, Reserve: a.cfg.Reserve, Dial: a.cfg.Peers.Dial, Log: a.log, Chunks: a.cfg.Chunks,
 		Local: a.openContent, OpenPath: a.openPath,
@@ -208,6 +221,15 @@ func (a *Agent) open() (err error) {
 	}
 	a.durable.Store(durable)
 	return nil
+}
+
+// defaultReserve is what the placer leaves free too, so that neither takes what the other would leave.
+func defaultReserve(work string) (uint64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(work, &st); err != nil {
+		return 0, fmt.Errorf("size of the file system of %s: %w", work, err)
+	}
+	return min(st.Blocks*uint64(st.Bsize)/reserveShare, reserveMax), nil
 }
 
 // countPlaced counts the files of the placed table for the guard, and says whether there is any record.

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lockstep-sync/lockstep/internal/files/watch"
 )
 
@@ -88,6 +90,22 @@ func TestUnverifiable(t *testing.T) {
 	})
 	if got := nd.read("f"); got != "damaged" {
 		t.Errorf("what could not be kept aside is %q", got)
+	}
+}
+
+// TestReserve: free space is left without anybody asking for it, and as much as is asked for.
+func TestReserve(t *testing.T) {
+	f := newFarm(t, 2)
+	f.nodes[1].change = func(c *Config) { c.Reserve = 12345 }
+	f.up()
+	var st unix.Statfs_t
+	must(t, unix.Statfs(f.nodes[0].work, &st))
+	want := min(st.Blocks*uint64(st.Bsize)/100, 64<<20)
+	if got := f.nodes[0].agent.cfg.Reserve; got != want || got == 0 {
+		t.Errorf("%d bytes are left free, want %d", got, want)
+	}
+	if got := f.nodes[1].agent.cfg.Reserve; got != 12345 {
+		t.Errorf("%d bytes are left free", got)
 	}
 }
 
