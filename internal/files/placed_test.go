@@ -111,4 +111,7 @@ func TestBacklogAge(t *testing.T) {
 	now = now.Add(time.Hour)
 	want(8, "p")
 	age(0)
+	now = now.Add(time.Minute)
+	b.want(8, manifest.Changed{Path: "r"}) // more for the same entry
+	age(time.Minute)
 }

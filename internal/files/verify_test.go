@@ -32,8 +32,9 @@ func TestRepair(t *testing.T) {
 	if err != nil || len(v.Found) != 2 || !v.Found[0].Damage || !v.Found[1].Damage || v.Repaired != 0 {
 		t.Fatalf("%+v %v", v, err)
 	}
-	nd.write("edited", "after")
 	nd.agent.board.resume()
+	must(t, nd.agent.Flush(t.Context())) // who looks at what was written finds nothing to say
+	nd.write("edited", "after")
 	if v, err = nd.agent.Verify(t.Context(), true); err != nil || v.Repaired != 2 {
 		t.Fatalf("%+v %v", v, err)
 	}
