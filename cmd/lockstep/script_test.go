@@ -36,6 +36,11 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"fakeapi": fakeAPI,
 			"status":  status,
+			"cluster": startCluster,
+			"until":   until,
+			"appears": appears,
+			"capture": capture,
+			"shape":   shape,
 		},
 	})
 }
