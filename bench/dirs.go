@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/farm"
 )
@@ -85,6 +87,7 @@ func cold(ctx context.Context, g ground, size, count, dirs, bytes int) (seconds 
 	if err := tree(f.Nodes[0].Tree, count, dirs, bytes, rand.New(rand.NewPCG(g.seed, 1))); err != nil {
 		return 0, err
 	}
+	unix.Sync() // it is there already: nobody waits for its way to the disk
 	began := time.Now()
 	if err := f.Share(ctx, shared, f.Nodes...); err != nil {
 		return 0, err

@@ -128,8 +128,13 @@ func (g *Group) Change(ctx context.Context, cc *raftpb.ConfChangeV2) core.Answer
 	return g.await(ctx, w)
 }
 
+// transferRetry is how often a transfer is asked for: raft ignores one to a member that does not vote yet.
+const transferRetry = 200 * time.Millisecond
+
 // Transfer moves leadership to a replica and returns once somebody else leads, or with ctx's error.
 func (g *Group) Transfer(ctx context.Context, to uint64) error {
+	again := time.NewTicker(transferRetry)
+	defer again.Stop()
 	for {
 		changed := g.changed.wait()
 		st := g.Core()
@@ -139,6 +144,7 @@ func (g *Group) Transfer(ctx context.Context, to uint64) error {
 		g.box.call(func() { g.core.Transfer(to) })
 		select {
 		case <-changed:
+		case <-again.C:
 		case <-ctx.Done():
 			return fmt.Errorf("engine: group %d: leadership stayed with replica %d: %w", g.cfg.ID, g.Core().Leader, ctx.Err())
 		case <-g.stopping.Done():

@@ -16,9 +16,9 @@ import (
 )
 
 const (
-	batchChanges = 512
-	batchBytes   = 1 << 20
-	batchesMax   = 4 // in flight
+	batchChanges = 2048
+	batchBytes   = 8 << 20 // with contents; a batch in bulk costs each member one sync of its packs
+	batchesMax   = 4       // in flight
 	inlineMax    = 16 << 10
 	inlineBatch  = 256 << 10 // bytes of content that ride in one entry
 	inlineQueue  = 2         // with more proposals waiting, contents are staged

@@ -68,7 +68,7 @@ func (n *node) checkBinding(ctx context.Context, op, name, dir string) error {
 	return e
 }
 
-// checkHere makes sure that a directory can be bound on this node; one that does not exist is made.
+// checkHere makes sure that a directory can be bound on this node; one that does not exist is made when it is.
 func (n *node) checkHere(dir string) error {
 	refuse := func(why, hint string) error {
 		return &api.Error{Code: api.CodeUsage, Op: "bind", Subject: dir, Why: why, Hint: hint}
@@ -79,9 +79,6 @@ func (n *node) checkHere(dir string) error {
 	st, err := os.Stat(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return refuse(err.Error(), "make the directory on that node")
-		}
 		return nil
 	case err != nil:
 		return refuse(err.Error(), "give a directory that lockstep may read and write there")
@@ -212,13 +209,23 @@ func (n *node) conflictsHere(_ context.Context, req groupRequest) ([]api.Conflic
 	view := h.member.View()
 	defer view.Close()
 	out := []api.Conflict{}
-	err = manifest.Conflicts(view, func(c manifest.Conflict) error {
+	err = openConflicts(view, func(c manifest.Conflict) error {
 		out = append(out, api.Conflict{
 			Path: api.EscapePath(c.Path), Copy: api.EscapePath(c.Copy), Node: c.Node, Time: time.Unix(0, c.Time).UTC(), Index: c.Index,
 		})
 		return nil
 	})
 	return out, err
+}
+
+// openConflicts visits the conflicts whose copy is still there: who removes it has settled the matter.
+func openConflicts(r kv.Reader, visit func(manifest.Conflict) error) error {
+	return manifest.Conflicts(r, func(c manifest.Conflict) error {
+		if _, found, err := manifest.Get(r, c.Copy); err != nil || !found {
+			return err
+		}
+		return visit(c)
+	})
 }
 
 // DirConfirm lets a node go on after a guard has stopped it.

@@ -188,16 +188,18 @@ func (h *holding) openAgent() (*files.Agent, error) {
 // workDir finds the work area; a directory that is bound for the first time is marked before.
 func (h *holding) workDir(table kv.Reader) (string, error) {
 	preferred := h.n.data.sub(fmt.Sprintf("work/%d-%d", h.group.ID, h.replica))
-	work, err := place.WorkDir(preferred, h.path)
-	if !errors.Is(err, place.ErrMarkerMissing) {
-		return work, err
-	}
 	fresh := true
-	if e := table.Scan(nil, nil, func(_, _ []byte) error { fresh = false; return kv.ErrStop }); e != nil {
-		return "", e
-	}
-	if !fresh {
+	if err := table.Scan(nil, nil, func(_, _ []byte) error { fresh = false; return kv.ErrStop }); err != nil {
 		return "", err
+	}
+	if fresh {
+		if err := os.MkdirAll(h.path, 0o755); err != nil {
+			return "", err
+		}
+	}
+	work, err := place.WorkDir(preferred, h.path)
+	if !fresh || !errors.Is(err, place.ErrMarkerMissing) {
+		return work, err
 	}
 	if err := place.EnsureMarker(h.path, h.markerID(), h.group.Created); err != nil {
 		return "", err
@@ -371,6 +373,10 @@ func (h *holding) describe(r *report) error {
 		return err
 	}
 	r.Digest, r.Files, r.Bytes = d.Digest, stats.Files, stats.Bytes
+	d.Conflicts = 0
+	if err := openConflicts(view, func(manifest.Conflict) error { d.Conflicts++; return nil }); err != nil {
+		return err
+	}
 	r.Dir = &d
 	return nil
 }
