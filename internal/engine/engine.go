@@ -38,6 +38,7 @@ type Transport interface {
 // Config of an Engine. All fields but Tick are required.
 type Config struct {
 	Node      uint64
+	Cluster   [16]byte // members of other clusters are not served
 	Logs      logstore.Store
 	State     kv.Store // of the whole node; groups take prefixes
 	Transport Transport

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/lockstep-sync/lockstep/internal/engine/catchup"
+	"github.com/lockstep-sync/lockstep/internal/engine/replica"
 )
 
 // ServiceFeed is the transport service that feeds observers: HELLO from the observer, a plan from the source
@@ -33,10 +34,9 @@ const (
 type hello struct {
 	Group   uint64
 	Cluster [16]byte
-	History [16]byte
+	Line    replica.Line
 	Index   uint64
 	Term    uint64
-	Path    []uint64
 }
 
 // A frame of a feed: length u32, kind u8, body.
@@ -179,7 +179,7 @@ func (e *Engine) ServeFeed(ctx context.Context, from uint64, conn net.Conn) {
 
 func (g *Group) serveFeed(ctx context.Context, from uint64, h hello, in *bufio.Reader, conn net.Conn) error {
 	sub := &subscriber{node: from, wake: make(chan struct{}, 1), acked: h.Index, conn: conn}
-	plan, err := g.plan(h, sub)
+	plan, err := g.plan(from, h, sub)
 	if err != nil {
 		return err
 	}
@@ -207,24 +207,15 @@ func (g *Group) serveFeed(ctx context.Context, from uint64, h hello, in *bufio.R
 
 // plan decides and registers the observer for live entries between two applied batches, so that nothing falls
 // between what DIFF covers and what is live.
-func (g *Group) plan(h hello, sub *subscriber) (plan catchup.Plan, err error) {
+func (g *Group) plan(from uint64, h hello, sub *subscriber) (plan catchup.Plan, err error) {
 	err = g.onApplier(func() error {
-		first, err := g.log.FirstIndex()
+		src, err := g.offer()
 		if err != nil {
 			return err
 		}
-		plan = catchup.Decide(catchup.Source{
-			Cluster: h.Cluster, Group: g.cfg.ID, Node: g.eng.cfg.Node, History: h.History,
-			First: first, Commit: g.rep.Applied().Index,
-			Term: func(i uint64) (uint64, bool) {
-				t, err := g.log.Term(i)
-				return t, err == nil
-			},
-			Bytes:    func(from, to uint64) uint64 { return g.log.Bytes(from) },
-			Cached:   first,
-			Snapshot: 0,
-		}, catchup.Learner{
-			Cluster: h.Cluster, Group: h.Group, History: h.History, Index: h.Index, Term: h.Term, Path: h.Path,
+		plan = catchup.Decide(src, catchup.Learner{
+			Cluster: h.Cluster, Group: h.Group, Node: from, History: h.Line.History, Fork: fork(h.Line),
+			Index: h.Index, Term: h.Term, Oldest: h.Index,
 		})
 		if plan.Mode == catchup.Diff {
 			g.feeds.add(sub)
@@ -232,6 +223,36 @@ func (g *Group) plan(h hello, sub *subscriber) (plan catchup.Plan, err error) {
 		return nil
 	})
 	return plan, err
+}
+
+// offer is what this replica has for those that lack something.
+func (g *Group) offer() (catchup.Source, error) {
+	first, err := g.log.FirstIndex()
+	if err != nil {
+		return catchup.Source{}, err
+	}
+	size, err := g.rep.Size()
+	if err != nil {
+		return catchup.Source{}, err
+	}
+	line := g.rep.Line()
+	return catchup.Source{
+		Cluster: g.eng.cfg.Cluster, Group: g.cfg.ID, Node: g.eng.cfg.Node, Path: []uint64{g.eng.cfg.Node},
+		History: line.History, Fork: fork(line), First: first, Commit: g.rep.Applied().Index,
+		Term: func(i uint64) (uint64, bool) {
+			t, err := g.log.Term(i)
+			return t, err == nil
+		},
+		Bytes:  func(from, to uint64) uint64 { return g.log.Bytes(from) - g.log.Bytes(to+1) },
+		Cached: g.log.Cached(), Snapshot: size,
+	}, nil
+}
+
+func fork(l replica.Line) *catchup.Fork {
+	if l.Before == ([16]byte{}) {
+		return nil
+	}
+	return &catchup.Fork{Before: l.Before, Index: l.Fork.Index, Term: l.Fork.Term}
 }
 
 func (g *Group) sendDiff(out *bufio.Writer, plan catchup.Plan) error {

@@ -26,6 +26,8 @@ type GroupConfig struct {
 	// Initial are the voters that the group was created with, if this replica is one of them and starts
 	// for the first time; empty for a replica that joins a group which exists.
 	Initial []uint64
+	// History is what the group's log begins as; it counts together with Initial only.
+	History [16]byte
 	// Floor bounds log truncation from outside: entries above it are still needed here (nil: no bound).
 	Floor func() uint64
 	// RetainBytes of applied log are kept so that members that were away catch up by DIFF; default 64 MiB.
@@ -98,7 +100,7 @@ func (e *Engine) openGroup(cfg GroupConfig) (*Group, error) {
 		return nil, err
 	}
 	if len(cfg.Initial) > 0 {
-		if err := rep.Init(initialSnapshot(cfg.Initial)); err != nil {
+		if err := rep.InitLine(initialSnapshot(cfg.Initial), replica.Line{History: cfg.History}); err != nil {
 			return nil, err
 		}
 	}
@@ -365,6 +367,9 @@ func (g *Group) Fresh() core.Status {
 
 // Core returns the last published status of the core.
 func (g *Group) Core() core.Status { return *g.status.Load() }
+
+// Line is the line of log that this replica's state is of.
+func (g *Group) Line() replica.Line { return g.rep.Line() }
 
 // Replica is this replica's id.
 func (g *Group) Replica() uint64 { return g.cfg.Replica }

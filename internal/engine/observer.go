@@ -20,8 +20,6 @@ import (
 // ObserverConfig describes a member that follows a group without voting.
 type ObserverConfig struct {
 	ID      uint64
-	Cluster [16]byte
-	History [16]byte
 	Machine machine.Machine
 	Differ  Differ  // optional, as in GroupConfig
 	Members Members // the sources to choose from
@@ -107,7 +105,7 @@ func (o *Observer) follow(source uint64) error {
 	stop := context.AfterFunc(o.stopping, func() { conn.Close() })
 	defer stop()
 	at := o.rep.Applied()
-	err = writeJSON(conn, hello{Group: o.cfg.ID, Cluster: o.cfg.Cluster, History: o.cfg.History, Index: at.Index, Term: at.Term})
+	err = writeJSON(conn, hello{Group: o.cfg.ID, Cluster: o.eng.cfg.Cluster, Line: o.rep.Line(), Index: at.Index, Term: at.Term})
 	if err != nil {
 		return err
 	}

@@ -53,5 +53,8 @@ type Store interface {
 	Batch() Batch
 	View() View
 	Sync() error // all that was committed before the call is durable when it returns
+	// Size is about how many bytes from ≤ key < to take (nil to: no upper bound): good enough to choose by. What was
+	// written most recently may be missing from it.
+	Size(from, to []byte) (uint64, error)
 	Close() error
 }

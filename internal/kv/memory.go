@@ -117,6 +117,14 @@ func (m *Memory) Sync() error {
 	return nil
 }
 
+func (m *Memory) Size(from, to []byte) (n uint64, err error) {
+	err = m.Scan(from, to, func(k, v []byte) error {
+		n += uint64(len(k) + len(v))
+		return nil
+	})
+	return n, err
+}
+
 func (m *Memory) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -160,6 +160,21 @@ func (s *pebbleStore) Sync() error {
 	return s.guard.Err()
 }
 
+// Size counts tables only: up to a memtable's worth of recent writes is missing from it.
+func (s *pebbleStore) Size(from, to []byte) (uint64, error) {
+	if to == nil {
+		to = bytes.Repeat([]byte{0xff}, 64)
+	}
+	if bytes.Compare(from, to) >= 0 {
+		return 0, nil
+	}
+	n, err := s.db.EstimateDiskUsage(from, to)
+	if err != nil {
+		return 0, fmt.Errorf("size of %q to %q: %w", from, to, err)
+	}
+	return n, nil
+}
+
 func (s *pebbleStore) Close() error {
 	if err := s.db.Close(); err != nil {
 		return fmt.Errorf("close store: %w", err)

@@ -75,7 +75,10 @@ func (p *prefixStore) View() View {
 	return &prefixView{prefixReader{v, p.prefix}, v}
 }
 
-func (p *prefixStore) Sync() error  { return p.s.Sync() }
+func (p *prefixStore) Sync() error { return p.s.Sync() }
+func (p *prefixStore) Size(from, to []byte) (uint64, error) {
+	return p.s.Size(p.full(from), p.bound(to))
+}
 func (p *prefixStore) Close() error { return nil }
 
 type prefixView struct {

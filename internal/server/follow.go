@@ -31,7 +31,7 @@ func (n *node) openControl(ctx context.Context, init *control.Init) error {
 	defer n.ctl.mu.Unlock()
 	if role == control.RoleObserver {
 		obs, err := n.eng.Observe(engine.ObserverConfig{
-			ID: control.ControlGroup, Cluster: n.id.Cluster(), Machine: machine, Members: controlVoters{n},
+			ID: control.ControlGroup, Machine: machine, Members: controlVoters{n},
 		})
 		if err != nil {
 			return err
@@ -42,6 +42,9 @@ func (n *node) openControl(ctx context.Context, init *control.Init) error {
 	cfg := engine.GroupConfig{ID: control.ControlGroup, Replica: n.self, Machine: machine, Nodes: n.controlNodes()}
 	if n.self == 1 {
 		cfg.Initial = []uint64{1}
+		if init != nil {
+			cfg.History = init.History
+		}
 	}
 	grp, err := n.eng.StartGroup(cfg)
 	if err != nil {

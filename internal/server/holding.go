@@ -102,11 +102,11 @@ func (n *node) startHolding(g *control.Group, m control.Member, nodes map[uint64
 	machine := manifest.New(manifest.Config{Policy: policy, Changed: h.changed, Restored: h.restored})
 	if m.Role == control.RoleObserver {
 		h.obs, err = n.eng.Observe(engine.ObserverConfig{
-			ID: g.ID, Cluster: n.id.Cluster(), History: g.History, Machine: machine, Differ: differ{}, Members: groupVoters{n, g.ID},
+			ID: g.ID, Machine: machine, Differ: differ{}, Members: groupVoters{n, g.ID},
 		})
 		h.member = h.obs
 	} else {
-		cfg := engine.GroupConfig{ID: g.ID, Replica: m.Replica, Machine: machine, Differ: differ{}, Nodes: nodes, Floor: h.floor}
+		cfg := engine.GroupConfig{ID: g.ID, Replica: m.Replica, Machine: machine, Differ: differ{}, Nodes: nodes, History: g.History, Floor: h.floor}
 		if contains(g.Initial, m.Replica) {
 			cfg.Initial = g.Initial
 		}

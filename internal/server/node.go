@@ -135,7 +135,7 @@ func (n *node) run(ctx context.Context, listener net.Listener, init *control.Ini
 		return err
 	}
 	n.eng = engine.Open(engine.Config{
-		Node: n.self, Logs: n.logs, State: n.state, Transport: n.net, Now: time.Now, Seed: rand.Uint64(),
+		Node: n.self, Cluster: n.id.Cluster(), Logs: n.logs, State: n.state, Transport: n.net, Now: time.Now, Seed: rand.Uint64(),
 		Log: n.log, Fault: n.failed,
 	})
 	tidy.add(func() error { n.eng.Close(); return nil })

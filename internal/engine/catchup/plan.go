@@ -31,14 +31,17 @@ type Fork struct {
 	Index, Term uint64 // last entry that both share
 }
 
-// maxPath is the depth of a relay tree: longer paths are loops or mistakes.
-const maxPath = 8
+// MaxHops is how far from a voter an observer may be: longer paths are loops or mistakes.
+const MaxHops = 8
 
 // Source is what the member asked can offer. Only its own durable, committed prefix counts.
 type Source struct {
-	Cluster  [16]byte
-	Group    uint64
-	Node     uint64
+	Cluster [16]byte
+	Group   uint64
+	Node    uint64
+	// Path is how this source is fed: its own node, its upstream's, and so on to a voter's. Empty: it has no way to
+	// the voters at present, what it has may be old.
+	Path     []uint64
 	History  History
 	Fork     *Fork
 	First    uint64 // first retained index
@@ -53,17 +56,18 @@ type Source struct {
 type Learner struct {
 	Cluster     [16]byte
 	Group       uint64
+	Node        uint64
 	History     History
+	Fork        *Fork  // where its own history was cut from another one
 	Index, Term uint64 // its position; 0: empty
-	Path        []uint64
-	// StateAt reports whether it can go back to a state at or below an index (for TRUNC).
-	StateAt func(index uint64) bool
+	Oldest      uint64 // the oldest index to which it can take its state back (for TRUNC); at most Index
 }
 
 // Plan is the decision, the range that it covers, and the reason in words for logs and status.
 type Plan struct {
 	Mode     Mode
 	From, To uint64
+	Bytes    uint64 // of the entries From..To
 	Rule     string // R0 … R7
 	Why      string
 }
@@ -78,16 +82,22 @@ func Decide(s Source, l Learner) Plan {
 		return reject("another cluster")
 	case l.Group != s.Group:
 		return reject("another group")
-	case len(l.Path) > maxPath:
-		return reject(fmt.Sprintf("path of %d members is longer than %d", len(l.Path), maxPath))
-	case contains(l.Path, s.Node):
-		return reject("this node is in the learner's own path")
+	case contains(s.Path, l.Node):
+		return reject("the learner is in this source's own path to the voters")
+	case len(s.Path) > MaxHops:
+		return reject(fmt.Sprintf("this source is %d hops from the voters, more than %d are not allowed", len(s.Path)-1, MaxHops-1))
+	case len(s.Path) == 0:
+		return Plan{Mode: Behind, To: s.Commit, Rule: "R1", Why: "this source has no way to the voters at present"}
+	case s.Commit == 0:
+		return Plan{Mode: Behind, Rule: "R1", Why: "this source is empty itself"}
 	case l.Index == 0:
 		return snap(s, "R7", "the member is empty")
 	case l.History == s.History:
 		return sameHistory(s, l)
 	case s.Fork != nil && l.History == s.Fork.Before:
 		return forked(s, l)
+	case l.Fork != nil && l.Fork.Before == s.History:
+		return Plan{Mode: Behind, To: s.Commit, Rule: "R1", Why: "this source is still on a history that was given up"}
 	}
 	return snap(s, "R7", "the member's history is not known here")
 }
@@ -116,7 +126,7 @@ func diff(s Source, at uint64) Plan {
 	if at+1 < s.Cached && bytes > limit {
 		return snap(s, "R4", fmt.Sprintf("%d bytes of log are more than a third of the state", bytes))
 	}
-	return Plan{Mode: Diff, From: at + 1, To: s.Commit, Rule: "R4",
+	return Plan{Mode: Diff, From: at + 1, To: s.Commit, Bytes: bytes, Rule: "R4",
 		Why: fmt.Sprintf("the log holds all %d missing entries", s.Commit-at)}
 }
 
@@ -129,7 +139,7 @@ func forked(s Source, l Learner) Plan {
 		p.Rule = "R6/" + p.Rule
 		return p
 	}
-	if k+1 >= s.First && l.StateAt != nil && l.StateAt(k) {
+	if k+1 >= s.First && k <= s.Commit && l.Oldest <= k {
 		return Plan{Mode: Trunc, From: k + 1, To: k, Rule: "R6",
 			Why: fmt.Sprintf("entries above %d belong to a history that was given up", k)}
 	}

@@ -66,4 +66,6 @@ type Log interface {
 	raft.Storage
 	// Bytes is the approximate size of the retained entries from lo to the end.
 	Bytes(lo uint64) uint64
+	// Cached is the first index from which on all entries are in memory; behind the last one: none are.
+	Cached() uint64
 }

@@ -381,6 +381,15 @@ func (g *memoryLog) Bytes(lo uint64) (n uint64) {
 	return n
 }
 
+func (g *memoryLog) Cached() uint64 {
+	l, unlock, err := g.get()
+	if err != nil {
+		return 0
+	}
+	defer unlock()
+	return l.start + 1
+}
+
 func (g *memoryLog) Snapshot() (*raftpb.Snapshot, error) {
 	l, unlock, err := g.get()
 	if err != nil {

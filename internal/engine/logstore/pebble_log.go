@@ -225,6 +225,12 @@ func (l *pebbleLog) Bytes(lo uint64) uint64 {
 	return l.x.sizes.end - l.x.sizes.offset(max(lo, l.x.start+1))
 }
 
+func (l *pebbleLog) Cached() uint64 {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.x.cache.first
+}
+
 func (l *pebbleLog) Snapshot() (*raftpb.Snapshot, error) {
 	l.mu.RLock()
 	defer l.mu.RUnlock()

@@ -53,11 +53,33 @@ type Replica struct {
 type state struct {
 	slot slot
 	at   core.Position
-	time int64             // of the last command, Unix ns
+	time int64 // of the last command, Unix ns
+	line Line
 	conf *raftpb.ConfState // immutable; nil: not known (an observer, or nothing was ever applied)
 }
 
-const stateVersion = 1
+const stateVersion = 2
+
+// Line says which line of log a state is of. It is part of the state: a replica that was away while the group was
+// restored or recovered still knows that its own state belongs to the line that was given up.
+type Line struct {
+	History [16]byte
+	// Before is the history that this one was cut from, behind Fork, the last entry that both share. Zero: none.
+	Before [16]byte
+	Fork   core.Position
+}
+
+func (l Line) append(buf []byte) []byte {
+	buf = append(append(buf, l.History[:]...), l.Before[:]...)
+	return binary.AppendUvarint(binary.AppendUvarint(buf, l.Fork.Term), l.Fork.Index)
+}
+
+func (d *reader) line() (l Line) {
+	copy(l.History[:], d.bytes(16))
+	copy(l.Before[:], d.bytes(16))
+	l.Fork = core.Position{Term: d.uvarint(), Index: d.uvarint()}
+	return l
+}
 
 var positionKey = []byte("e/position")
 
@@ -92,29 +114,69 @@ func (r *Replica) publish() {
 	r.public.Store(&st)
 }
 
-// Init records, durably, the position and the configuration that a new group starts from with an empty state.
-// It does nothing if the replica has a position already.
-func (r *Replica) Init(meta *raftpb.SnapshotMetadata) error {
+// Init is InitLine with the zero line.
+func (r *Replica) Init(meta *raftpb.SnapshotMetadata) error { return r.InitLine(meta, Line{}) }
+
+// InitLine records, durably, the position and the configuration that a new group starts from with an empty state,
+// and its line. It does nothing if the replica has a position already.
+func (r *Replica) InitLine(meta *raftpb.SnapshotMetadata, line Line) error {
 	if r.state.at.Index != 0 {
 		return nil
 	}
 	st := r.state
 	st.at = core.Position{Term: meta.GetTerm(), Index: meta.GetIndex()}
-	st.conf = meta.GetConfState()
+	st.conf, st.line = meta.GetConfState(), line
+	if err := r.force(st); err != nil {
+		return fmt.Errorf("initialise replica: %w", err)
+	}
+	return nil
+}
+
+// Adopt records, durably, that the state, unchanged, is of another line from now on: one that was cut from its own
+// at or above the state's position. For the applier.
+func (r *Replica) Adopt(line Line) error {
+	if line == r.state.line {
+		return nil
+	}
+	if line.Before == r.state.line.History && line.Fork.Index < r.state.at.Index {
+		return fmt.Errorf("adopt a line that was cut at %d: the state is at %d", line.Fork.Index, r.state.at.Index)
+	}
+	st := r.state
+	st.line = line
+	if err := r.force(st); err != nil {
+		return fmt.Errorf("adopt line at %d: %w", st.at.Index, err)
+	}
+	return nil
+}
+
+// force makes st, which differs in nothing but the position's record, durable and puts it in force.
+func (r *Replica) force(st state) error {
 	b := r.store.Batch()
 	defer b.Discard()
 	if err := st.write(b); err != nil {
-		return fmt.Errorf("initialise replica: %w", err)
+		return err
 	}
 	if err := b.Commit(); err != nil {
-		return fmt.Errorf("initialise replica: %w", err)
+		return err
 	}
 	if err := r.store.Sync(); err != nil {
-		return fmt.Errorf("initialise replica: %w", err)
+		return err
 	}
 	r.state = st
 	r.publish()
 	return nil
+}
+
+// Sync makes everything that was applied before the call durable. Any goroutine may call it.
+func (r *Replica) Sync() error { return r.store.Sync() }
+
+// Line is the line of log that the state is of.
+func (r *Replica) Line() Line { return r.public.Load().line }
+
+// Size is about how many bytes a snapshot of the state has.
+func (r *Replica) Size() (uint64, error) {
+	p := r.public.Load().slot.machine()
+	return r.store.Size(p, kv.PrefixEnd(p))
 }
 
 // Applied is the position that the state covers.
@@ -249,6 +311,7 @@ func readState(r kv.Reader) (state, error) {
 	st.slot = slot(d.uvarint())
 	st.at = core.Position{Term: d.uvarint(), Index: d.uvarint()}
 	st.time = d.varint()
+	st.line = d.line()
 	if d.uvarint() == 1 {
 		st.conf = &raftpb.ConfState{}
 		if err := proto.Unmarshal(d.rest, st.conf); err != nil {
@@ -267,7 +330,7 @@ func (st *state) write(tx kv.Tx) error {
 	buf = binary.AppendUvarint(buf, uint64(st.slot))
 	buf = binary.AppendUvarint(buf, st.at.Term)
 	buf = binary.AppendUvarint(buf, st.at.Index)
-	buf = binary.AppendVarint(buf, st.time)
+	buf = st.line.append(binary.AppendVarint(buf, st.time))
 	if st.conf == nil {
 		return tx.Set(positionKey, binary.AppendUvarint(buf, 0))
 	}

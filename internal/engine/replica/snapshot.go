@@ -18,12 +18,12 @@ import (
 
 // A snapshot stream is
 //
-//	magic, length and bytes of raft's SnapshotMetadata, time,
+//	magic, length and bytes of raft's SnapshotMetadata, time, line (history, history before, term and index of the fork),
 //	records (tag, key length, key, value length, value) in key order: sessions, then the machine's,
 //	end tag, BLAKE3-256 of everything before
 //
 // with numbers as varints. Nothing of it is put in force before the hash was verified.
-const magic = "lockstep snapshot 1\n"
+const magic = "lockstep snapshot 2\n"
 
 const (
 	tagEnd     = 0
@@ -62,7 +62,7 @@ func writeSnapshot(view kv.Reader, w io.Writer, whole bool) error {
 	}
 	out.write([]byte(magic))
 	out.field(meta)
-	out.write(binary.AppendVarint(nil, st.time))
+	out.write(st.line.append(binary.AppendVarint(nil, st.time)))
 	out.records(view, tagSession, st.slot.sessions())
 	if whole {
 		out.records(view, tagMachine, st.slot.machine())
@@ -185,8 +185,25 @@ func (s *snapshotReader) head() (state, error) {
 	if cs := meta.GetConfState(); len(cs.GetVoters()) > 0 { // an observer's is empty
 		st.conf = cs
 	}
-	st.time, err = binary.ReadVarint(s)
+	if st.time, err = binary.ReadVarint(s); err != nil {
+		return st, err
+	}
+	st.line, err = s.line()
 	return st, err
+}
+
+func (s *snapshotReader) line() (l Line, err error) {
+	if err := s.fill(l.History[:]); err != nil {
+		return l, err
+	}
+	if err := s.fill(l.Before[:]); err != nil {
+		return l, err
+	}
+	if l.Fork.Term, err = binary.ReadUvarint(s); err != nil {
+		return l, err
+	}
+	l.Fork.Index, err = binary.ReadUvarint(s)
+	return l, err
 }
 
 // records hands every record to put and then verifies the hash.
