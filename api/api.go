@@ -31,8 +31,13 @@ type Node struct {
 type Replica struct {
 	Node       string  `json:"node"`
 	Role       string  `json:"role"` // leader, follower, learner, observer
-	Mode       string  `json:"mode"` // live, diff, snap, probe, down
+	Mode       string  `json:"mode"` // live, diff, snap, diverged, detached, probe, down
 	Why        string  `json:"why"`
+	Rule       string  `json:"rule"`               // R0 … R7: what decided how it last caught up
+	Upstream   string  `json:"upstream"`           // node that feeds it; a voter's is the leader
+	Hops       int     `json:"hops"`               // observers: feeds from a voter to it
+	Feeds      int     `json:"feeds"`              // observers that it feeds
+	Received   uint64  `json:"received,omitempty"` // bytes of the snapshot that is being received
 	Applied    uint64  `json:"applied"`
 	LagEntries uint64  `json:"lag_entries"`
 	LagSeconds float64 `json:"lag_seconds"`
@@ -45,6 +50,7 @@ type Group struct {
 	Term     uint64    `json:"term"`
 	Commit   uint64    `json:"commit"`
 	Ack      string    `json:"ack,omitempty"`
+	Topology string    `json:"topology"` // how observers are fed: star, chain, tree:K, auto
 	Replicas []Replica `json:"replicas"`
 }
 
@@ -92,7 +98,7 @@ type DirCreate struct {
 	Ack      string            `json:"ack,omitempty"`      // local, quorum (default), all
 	Conflict string            `json:"conflict,omitempty"` // keep-both (default), first, newest, prefer:NODE
 	Mode     string            `json:"mode,omitempty"`     // readwrite (default), readonly
-	Topology string            `json:"topology,omitempty"` // star
+	Topology string            `json:"topology,omitempty"` // star (default), chain, tree:K, auto
 }
 
 type DirEntry struct {

@@ -15,6 +15,11 @@ type GroupTransfer struct {
 	Node string `json:"node"`
 }
 
+// GroupSet changes settings of a group; what is empty stays as it is.
+type GroupSet struct {
+	Topology string `json:"topology,omitempty"` // star, chain, tree:K, auto
+}
+
 // DirBind adds a node to a files group, or moves where it keeps it.
 type DirBind struct {
 	Node string `json:"node"`

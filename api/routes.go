@@ -83,6 +83,10 @@ func RouteGroupTransfer() Route {
 	return Route{Method: http.MethodPost, Path: "/v1/groups/{group}/transfer", Request: GroupTransfer{}, Response: Done{}}
 }
 
+func RouteGroupSet() Route {
+	return Route{Method: http.MethodPost, Path: "/v1/groups/{group}/settings", Request: GroupSet{}, Response: Done{}}
+}
+
 func RouteDirCreate() Route {
 	return Route{Method: http.MethodPost, Path: "/v1/dirs", Request: DirCreate{}, Response: Done{}}
 }
@@ -124,7 +128,7 @@ func Routes() []Route {
 	return []Route{
 		RouteVersion(), RouteStatus(), RouteNodes(),
 		RouteTokens(), RouteTokenCreate(), RouteTokenRevoke(),
-		RouteGroups(), RouteGroup(), RouteGroupTransfer(),
+		RouteGroups(), RouteGroup(), RouteGroupTransfer(), RouteGroupSet(),
 		RouteDirCreate(), RouteDirStatus(), RouteDirBind(), RouteDirUnbind(), RouteDirConfirm(),
 		RouteDirList(), RouteDirConflicts(), RouteDirWait(), RouteDirVerify(),
 	}

@@ -103,6 +103,10 @@ func (c *Client) Group(ctx context.Context, group string) (api.Group, error) {
 	return call[api.Group](ctx, c, api.RouteGroup(), nil, group)
 }
 
+func (c *Client) GroupSet(ctx context.Context, group string, req api.GroupSet) (api.Done, error) {
+	return call[api.Done](ctx, c, api.RouteGroupSet(), req, group)
+}
+
 func (c *Client) GroupTransfer(ctx context.Context, group string, req api.GroupTransfer) (api.Done, error) {
 	return call[api.Done](ctx, c, api.RouteGroupTransfer(), req, group)
 }

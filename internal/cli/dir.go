@@ -46,7 +46,7 @@ the other content is kept beside it. A directory that does not exist is made, em
 	f.StringVar(&req.Ack, "ack", "", "when a change counts as done: local, quorum (default) or all")
 	f.StringVar(&req.Conflict, "conflict", "", "who wins when two nodes change one file at once: keep-both (default), first, newest or prefer:NODE")
 	f.StringVar(&req.Mode, "mode", "", "readwrite (default, and the only one yet)")
-	f.StringVar(&req.Topology, "topology", "", "how contents travel: star (default)")
+	f.StringVar(&req.Topology, "topology", "", "how members that do not vote are fed: star (default), chain, tree:K or auto")
 	return c
 }
 

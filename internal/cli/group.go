@@ -46,7 +46,35 @@ func (a *app) groupCommand() *cobra.Command {
 			return doneResult(d), err
 		}),
 	}
-	return a.noun("group", "Look at groups and who leads them", "  lockstep group list", list, show, transfer)
+	return a.noun("group", "Look at groups and who leads them", "  lockstep group list", list, show, transfer, a.groupSet())
+}
+
+func (a *app) groupSet() *cobra.Command {
+	var req api.GroupSet
+	c := &cobra.Command{
+		Use:   "set GROUP --topology TOPOLOGY",
+		Short: "Change how a group's observers are fed",
+		Long: `Change how a group's observers, the members that do not vote, are fed:
+
+  star    each by a voter
+  chain   one by the other, in chains of at most eight
+  tree:K  the voters feed K of them (for each zone), and each of those feeds K more
+  auto    tree:8, which is a star for as many as eight
+
+Observers move to their new upstream one by one, without a gap.`,
+		Example: "  lockstep group set web --topology tree:4",
+		Args:    wants,
+		RunE: asking(a, func(ctx context.Context, c *client.Client, args []string) (doneResult, error) {
+			if req.Topology == "" {
+				return doneResult{}, &api.Error{Code: api.CodeUsage, Op: "group set", Subject: args[0], Why: "nothing is to be changed",
+					Hint: "for instance: lockstep group set " + args[0] + " --topology chain"}
+			}
+			d, err := c.GroupSet(ctx, args[0], req)
+			return doneResult(d), err
+		}),
+	}
+	c.Flags().StringVar(&req.Topology, "topology", "", "star, chain, tree:K or auto")
+	return c
 }
 
 func (l groupList) text(w io.Writer) error {
@@ -69,15 +97,38 @@ func (g groupShown) text(w io.Writer) error {
 	if err == nil && g.Ack != "" {
 		_, err = fmt.Fprintf(w, ", ack %s", g.Ack)
 	}
+	if err == nil && g.Topology != "" {
+		_, err = fmt.Fprintf(w, ", topology %s", g.Topology)
+	}
 	if err == nil {
 		_, err = io.WriteString(w, "\n\n")
 	}
 	if err != nil {
 		return err
 	}
-	rows := [][]string{{"NODE", "ROLE", "MODE", "APPLIED", "BEHIND", "LAG", "WHY"}}
+	rows := [][]string{{"NODE", "ROLE", "MODE", "UPSTREAM", "HOPS", "APPLIED", "BEHIND", "LAG", "WHY"}}
 	for _, r := range g.Replicas {
-		rows = append(rows, []string{r.Node, r.Role, r.Mode, fmt.Sprint(r.Applied), fmt.Sprint(r.LagEntries), seconds(r.LagSeconds), orDash(r.Why)})
+		rows = append(rows, []string{r.Node, r.Role, r.Mode, orDash(r.Upstream), hops(r), fmt.Sprint(r.Applied), fmt.Sprint(r.LagEntries),
+			seconds(r.LagSeconds), orDash(why(r))})
 	}
 	return table(w, rows)
+}
+
+func hops(r api.Replica) string {
+	if r.Hops == 0 {
+		return "-"
+	}
+	return fmt.Sprint(r.Hops)
+}
+
+// why names the rule that decided, and how far a snapshot has come.
+func why(r api.Replica) string {
+	s := r.Why
+	if r.Rule != "" {
+		s = r.Rule + ": " + s
+	}
+	if r.Received > 0 {
+		s += " (" + size(r.Received) + " received)"
+	}
+	return s
 }

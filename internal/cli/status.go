@@ -41,6 +41,9 @@ func (s statusResult) text(w io.Writer) error {
 		_, err = io.WriteString(w, "\n")
 		err = errors.Join(err, groupList(s.Groups).text(w))
 	}
+	if err == nil && len(s.Groups) > 0 {
+		err = replicaTable(w, s.Groups)
+	}
 	if err == nil && len(s.Dirs) > 0 {
 		err = dirTable(w, s.Dirs)
 	}
@@ -51,6 +54,20 @@ func (s statusResult) text(w io.Writer) error {
 		err = errors.Join(err, bullet(w, warning.Name+" "+warning.Subject+": "+warning.Text, warning.Hint))
 	}
 	return err
+}
+
+// replicaTable says how each replica is fed and why.
+func replicaTable(w io.Writer, groups []api.Group) error {
+	rows := [][]string{{"REPLICA", "NODE", "ROLE", "MODE", "UPSTREAM", "HOPS", "BEHIND", "WHY"}}
+	for _, g := range groups {
+		for _, r := range g.Replicas {
+			rows = append(rows, []string{g.Name, r.Node, r.Role, r.Mode, orDash(r.Upstream), hops(r), fmt.Sprint(r.LagEntries), orDash(why(r))})
+		}
+	}
+	if _, err := io.WriteString(w, "\n"); err != nil {
+		return err
+	}
+	return table(w, rows)
 }
 
 func dirTable(w io.Writer, dirs []api.DirStatus) error {

@@ -23,6 +23,8 @@ func checkName(name string) string {
 	return ""
 }
 
+const topologies = "star, chain, tree:K with K from 2 to 64, auto"
+
 // checkSettings fills in defaults and refuses what nobody implements.
 func checkSettings(s *State, g *Group) *api.Error {
 	refuse := func(what, value, allowed string) *api.Error {
@@ -46,12 +48,11 @@ func checkSettings(s *State, g *Group) *api.Error {
 	default:
 		return refuse("mode", g.Mode, "readwrite")
 	}
-	switch g.Topology {
-	case "":
+	if g.Topology == "" {
 		g.Topology = "star"
-	case "star":
-	default:
-		return refuse("topology", g.Topology, "star")
+	}
+	if _, ok := parseTopology(g.Topology); !ok {
+		return refuse("topology", g.Topology, topologies)
 	}
 	if name, ok := strings.CutPrefix(g.Conflict, "prefer:"); ok {
 		if _, known := s.NodeNamed(name); !known {

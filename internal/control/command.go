@@ -19,6 +19,7 @@ type Command struct {
 	CreateGroup *CreateGroup `json:"create_group,omitempty"`
 	Bind        *Bind        `json:"bind,omitempty"`
 	Unbind      *Unbind      `json:"unbind,omitempty"`
+	SetTopology *SetTopology `json:"set_topology,omitempty"`
 }
 
 // Init describes the cluster and its first node, which has id 1. A second one changes nothing.
@@ -72,6 +73,12 @@ type Bind struct {
 type Unbind struct {
 	Group string `json:"group"`
 	Node  string `json:"node"`
+}
+
+// SetTopology changes how a group's observers are fed; the control group's, too.
+type SetTopology struct {
+	Group    string `json:"group"`
+	Topology string `json:"topology"`
 }
 
 // Result is what the proposer is told.

@@ -43,6 +43,8 @@ func (x *execution) run(c *Command) (Result, error) {
 		return x.bind(c.Bind)
 	case c.Unbind != nil:
 		return x.unbind(c.Unbind)
+	case c.SetTopology != nil:
+		return x.setTopology(c.SetTopology)
 	}
 	return refuse(api.CodeUsage, "control", "", "an unknown command", "upgrade the nodes that are older"), nil
 }
@@ -66,6 +68,7 @@ func (x *execution) init(c *Init) (Result, error) {
 	g := Group{
 		ID: ControlGroup, Name: KindControl, Kind: KindControl, Ack: "quorum", History: c.History, Created: x.now,
 		Initial: []uint64{1}, Members: []Member{{Replica: 1, Node: 1, Role: RoleVoter}}, NextReplica: 2,
+		Topology: "auto",
 	}
 	c.Cluster.Created = x.now
 	x.what = "cluster created by " + n.Name
@@ -260,6 +263,23 @@ func (x *execution) unbind(c *Unbind) (Result, error) {
 	return Result{Group: g.ID}, x.put(idKey(tagGroup, g.ID), *g)
 }
 
+func (x *execution) setTopology(c *SetTopology) (Result, error) {
+	const op = "group set"
+	g, ok := x.s.GroupNamed(c.Group)
+	if !ok {
+		return refuse(api.CodeNotFound, op, c.Group, "no such group", "lockstep group list shows them"), nil
+	}
+	if _, ok := parseTopology(c.Topology); !ok || c.Topology == "" {
+		return refuse(api.CodeUsage, op, g.Name, "unknown topology "+c.Topology, "use one of: "+topologies), nil
+	}
+	if g.Topology == c.Topology {
+		return Result{Group: g.ID}, nil
+	}
+	x.what = fmt.Sprintf("topology of group %s set to %s", g.Name, c.Topology)
+	g.Topology = c.Topology
+	return Result{Group: g.ID}, x.put(idKey(tagGroup, g.ID), *g)
+}
+
 func (x *execution) filesGroup(op, name string) (*Group, Result) {
 	g, ok := x.s.GroupNamed(name)
 	if !ok || g.Kind != KindFiles {
@@ -276,6 +296,10 @@ func unknownNode(op, name string) Result {
 func (x *execution) put(pairs ...any) error {
 	x.wrote = true
 	for i := 0; i < len(pairs); i += 2 {
+		if g, ok := pairs[i+1].(Group); ok { // observers have seats, whatever changed the members
+			g.Members = seated(g.Members, x.s.zoneOf)
+			pairs[i+1] = g
+		}
 		v, err := json.Marshal(pairs[i+1])
 		if err != nil {
 			return fmt.Errorf("control: encode state: %w", err)

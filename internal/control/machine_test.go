@@ -38,7 +38,7 @@ func nextCommand(rng *rand.Rand, r kv.Reader, index uint64) []byte {
 		return encode(c)
 	}
 	token := fmt.Sprintf("t%d", rng.IntN(5))
-	switch rng.IntN(9) {
+	switch rng.IntN(10) {
 	case 0, 1:
 		expires := time.Unix(0, 1_700_000_000_000_000_000).Add(time.Duration(rng.IntN(100*60)) * time.Minute)
 		c.AddToken = &control.Token{ID: token, SecretHash: "h", Expires: expires}
@@ -54,6 +54,8 @@ func nextCommand(rng *rand.Rand, r kv.Reader, index uint64) []byte {
 		c.Bind = &control.Bind{Group: group(), Node: node(), Path: dir()}
 	case 8:
 		c.Unbind = &control.Unbind{Group: group(), Node: node()}
+	case 9:
+		c.SetTopology = &control.SetTopology{Group: group(), Topology: []string{"star", "chain", "tree:2", "auto", "ring", ""}[rng.IntN(6)]}
 	}
 	return encode(c)
 }

@@ -53,6 +53,7 @@ type Member struct {
 	Node    uint64 `json:"node"`
 	Role    string `json:"role"`
 	Path    string `json:"path,omitempty"` // files groups: the directory on that node
+	Seat    int    `json:"seat,omitempty"` // observers: the place in the topology, see Feeds
 }
 
 // Group is one replicated data set.
@@ -138,6 +139,9 @@ func (s *State) GroupNamed(name string) (*Group, bool) {
 	}
 	return nil, false
 }
+
+// zoneOf is the zone of a node; empty: none.
+func (s *State) zoneOf(uint64) string { return "" }
 
 // Token looks a token up.
 func (s *State) Token(id string) (*Token, bool) {

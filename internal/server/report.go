@@ -100,7 +100,7 @@ func (n *node) survey(ctx context.Context, g *control.Group) []report {
 
 // describeGroup puts the members' reports together. The one with the highest term knows best who leads.
 func (n *node) describeGroup(g *control.Group, reports []report) api.Group {
-	out := api.Group{Name: g.Name, Kind: g.Kind, Ack: g.Ack, Replicas: []api.Replica{}}
+	out := api.Group{Name: g.Name, Kind: g.Kind, Ack: g.Ack, Topology: g.Topology, Replicas: []api.Replica{}}
 	for _, r := range reports {
 		if r.Mode != "down" && r.Leader != 0 && r.Term >= out.Term {
 			out.Term, out.Leader = r.Term, n.nameOf(r.Leader)

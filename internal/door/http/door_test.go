@@ -88,6 +88,9 @@ func TestEveryRoute(t *testing.T) {
 		{"transfer", func(ctx context.Context, c *client.Client) (any, error) {
 			return c.GroupTransfer(ctx, g, api.GroupTransfer{Node: "n2"})
 		}, []any{"transfer", g, "n2"}},
+		{"group set", func(ctx context.Context, c *client.Client) (any, error) {
+			return c.GroupSet(ctx, g, api.GroupSet{Topology: "tree:4"})
+		}, []any{"group set", g, api.GroupSet{Topology: "tree:4"}}},
 		{"create", func(ctx context.Context, c *client.Client) (any, error) {
 			return c.DirCreate(ctx, api.DirCreate{Name: "web", Paths: map[string]string{"n1": `/a\xff`}})
 		}, []any{"create", api.DirCreate{Name: "web", Paths: map[string]string{"n1": "/a\xff"}}}},

@@ -51,6 +51,9 @@ func (n *fakeNode) TokenRevoke(_ context.Context, id string) error { return n.no
 func (n *fakeNode) TransferLeader(_ context.Context, g, node string) error {
 	return n.note("transfer", g, node)
 }
+func (n *fakeNode) GroupSet(_ context.Context, g string, r api.GroupSet) error {
+	return n.note("group set", g, r)
+}
 func (n *fakeNode) DirCreate(_ context.Context, r api.DirCreate) error { return n.note("create", r) }
 func (n *fakeNode) DirBind(_ context.Context, g, node, path string) error {
 	return n.note("bind", g, node, path)

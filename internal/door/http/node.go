@@ -29,6 +29,7 @@ type Node interface {
 	Groups(ctx context.Context) ([]api.Group, error)
 	Group(ctx context.Context, group string) (api.Group, error)
 	TransferLeader(ctx context.Context, group, node string) error
+	GroupSet(ctx context.Context, group string, req api.GroupSet) error
 
 	DirCreate(ctx context.Context, req api.DirCreate) error
 	DirBind(ctx context.Context, group, node, path string) error

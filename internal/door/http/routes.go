@@ -58,6 +58,13 @@ func (m *router) changes(n Node) {
 		}
 		return done("group transfer", group, r.Body.Node+" leads "+group, n.TransferLeader(ctx, group, r.Body.Node))
 	})
+	plain(m, api.RouteGroupSet(), func(ctx context.Context, r request[api.GroupSet]) (any, error) {
+		group := r.PathValue("group")
+		if err := required("group set", "topology", r.Body.Topology); err != nil {
+			return nil, err
+		}
+		return done("group set", group, "observers of "+group+" are fed by topology "+r.Body.Topology, n.GroupSet(ctx, group, r.Body))
+	})
 	plain(m, api.RouteDirCreate(), func(ctx context.Context, r request[api.DirCreate]) (any, error) {
 		req, err := dirCreate(r.Body)
 		if err != nil {
