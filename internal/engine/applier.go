@@ -103,6 +103,9 @@ func (g *Group) apply(a *core.Apply) error {
 // applyConf has the loop change the core's configuration; the applier waits because the new configuration
 // belongs into the same state batch as the entry. The loop never waits for the applier, so this ends.
 func (g *Group) applyConf(e *raftpb.Entry) *raftpb.ConfState {
+	if e.GetIndex() <= g.rep.Line().Start {
+		return g.rep.ConfState() // of the time before a fork: void (F3)
+	}
 	reply := make(chan *raftpb.ConfState, 1)
 	if !g.box.call(func() {
 		cs, err := g.core.ApplyConf(e)

@@ -25,6 +25,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
+	"github.com/lockstep-sync/lockstep/internal/engine/replica"
 	"github.com/lockstep-sync/lockstep/internal/kv"
 )
 
@@ -49,6 +50,9 @@ type Config struct {
 	// Fault is called once when storage fails. The node must stop at once: what was on its way to the disk
 	// is in an unknown state and a retry could lie (fsync reports an error only once).
 	Fault func(error)
+	// Forked is called when another node says that it follows another history; it must not block. nil: nobody
+	// listens.
+	Forked func(Forked)
 }
 
 // Engine holds the groups of a node.
@@ -57,13 +61,16 @@ type Engine struct {
 	writer *writer
 	ids    atomic.Uint64 // handles of proposals, batches, reads
 
-	mu     sync.RWMutex
-	groups map[uint64]*Group
-	closed bool
+	mu       sync.RWMutex
+	groups   map[uint64]*Group
+	replicas map[uint64]*replica.Replica // of groups and observers
+	told     map[[2]uint64]time.Time     // (node, group) → when it was told of another history
+	closed   bool
 
-	stop  chan struct{}
-	tasks sync.WaitGroup
-	fault sync.Once
+	stopping context.Context
+	stop     context.CancelFunc
+	tasks    sync.WaitGroup
+	fault    sync.Once
 }
 
 // ErrClosed is returned by operations on a stopped group or engine.
@@ -74,7 +81,10 @@ func Open(cfg Config) *Engine {
 	if cfg.Tick == 0 {
 		cfg.Tick = 100 * time.Millisecond
 	}
-	e := &Engine{cfg: cfg, groups: map[uint64]*Group{}, stop: make(chan struct{})}
+	e := &Engine{
+		cfg: cfg, groups: map[uint64]*Group{}, replicas: map[uint64]*replica.Replica{}, told: map[[2]uint64]time.Time{},
+	}
+	e.stopping, e.stop = context.WithCancel(context.Background())
 	e.ids.Store(cfg.Seed &^ 0xffffffff)
 	e.writer = newWriter(cfg.Logs, e.failed)
 	e.tasks.Go(e.writer.run)
@@ -89,7 +99,7 @@ func (e *Engine) clock() {
 	defer t.Stop()
 	for {
 		select {
-		case <-e.stop:
+		case <-e.stopping.Done():
 			return
 		case <-t.C:
 			for _, g := range e.snapshotGroups() {
@@ -118,12 +128,19 @@ func (e *Engine) Group(id uint64) (*Group, bool) {
 }
 
 // Deliver hands messages of a peer to their group; it never blocks. Messages for unknown groups are dropped:
-// raft repeats what matters.
-func (e *Engine) Deliver(from, group uint64, msgs []*raftpb.Message) {
-	if g, ok := e.Group(group); ok {
-		g.learnSender(from, msgs)
-		g.box.receive(msgs)
+// raft repeats what matters; those of another history are refused, and the peer is told.
+func (e *Engine) Deliver(from, wire uint64, msgs []*raftpb.Message) {
+	group, tag := splitWire(wire)
+	g, ok := e.Group(group)
+	if !ok {
+		return
 	}
+	if line := g.Line(); !ours(tag, line.History) {
+		e.tell(from, group, line)
+		return
+	}
+	g.learnSender(from, msgs)
+	g.box.receive(msgs)
 }
 
 // PeerDown tells every group that a node's process is known to be gone (not merely slow).
@@ -141,6 +158,7 @@ func (e *Engine) StopGroup(id uint64, forget bool) error {
 	e.mu.Unlock()
 	if ok {
 		g.close()
+		e.unregister(id, g.rep)
 	}
 	if !forget {
 		return nil
@@ -180,7 +198,7 @@ func (e *Engine) Close() {
 	for _, g := range groups {
 		g.close()
 	}
-	close(e.stop)
+	e.stop()
 	e.writer.close()
 	e.tasks.Wait()
 }

@@ -392,13 +392,18 @@ func readJSON(r io.Reader, v any) error {
 // index that covers everything committed so far.
 const MethodRead = "engine.read"
 
-func (e *Engine) ServeRead(ctx context.Context, _ uint64, req []byte) ([]byte, error) {
+func (e *Engine) ServeRead(ctx context.Context, from uint64, req []byte) ([]byte, error) {
 	if len(req) != 8 {
 		return nil, errShortMessage
 	}
-	g, ok := e.Group(binary.BigEndian.Uint64(req))
+	group, tag := splitWire(binary.BigEndian.Uint64(req))
+	g, ok := e.Group(group)
 	if !ok {
-		return nil, fmt.Errorf("engine: group %d is not here", binary.BigEndian.Uint64(req))
+		return nil, fmt.Errorf("engine: group %d is not here", group)
+	}
+	if line := g.Line(); !ours(tag, line.History) {
+		e.tell(from, group, line)
+		return nil, ErrOtherHistory
 	}
 	index, err := g.Barrier(ctx)
 	if err != nil {

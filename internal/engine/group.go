@@ -26,7 +26,7 @@ type GroupConfig struct {
 	// Initial are the voters that the group was created with, if this replica is one of them and starts
 	// for the first time; empty for a replica that joins a group which exists.
 	Initial []uint64
-	// History is what the group's log begins as; it counts together with Initial only.
+	// History that the group is on; of a replica that has a state the state knows better. Zero: not known.
 	History [16]byte
 	// Floor bounds log truncation from outside: entries above it are still needed here (nil: no bound).
 	Floor func() uint64
@@ -82,12 +82,16 @@ func (e *Engine) StartGroup(cfg GroupConfig) (*Group, error) {
 		return nil, fmt.Errorf("engine: group %d runs already", cfg.ID)
 	}
 	e.groups[cfg.ID] = g
+	e.replicas[cfg.ID] = g.rep
 	g.tasks.Go(g.loop)
 	g.tasks.Go(g.applier)
 	return g, nil
 }
 
 func (e *Engine) openGroup(cfg GroupConfig) (*Group, error) {
+	if cfg.ID > maxGroup {
+		return nil, fmt.Errorf("group ids go up to %d", uint64(maxGroup))
+	}
 	if cfg.RetainBytes == 0 {
 		cfg.RetainBytes = 64 << 20
 	}
@@ -327,7 +331,7 @@ func (g *Group) send(msgs []*raftpb.Message) {
 			n++
 		}
 		if node, ok := g.NodeOf(to); ok {
-			g.eng.cfg.Transport.Send(node, g.cfg.ID, msgs[:n:n])
+			g.eng.cfg.Transport.Send(node, wireGroup(g.cfg.ID, g.Line().History), msgs[:n:n])
 		}
 		msgs = msgs[n:]
 	}
@@ -367,9 +371,6 @@ func (g *Group) Fresh() core.Status {
 
 // Core returns the last published status of the core.
 func (g *Group) Core() core.Status { return *g.status.Load() }
-
-// Line is the line of log that this replica's state is of.
-func (g *Group) Line() replica.Line { return g.rep.Line() }
 
 // Replica is this replica's id.
 func (g *Group) Replica() uint64 { return g.cfg.Replica }

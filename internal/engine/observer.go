@@ -23,6 +23,9 @@ type ObserverConfig struct {
 	Machine machine.Machine
 	Differ  Differ  // optional, as in GroupConfig
 	Members Members // the sources to choose from
+	// FollowForks: a source of another history is believed. Else its state is refused until the owner has brought
+	// the replica to that history (Engine.Rebase).
+	FollowForks bool
 }
 
 // Observer follows a group from a feed: it keeps the replicated state but no log, and holds committed entries
@@ -61,6 +64,10 @@ func (e *Engine) Observe(cfg ObserverConfig) (*Observer, error) {
 		cfg: cfg, eng: e, rep: rep, moved: newSignal(), digests: make(chan chan digestAnswer),
 		lg: e.cfg.Log.With("group", cfg.ID, "role", "observer"),
 	}
+	if cfg.FollowForks {
+		rep.FollowForks()
+	}
+	e.register(cfg.ID, rep)
 	o.catchup.start(rep.Applied().Index)
 	o.stopping, o.stop = context.WithCancel(context.Background())
 	o.tasks.Go(o.run)
@@ -71,6 +78,7 @@ func (e *Engine) Observe(cfg ObserverConfig) (*Observer, error) {
 func (o *Observer) Close() {
 	o.stop()
 	o.tasks.Wait()
+	o.eng.unregister(o.cfg.ID, o.rep)
 	o.moved.broadcast()
 }
 
@@ -243,7 +251,7 @@ func (o *Observer) Barrier(ctx context.Context) (uint64, error) {
 func (o *Observer) ask(ctx context.Context, voter uint64) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, feedDeadline)
 	defer cancel()
-	return o.eng.cfg.Transport.Call(ctx, voter, MethodRead, binary.BigEndian.AppendUint64(nil, o.cfg.ID))
+	return o.eng.cfg.Transport.Call(ctx, voter, MethodRead, binary.BigEndian.AppendUint64(nil, wireGroup(o.cfg.ID, o.rep.Line().History)))
 }
 
 // WaitApplied returns once the state covers index.

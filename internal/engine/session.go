@@ -132,7 +132,7 @@ func (s *Session) attempt(ctx context.Context, p core.Proposal, try int) (core.A
 		a = g.Propose(ctx, p)
 		leader, _ = g.NodeOf(a.Leader)
 	} else {
-		reply, err := s.eng.cfg.Transport.Call(ctx, node, MethodPropose, encodePropose(s.group, p))
+		reply, err := s.eng.cfg.Transport.Call(ctx, node, MethodPropose, encodePropose(wireGroup(s.group, s.eng.lineOf(s.group).History), p))
 		if err != nil {
 			s.setLeader(0)
 			return core.Answer{}, err
@@ -223,14 +223,19 @@ func (b *backoff) wait(ctx context.Context, news <-chan struct{}) {
 }
 
 // ServePropose answers MethodPropose: a proposal that another node's session sends here.
-func (e *Engine) ServePropose(ctx context.Context, _ uint64, req []byte) ([]byte, error) {
-	group, p, err := decodePropose(req)
+func (e *Engine) ServePropose(ctx context.Context, from uint64, req []byte) ([]byte, error) {
+	wire, p, err := decodePropose(req)
 	if err != nil {
 		return nil, err
 	}
+	group, tag := splitWire(wire)
 	g, ok := e.Group(group)
 	if !ok {
 		return encodeAnswer(core.Answer{Code: core.NotLeader}, 0), nil
+	}
+	if line := g.Line(); !ours(tag, line.History) {
+		e.tell(from, group, line)
+		return nil, ErrOtherHistory
 	}
 	a := g.Propose(ctx, p)
 	leader, _ := g.NodeOf(a.Leader)
@@ -239,7 +244,7 @@ func (e *Engine) ServePropose(ctx context.Context, _ uint64, req []byte) ([]byte
 
 var errShortMessage = errors.New("engine: message too short")
 
-// A proposal on the wire: group u64, ack u8, client 16 B, seq u64, floor u64, payload.
+// A proposal on the wire: group with history u64 (wireGroup), ack u8, client 16 B, seq u64, floor u64, payload.
 const proposeHeader = 8 + 1 + 16 + 8 + 8
 
 func encodePropose(group uint64, p core.Proposal) []byte {

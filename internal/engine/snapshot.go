@@ -83,7 +83,7 @@ func (g *Group) offerSnapshot(m *raftpb.Message) {
 	}
 	g.offers[to] = true
 	g.lg.Info("offering a snapshot", "to", to, "index", index)
-	g.eng.cfg.Transport.Send(node, g.cfg.ID, []*raftpb.Message{m})
+	g.eng.cfg.Transport.Send(node, wireGroup(g.cfg.ID, g.Line().History), []*raftpb.Message{m})
 	release := g.pins.add(index)
 	g.tasks.Go(func() {
 		defer release()
@@ -161,7 +161,7 @@ func (g *Group) pull(node uint64) error {
 	defer conn.Close()
 	stop := context.AfterFunc(g.stopping, func() { conn.Close() })
 	defer stop()
-	if _, err := conn.Write(binary.BigEndian.AppendUint64(nil, g.cfg.ID)); err != nil {
+	if _, err := conn.Write(binary.BigEndian.AppendUint64(nil, wireGroup(g.cfg.ID, g.Line().History))); err != nil {
 		return fmt.Errorf("ask for the snapshot: %w", err)
 	}
 	return g.onApplier(func() error { return g.restore(conn) })
@@ -192,9 +192,9 @@ func (e *Engine) ServeSnapshot(ctx context.Context, from uint64, conn net.Conn) 
 	if _, err := io.ReadFull(conn, head[:]); err != nil {
 		return
 	}
-	id := binary.BigEndian.Uint64(head[:])
+	id, tag := splitWire(binary.BigEndian.Uint64(head[:]))
 	g, ok := e.Group(id)
-	if !ok {
+	if !ok || !ours(tag, g.Line().History) {
 		return
 	}
 	err := g.serveSnapshot(from, conn)

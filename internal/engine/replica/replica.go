@@ -47,6 +47,9 @@ type Replica struct {
 	state    state // of the applier
 	sessions sessions
 	public   atomic.Pointer[state]
+	// followForks: a snapshot of another history replaces the state. Else it is refused: what else the node
+	// keeps for the group must be brought in order first.
+	followForks bool
 }
 
 // state is the record e/position.
@@ -67,17 +70,36 @@ type Line struct {
 	// Before is the history that this one was cut from, behind Fork, the last entry that both share. Zero: none.
 	Before [16]byte
 	Fork   core.Position
+	// Start is the last index whose entry may be of a time before the fork; Seed is the replica that the fork made
+	// the only voter. Configuration changes up to Start are void: the configuration is Seed alone after the fork,
+	// and only what comes behind Start changes it. 0: there was no fork, or it is not known.
+	Start, Seed uint64
 }
 
-func (l Line) append(buf []byte) []byte {
+// Append appends l's encoding: both histories, then term and index of the fork, start and seed.
+func (l Line) Append(buf []byte) []byte {
 	buf = append(append(buf, l.History[:]...), l.Before[:]...)
-	return binary.AppendUvarint(binary.AppendUvarint(buf, l.Fork.Term), l.Fork.Index)
+	for _, v := range []uint64{l.Fork.Term, l.Fork.Index, l.Start, l.Seed} {
+		buf = binary.AppendUvarint(buf, v)
+	}
+	return buf
+}
+
+// ParseLine decodes what Append wrote, and nothing else.
+func ParseLine(b []byte) (Line, error) {
+	d := reader{rest: b}
+	l := d.line()
+	if d.bad || len(d.rest) > 0 {
+		return Line{}, fmt.Errorf("line of %d bytes: %w", len(b), ErrDamaged)
+	}
+	return l, nil
 }
 
 func (d *reader) line() (l Line) {
 	copy(l.History[:], d.bytes(16))
 	copy(l.Before[:], d.bytes(16))
 	l.Fork = core.Position{Term: d.uvarint(), Index: d.uvarint()}
+	l.Start, l.Seed = d.uvarint(), d.uvarint()
 	return l
 }
 
@@ -172,6 +194,10 @@ func (r *Replica) Sync() error { return r.store.Sync() }
 
 // Line is the line of log that the state is of.
 func (r *Replica) Line() Line { return r.public.Load().line }
+
+// FollowForks has a snapshot of another history replace the state, which is otherwise refused. To be called before
+// anything else is.
+func (r *Replica) FollowForks() { r.followForks = true }
 
 // Size is about how many bytes a snapshot of the state has.
 func (r *Replica) Size() (uint64, error) {
@@ -330,7 +356,7 @@ func (st *state) write(tx kv.Tx) error {
 	buf = binary.AppendUvarint(buf, uint64(st.slot))
 	buf = binary.AppendUvarint(buf, st.at.Term)
 	buf = binary.AppendUvarint(buf, st.at.Index)
-	buf = st.line.append(binary.AppendVarint(buf, st.time))
+	buf = st.line.Append(binary.AppendVarint(buf, st.time))
 	if st.conf == nil {
 		return tx.Set(positionKey, binary.AppendUvarint(buf, 0))
 	}

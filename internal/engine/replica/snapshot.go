@@ -18,7 +18,7 @@ import (
 
 // A snapshot stream is
 //
-//	magic, length and bytes of raft's SnapshotMetadata, time, line (history, history before, term and index of the fork),
+//	magic, length and bytes of raft's SnapshotMetadata, time, line (see Line.Append),
 //	records (tag, key length, key, value length, value) in key order: sessions, then the machine's,
 //	end tag, BLAKE3-256 of everything before
 //
@@ -36,6 +36,9 @@ const (
 	restoreChunk  = 4 << 20 // bytes per batch while a snapshot is written
 	snapshotBlock = 64 << 10
 )
+
+// ErrOtherHistory: a snapshot is of another history than the state, see FollowForks.
+var ErrOtherHistory = errors.New("the state is of another history")
 
 // ErrSnapshot wraps what is wrong with a snapshot stream: malformed, cut short, altered.
 var ErrSnapshot = errors.New("bad snapshot")
@@ -62,7 +65,7 @@ func writeSnapshot(view kv.Reader, w io.Writer, whole bool) error {
 	}
 	out.write([]byte(magic))
 	out.field(meta)
-	out.write(st.line.append(binary.AppendVarint(nil, st.time)))
+	out.write(st.line.Append(binary.AppendVarint(nil, st.time)))
 	out.records(view, tagSession, st.slot.sessions())
 	if whole {
 		out.records(view, tagMachine, st.slot.machine())
@@ -199,11 +202,12 @@ func (s *snapshotReader) line() (l Line, err error) {
 	if err := s.fill(l.Before[:]); err != nil {
 		return l, err
 	}
-	if l.Fork.Term, err = binary.ReadUvarint(s); err != nil {
-		return l, err
+	for _, v := range []*uint64{&l.Fork.Term, &l.Fork.Index, &l.Start, &l.Seed} {
+		if *v, err = binary.ReadUvarint(s); err != nil {
+			return l, err
+		}
 	}
-	l.Fork.Index, err = binary.ReadUvarint(s)
-	return l, err
+	return l, nil
 }
 
 // records hands every record to put and then verifies the hash.
@@ -238,15 +242,15 @@ func (s *snapshotReader) records(put func(tag byte, key, value []byte) error) er
 	return nil
 }
 
-// Restore replaces the state by the snapshot in stream; it is durable when Restore returns. A snapshot that
-// is not ahead of the state is left alone, with no error: either way raft is told of SnapshotMeta then. Until
+// Restore replaces the state by the snapshot in stream; it is durable when Restore returns. A snapshot of the
+// same history that is not ahead of the state is left alone, with no error: either way raft is told of SnapshotMeta then. Until
 // the last moment the old state stays in force, also over a crash. For the applier. Errors: ErrSnapshot or
 // the store's; the old state is then unchanged. If stream is an io.ByteReader nothing after the snapshot is
 // read.
 func (r *Replica) Restore(stream io.Reader) error {
 	in := newSnapshotReader(stream)
-	next, err := r.beginRestore(in, r.state.slot.other())
-	if err != nil || next.at.Index <= r.state.at.Index {
+	next, wanted, err := r.beginRestore(in, r.state.slot.other())
+	if err != nil || !wanted {
 		return err
 	}
 	c := chunks{store: r.store, slot: next.slot}
@@ -276,8 +280,8 @@ func (r *Replica) Restore(stream io.Reader) error {
 // at that position. For the applier.
 func (r *Replica) RestoreDiff(stream io.Reader, fetch func(local kv.Reader, tx kv.Tx) error) error {
 	in := newSnapshotReader(stream)
-	next, err := r.beginRestore(in, r.state.slot)
-	if err != nil || next.at.Index <= r.state.at.Index {
+	next, wanted, err := r.beginRestore(in, r.state.slot)
+	if err != nil || !wanted {
 		return err
 	}
 	b := r.store.Batch()
@@ -307,13 +311,19 @@ func (r *Replica) RestoreDiff(stream io.Reader, fetch func(local kv.Reader, tx k
 	return r.install(b, next)
 }
 
-func (r *Replica) beginRestore(in *snapshotReader, to slot) (state, error) {
-	next, err := in.head()
-	if err != nil {
-		return next, fmt.Errorf("restore snapshot: %w: %w", ErrSnapshot, err)
+// beginRestore reads the head; wanted is false if the state covers the snapshot already.
+func (r *Replica) beginRestore(in *snapshotReader, to slot) (next state, wanted bool, err error) {
+	if next, err = in.head(); err != nil {
+		return next, false, fmt.Errorf("restore snapshot: %w: %w", ErrSnapshot, err)
 	}
 	next.slot = to
-	return next, nil
+	if r.state.at.Index == 0 || next.line.History == r.state.line.History {
+		return next, next.at.Index > r.state.at.Index, nil
+	}
+	if !r.followForks {
+		return next, false, fmt.Errorf("restore snapshot of history %x: %w", next.line.History, ErrOtherHistory)
+	}
+	return next, true, nil
 }
 
 // install commits b with the new position, durably, and loads what it put in force.

@@ -1,0 +1,42 @@
+package replica
+
+import (
+	"fmt"
+
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/kv"
+)
+
+// Standing is where a replica that does not run stands.
+type Standing struct {
+	At   core.Position
+	Line Line
+	Conf *raftpb.ConfState // nil: not known
+}
+
+// ReadStanding reads it from the group's part of the node's state; zero if there is none.
+func ReadStanding(store kv.Reader) (Standing, error) {
+	st, err := readState(store)
+	return Standing{At: st.at, Line: st.line, Conf: st.conf}, err
+}
+
+// Turn puts a replica that does not run, and has a state, on another line with another configuration, durably.
+// Position, sessions and the machine's state stay as they are.
+func Turn(store kv.Store, line Line, conf *raftpb.ConfState) error {
+	st, err := readState(store)
+	if err != nil {
+		return err
+	}
+	st.line, st.conf = line, conf
+	b := store.Batch()
+	defer b.Discard()
+	if err := st.write(b); err != nil {
+		return fmt.Errorf("turn to %x at %d: %w", line.History, st.at.Index, err)
+	}
+	if err := b.Commit(); err != nil {
+		return fmt.Errorf("turn to %x at %d: %w", line.History, st.at.Index, err)
+	}
+	return store.Sync()
+}
