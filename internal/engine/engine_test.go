@@ -96,8 +96,11 @@ func (p port) Call(ctx context.Context, to uint64, method string, req []byte) ([
 	if e == nil {
 		return nil, errors.New("refused")
 	}
-	if method == MethodRead {
+	switch method {
+	case MethodRead:
 		return e.ServeRead(ctx, p.self, req)
+	case MethodLine:
+		return e.ServeLine(ctx, p.self, req)
 	}
 	return e.ServePropose(ctx, p.self, req)
 }
@@ -113,11 +116,19 @@ type member struct {
 	group  *Group
 	logs   logstore.Store
 	state  kv.Store
+	forked chan Forked // what it was told of other histories; buffered, the rest is dropped
 }
 
 func boot(t *testing.T, m *mesh, node uint64, initial []uint64, logs logstore.Store, state kv.Store) *member {
 	t.Helper()
+	forked := make(chan Forked, 16)
 	e := Open(Config{
+		Forked: func(f Forked) {
+			select {
+			case forked <- f:
+			default:
+			}
+		},
 		Node: node, Logs: logs, State: state, Transport: port{m, node}, Now: time.Now, Tick: 20 * time.Millisecond,
 		Seed: node << 40, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 		Fault: func(err error) { t.Errorf("node %d: storage: %v", node, err) },
@@ -126,14 +137,14 @@ func boot(t *testing.T, m *mesh, node uint64, initial []uint64, logs logstore.St
 	for i := uint64(1); i <= 5; i++ {
 		nodes[i] = i
 	}
-	g, err := e.StartGroup(GroupConfig{ID: testGroup, Replica: node, Machine: counter{}, Nodes: nodes, Initial: initial})
+	g, err := e.StartGroup(GroupConfig{ID: testGroup, Replica: node, Machine: counter{}, Nodes: nodes, Initial: initial, History: [16]byte{1}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	m.mu.Lock()
 	m.nodes[node] = e
 	m.mu.Unlock()
-	return &member{e, g, logs, state}
+	return &member{e, g, logs, state, forked}
 }
 
 func (m *mesh) kill(node uint64) {

@@ -172,6 +172,9 @@ func (e *Engine) ServeFeed(ctx context.Context, from uint64, conn net.Conn) {
 	if !ok {
 		return
 	}
+	if line := g.Line(); h.Index > 0 && h.Line.History != line.History {
+		e.tell(from, h.Group, line)
+	}
 	if err := g.serveFeed(ctx, from, h, in, conn); err != nil && ctx.Err() == nil {
 		g.lg.Info("observer left", "node", from, "why", err)
 	}
