@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"hash/fnv"
+	"io"
 	"strconv"
 
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
@@ -17,6 +18,7 @@ import (
 // once, so its fate can be followed: it may only ever go because of a change whose author knew it.
 type files struct {
 	w      *world
+	gr     *group
 	policy manifest.Policy
 	stamp  int64
 	stands map[string]standing // what the machine's answers say stands at a path
@@ -30,12 +32,27 @@ type standing struct {
 
 var filePaths = []string{"a", "b", "c", "a/x", "a/y", "a/d/x", "b/x", "b/y", "d/e/f/x", "d/e"}
 
-func newFiles(w *world) *files {
+func newFiles(gr *group) *files {
+	w := gr.w
 	policies := []string{"keep-both", "keep-both", "first", "newest", "prefer:node-1"}
 	p, err := manifest.ParsePolicy(policies[w.dice.fate.IntN(len(policies))])
 	must(err, "parse policy")
-	return &files{w: w, policy: p, stands: map[string]standing{}}
+	return &files{w: w, gr: gr, policy: p, stands: map[string]standing{}}
 }
+
+// manifestDiffer finds differences of manifests by their digests.
+type manifestDiffer struct{}
+
+func (manifestDiffer) ServeDiff(view kv.Reader, rw io.ReadWriter) error {
+	return manifest.ServeDiff(view, rw)
+}
+
+func (manifestDiffer) FetchDiff(local kv.Reader, rw io.ReadWriter, tx kv.Tx) error {
+	_, err := manifest.FetchDiff(local, rw, tx.Set, tx.Delete)
+	return err
+}
+
+func (f *files) differ() differ { return manifestDiffer{} }
 
 func opOf(payload []byte) uint64 {
 	h := fnv.New64a()
@@ -44,7 +61,7 @@ func opOf(payload []byte) uint64 {
 }
 
 func (f *files) machine(h *host) machine.Machine {
-	return &spy{Machine: manifest.New(manifest.Config{Policy: f.policy}), h: h, op: opOf, first: f.executed}
+	return &spy{Machine: manifest.New(manifest.Config{Policy: f.policy}), gr: f.gr, who: h.id, op: opOf, first: f.executed}
 }
 
 // contentOf names a node's content; directories have none.
@@ -80,8 +97,8 @@ func (f *files) next(c *client) request {
 	if r.IntN(8) == 0 {
 		ack = core.AckAll
 	}
-	return request{payload: payload, ack: ack, answered: func(_ core.Code, result []byte) {
-		if was, ok := f.w.ledger.executed[op]; !ok || !bytes.Equal(was.result, result) {
+	return request{payload: payload, ack: ack, answered: func(_ core.Answer, result []byte, _ int) {
+		if was, ok := f.gr.ledger.executed[op]; !ok || !bytes.Equal(was.result, result) {
 			fail("client %d was told %x of operation %d, its result is %x", c.id, result, op, was.result)
 		}
 	}}
@@ -89,9 +106,10 @@ func (f *files) next(c *client) request {
 
 // someView is the state of the author's own replica, or of another that is up; nil if it finds none.
 func (f *files) someView(c *client) kv.View {
-	for _, h := range []*host{f.w.hosts[int(c.id)%len(f.w.hosts)], f.w.hosts[f.w.dice.work.IntN(len(f.w.hosts))]} {
-		if h.up {
-			return h.rep.View()
+	ids := f.gr.replicas()
+	for _, id := range []uint64{ids[int(c.id)%len(ids)], ids[f.w.dice.work.IntN(len(ids))]} {
+		if m := f.gr.member(id); m.alive() {
+			return m.rep.View()
 		}
 	}
 	return nil
@@ -176,8 +194,8 @@ func (f *files) executed(index uint64, payload, result []byte) {
 }
 
 // check compares the tree with what the machine said that it did.
-func (f *files) check(h *host) {
-	view := h.rep.View()
+func (f *files) check(m *member) {
+	view := m.rep.View()
 	found := map[string]string{}
 	err := manifest.Walk(view, "", "", func(path string, n manifest.Node) error {
 		if content := contentOf(n); content != "" {

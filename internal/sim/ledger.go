@@ -2,24 +2,25 @@ package sim
 
 import (
 	"bytes"
-	"hash/fnv"
-	"maps"
+	"encoding/binary"
 	"slices"
 
 	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/engine/replica"
 	"github.com/lockstep-sync/lockstep/internal/machine"
 )
 
-// ledger remembers what has happened, in the whole group and for all time, and fails on what must not.
+// ledger remembers what has happened in a group, everywhere and for all time, and fails on what must not.
 type ledger struct {
-	w        *world
+	gr       *group
 	leaders  map[uint64]uint64            // term → replica
-	log      map[uint64]logged            // index → the entry that was committed there
+	log      []logged                     // by index: the entry that was committed there
 	executed map[uint64]executed          // operation → where it was executed
+	expired  map[uint64]bool              // index → some write there was refused because its session is forgotten
 	digests  map[uint64][2]machine.Digest // index → state of whoever was there first
-	times    map[uint64]int64             // index → time of its commands
+	times    []int64                      // by index: time of its commands; 0: none
 	timedAt  uint64                       // highest index in times
 	time     int64                        // its time
 	told     uint64                       // highest index that was acknowledged
@@ -34,110 +35,162 @@ type executed struct {
 	result []byte
 }
 
-func (l *ledger) init(w *world) {
+func (l *ledger) init(gr *group) {
 	*l = ledger{
-		w: w, leaders: map[uint64]uint64{}, log: map[uint64]logged{},
-		executed: map[uint64]executed{}, digests: map[uint64][2]machine.Digest{},
-		times: map[uint64]int64{},
+		gr: gr, leaders: map[uint64]uint64{},
+		executed: map[uint64]executed{}, expired: map[uint64]bool{}, digests: map[uint64][2]machine.Digest{},
 	}
 }
 
-// stepped is called after every step of a host.
-func (l *ledger) stepped(h *host) {
-	role, _, term := h.g.Lead()
+// entry that was committed at an index, as far as anybody applied it.
+func (l *ledger) entry(index uint64) (e logged, ok bool) {
+	if index < uint64(len(l.log)) {
+		e = l.log[index]
+	}
+	return e, e.term != 0
+}
+
+// stepped is called after every step of a member.
+func (l *ledger) stepped(m *member) {
+	role, _, term := m.g.Lead()
 	if role != core.Leader {
 		return
 	}
-	if was, ok := l.leaders[term]; ok && was != h.id {
-		fail("term %d has two leaders, replicas %d and %d", term, was, h.id)
+	if was, ok := l.leaders[term]; ok && was != m.h.id {
+		fail("group %d: term %d has two leaders, replicas %d and %d", l.gr.id, term, was, m.h.id)
 	} else if !ok {
-		l.leaders[term] = h.id
-		l.w.report.Elections++
+		l.leaders[term] = m.h.id
+		l.gr.w.report.Elections++
 	}
 }
 
-// applied is called when a replica has executed entries.
-func (l *ledger) applied(h *host, es []*raftpb.Entry, _ [][][]byte) {
-	for _, e := range es {
-		sum := fnv.New64a()
-		sum.Write(e.GetData())
-		now := logged{e.GetTerm(), sum.Sum64()}
-		if was, ok := l.log[e.GetIndex()]; ok && was != now {
-			fail("replica %d applied %+v at %d, another replica %+v", h.id, now, e.GetIndex(), was)
+// applied is called when a member has executed entries.
+func (l *ledger) applied(m *member, es []*raftpb.Entry, results [][][]byte) {
+	for i, e := range es {
+		for _, b := range results[i] {
+			if r, err := replica.DecodeResult(b); err == nil && r.Expired {
+				l.expired[e.GetIndex()] = true
+			}
 		}
-		l.log[e.GetIndex()] = now
-		if e.GetType() != raftpb.EntryNormal && e.GetIndex() > l.confAt {
-			l.confs, l.confAt = append(l.confs, h.rep.ConfState()), e.GetIndex()
+		i, now := e.GetIndex(), logged{e.GetTerm(), sum(e.GetData())}
+		if was, ok := l.entry(i); ok && was != now {
+			fail("%s applied %+v at %d, another replica %+v", m, now, i, was)
 		}
-		l.w.trace(traceApply, h.id, e.GetIndex(), now.term, now.hash)
+		for uint64(len(l.log)) <= i {
+			l.log = append(l.log, logged{})
+		}
+		l.log[i] = now
+		if e.GetType() != raftpb.EntryNormal && i > l.confAt {
+			l.confs, l.confAt = append(l.confs, m.rep.ConfState()), i
+		}
+		l.gr.w.trace(traceApply, l.gr.id, m.h.id, i, now.term, now.hash)
 	}
-	at := h.rep.Applied().Index
-	if at < h.commit {
-		fail("replica %d went back from %d to %d", h.id, h.commit, at)
+	at := m.rep.Applied().Index
+	if at < m.applied {
+		fail("%s went back from %d to %d", m, m.applied, at)
 	}
-	h.commit = at
+	m.applied = at
 	if at%digestEvery == 0 {
-		l.compare(h)
+		l.compare(m.String(), m.rep)
 	}
+}
+
+// observed is called when an observer has executed entries: a member must have committed and executed each of them.
+func (l *ledger) observed(o *observer, es []*raftpb.Entry) {
+	for _, e := range es {
+		now := logged{e.GetTerm(), sum(e.GetData())}
+		if was, ok := l.entry(e.GetIndex()); !ok || was != now {
+			fail("%s applied %+v at %d, members %+v", o, now, e.GetIndex(), was)
+		}
+	}
+	at := o.rep.Applied().Index
+	if at < o.at {
+		fail("%s went back from %d to %d", o, o.at, at)
+	}
+	o.at = at
+	l.gr.w.trace(traceFeed, l.gr.id, o.h.id, at)
+	if at%digestEvery == 0 {
+		l.compare(o.String(), o.rep)
+	}
+}
+
+// sum is FNV-1a, with the words of eight bytes that most of an entry consists of.
+func sum(b []byte) uint64 {
+	h := uint64(14695981039346656037)
+	for ; len(b) >= 8; b = b[8:] {
+		h = (h ^ binary.LittleEndian.Uint64(b)) * 1099511628211
+		h ^= h >> 32
+	}
+	for _, c := range b {
+		h = (h ^ uint64(c)) * 1099511628211
+	}
+	return h
 }
 
 // opened is called when a replica starts: what it holds to be committed must be what was committed.
-func (l *ledger) opened(h *host) {
-	l.compare(h)
-	commit := h.g.Status().Commit
-	i, err := h.log.FirstIndex()
+func (l *ledger) opened(m *member) {
+	l.compare(m.String(), m.rep)
+	commit := m.g.Status().Commit
+	i, err := m.log.FirstIndex()
 	must(err, "look at log")
 	for ; i <= commit; i++ {
-		term, err := h.log.Term(i)
+		term, err := m.log.Term(i)
 		must(err, "look at log")
-		if was, ok := l.log[i]; ok && was.term != term {
-			fail("replica %d starts with an entry of term %d committed at %d, the one there is of term %d", h.id, term, i, was.term)
+		if was, ok := l.entry(i); ok && was.term != term {
+			fail("%s starts with an entry of term %d committed at %d, the one there is of term %d", m, term, i, was.term)
 		}
 	}
 }
 
-// compare holds the replica's state against that of the others at the same index.
-func (l *ledger) compare(h *host) {
-	at := h.rep.Applied()
+// compare holds a replica's state against that of the others at the same index.
+func (l *ledger) compare(who string, rep *replica.Replica) {
+	at := rep.Applied()
 	if at.Index == 0 {
 		return
 	}
-	if was, ok := l.log[at.Index]; ok && was.term != at.Term {
-		fail("replica %d is at %+v, the entry there is of term %d", h.id, at, was.term)
+	if was, ok := l.entry(at.Index); ok && was.term != at.Term {
+		fail("%s is at %+v, the entry there is of term %d", who, at, was.term)
 	}
-	d, err := h.rep.Digest()
+	if n := rep.Sessions(); n > l.gr.w.shape.limits.Sessions {
+		fail("%s remembers %d sessions", who, n)
+	}
+	d, err := rep.Digest()
 	must(err, "digest")
-	now := [2]machine.Digest{d, h.rep.EngineDigest()}
+	l.gr.w.report.Digests++
+	now := [2]machine.Digest{d, rep.EngineDigest()}
 	if was, ok := l.digests[at.Index]; ok && was != now {
 		which := "machine"
 		if was[0] == now[0] {
 			which = "sessions"
 		}
-		fail("replica %d at %d: its state differs from another replica's: %s", h.id, at.Index, which)
+		fail("%s at %d: its state differs from another replica's: %s", who, at.Index, which)
 	}
 	l.digests[at.Index] = now
 }
 
 // execute is called for every command that a machine executes; it says whether that is the first time, as
 // against replays and the other replicas.
-func (l *ledger) execute(h *host, op, index uint64, result []byte) (first bool) {
+func (l *ledger) execute(who uint64, op, index uint64, result []byte) (first bool) {
 	was, ok := l.executed[op]
 	switch {
 	case !ok:
 		l.executed[op] = executed{index: index, result: bytes.Clone(result)}
 	case was.index != index:
-		fail("replica %d executed operation %d at %d, it was executed at %d", h.id, op, index, was.index)
+		fail("replica %d executed operation %d at %d, it was executed at %d", who, op, index, was.index)
 	case !bytes.Equal(was.result, result):
-		fail("replica %d: operation %d at %d gave another result than elsewhere", h.id, op, index)
+		fail("replica %d: operation %d at %d gave another result than elsewhere", who, op, index)
 	}
 	return !ok
 }
 
 // ticked holds that a log's time does not go back and is the same for everyone.
-func (l *ledger) ticked(h *host, index uint64, time int64) {
-	was, ok := l.times[index]
-	if ok && was != time || index >= l.timedAt && time < l.time {
-		fail("replica %d executes %d at time %d, before %d at %d", h.id, index, time, l.timedAt, l.time)
+func (l *ledger) ticked(who, index uint64, time int64) {
+	for uint64(len(l.times)) <= index {
+		l.times = append(l.times, 0)
+	}
+	was := l.times[index]
+	if was != 0 && was != time || index >= l.timedAt && time < l.time {
+		fail("replica %d executes %d at time %d, before %d at %d", who, index, time, l.timedAt, l.time)
 	}
 	if index >= l.timedAt {
 		l.timedAt, l.time = index, time
@@ -146,43 +199,43 @@ func (l *ledger) ticked(h *host, index uint64, time int64) {
 }
 
 // answered checks that an answer is true at the moment in which it is given.
-func (l *ledger) answered(h *host, a *core.Answer) {
-	l.w.trace(traceAnswer, h.id, a.ID, uint64(a.Code), a.Position.Index, a.Position.Term)
+func (l *ledger) answered(m *member, a *core.Answer) {
+	l.gr.w.trace(traceAnswer, l.gr.id, m.h.id, a.ID, uint64(a.Code), a.Position.Index, a.Position.Term)
 	at := a.Position
 	switch a.Code {
 	case core.Accepted:
-		if !h.holds(at) {
-			fail("replica %d accepted %+v without having it on disk", h.id, at)
+		if !m.holds(at) {
+			fail("%s accepted %+v without having it on disk", m, at)
 		}
 	case core.Committed, core.CommittedAll, core.CommittedQuorumOnly:
-		l.checkCommitted(h, at, a.Code == core.CommittedAll)
+		l.checkCommitted(m, at, a.Code == core.CommittedAll)
 		l.told = max(l.told, at.Index)
 	case core.Ready:
-		if h.rep.Applied().Index < at.Index {
-			fail("replica %d is ready to read at %d, but its state is at %d", h.id, at.Index, h.rep.Applied().Index)
+		if m.rep.Applied().Index < at.Index {
+			fail("%s is ready to read at %d, but its state is at %d", m, at.Index, m.rep.Applied().Index)
 		}
 	}
 }
 
-func (l *ledger) checkCommitted(h *host, at core.Position, all bool) {
-	if was, ok := l.log[at.Index]; !ok || was.term != at.Term {
-		fail("replica %d acknowledged %+v, applied there is %+v", h.id, at, was)
+func (l *ledger) checkCommitted(m *member, at core.Position, all bool) {
+	if was, ok := l.entry(at.Index); !ok || was.term != at.Term {
+		fail("%s acknowledged %+v, applied there is %+v", m, at, was)
 	}
-	s := h.g.Status()
+	s := m.g.Status()
 	if s.Role != core.Leader {
 		return // it has stepped down, but the entry was committed before; the configuration may be another
 	}
 	// A leader counts by the configuration that it has applied, which may be one or two behind the log's.
 	recent := l.confs[max(0, len(l.confs)-3):]
 	if !slices.ContainsFunc(recent, func(cs *raftpb.ConfState) bool { return l.quorumHolds(cs, at) }) {
-		fail("replica %d acknowledged %+v, which no quorum has on disk: %v", h.id, at, recent)
+		fail("%s acknowledged %+v, which no quorum has on disk: %v", m, at, recent)
 	}
 	if !all {
 		return
 	}
 	for _, id := range slices.Concat(s.Voters, s.Learners) {
-		if !l.w.hosts[id-1].holds(at) {
-			fail("replica %d acknowledged %+v as held by all, replica %d has it not on disk", h.id, at, id)
+		if !l.gr.member(id).holds(at) {
+			fail("%s acknowledged %+v as held by all, replica %d has it not on disk", m, at, id)
 		}
 	}
 }
@@ -192,7 +245,7 @@ func (l *ledger) quorumHolds(cs *raftpb.ConfState, at core.Position) bool {
 	for _, set := range [][]uint64{cs.GetVoters(), cs.GetVotersOutgoing()} {
 		have := 0
 		for _, id := range set {
-			if l.w.hosts[id-1].holds(at) {
+			if l.gr.member(id).holds(at) {
 				have++
 			}
 		}
@@ -203,9 +256,9 @@ func (l *ledger) quorumHolds(cs *raftpb.ConfState, at core.Position) bool {
 	return true
 }
 
-// holds says whether the host's disk has the committed entry at at, in the log or covered by the state.
-func (h *host) holds(at core.Position) bool {
-	log, found, err := h.logs.Log(group)
+// holds says whether the member's disk has the committed entry at at, in the log or covered by the state.
+func (m *member) holds(at core.Position) bool {
+	log, found, err := m.h.logs.Log(m.gr.id)
 	must(err, "look at log")
 	if !found {
 		return false
@@ -217,81 +270,4 @@ func (h *host) holds(at core.Position) bool {
 	}
 	term, err := log.Term(at.Index)
 	return err == nil && term == at.Term
-}
-
-// converge waits until every request has its answer and every member has the same state.
-func (w *world) converge() {
-	deadline := w.now + 60*second
-	for !w.settled() {
-		if w.now > deadline {
-			w.explain()
-		}
-		until := w.now + 500*milli
-		for w.now < until {
-			w.step()
-		}
-	}
-}
-
-// members is the leader's view, or nil if nobody leads.
-func (w *world) members() []uint64 {
-	var best core.Status
-	for _, h := range w.hosts {
-		if !h.up {
-			continue
-		}
-		if s := h.g.Status(); s.Role == core.Leader && s.TermBegun && s.Term > best.Term {
-			best = s
-		}
-	}
-	return slices.Concat(best.Voters, best.Learners, best.Outgoing)
-}
-
-func (w *world) settled() bool {
-	for _, c := range w.people {
-		if c.busy() {
-			return false
-		}
-	}
-	ids := w.members()
-	if len(ids) == 0 {
-		return false
-	}
-	at := w.hosts[ids[0]-1].rep.Applied()
-	for _, id := range ids {
-		if h := w.hosts[id-1]; h.rep.Applied() != at || h.applying {
-			return false
-		}
-	}
-	return true
-}
-
-func (w *world) explain() {
-	var lines bytes.Buffer
-	for _, h := range w.hosts {
-		if !h.up {
-			continue
-		}
-		s := h.g.Status()
-		writeLine(&lines, "replica %d (gone %v) %v term %d leader %d commit %d applied %d/%d last %d voters %v learners %v outgoing %v peers %+v",
-			h.id, h.gone, s.Role, s.Term, s.Leader, s.Commit, s.Applied, h.rep.Applied().Index, s.Last, s.Voters, s.Learners, s.Outgoing, s.Peers)
-	}
-	for i, c := range w.people {
-		if c.busy() {
-			writeLine(&lines, "client %d still waits", i)
-		}
-	}
-	fail("not converged a minute after the last fault\n%s", lines.String())
-}
-
-// finish compares the final states and has the workload look for what it was promised.
-func (w *world) finish() {
-	ids := w.members()
-	for _, id := range ids {
-		w.ledger.compare(w.hosts[id-1])
-	}
-	for _, op := range slices.Sorted(maps.Keys(w.ledger.executed)) {
-		w.trace(traceDigest, op, w.ledger.executed[op].index)
-	}
-	w.work.check(w.hosts[ids[0]-1])
 }

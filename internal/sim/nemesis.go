@@ -1,17 +1,15 @@
 package sim
 
 import (
-	"bytes"
-	"fmt"
 	"slices"
 
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
+	"github.com/lockstep-sync/lockstep/internal/kv"
 )
-
-func writeLine(b *bytes.Buffer, format string, args ...any) { fmt.Fprintf(b, format+"\n", args...) }
 
 // fault is a kind of trouble.
 type fault int
@@ -28,20 +26,41 @@ const (
 	transferLeader
 	falseAlarm
 	changeMembers
-	rivals     // two voters are told, one after the other, to take over
-	crashVoter // right after a vote was sent; see strikes
+	rivals       // two voters are told, one after the other, to take over
+	crashVoter   // right after a vote was sent; see strikes
+	diskError    // the next write of a host fails
+	diskFull     // all of a host's writes fail for a while
+	diskRot      // the logs of one host are gone for good
+	wipeObserver // an observers' host comes back with nothing
+	brokenFrame  // a frame fails its check: the connection ends
+	replayOld    // messages of any age come again
+	garbage      // messages that no peer may send
+	clockJump
+	clockRate
+	faultKinds
 )
 
-var allFaults = []fault{crashOne, crashMany, pauseOne, cutOneWay, cutBothWays, isolateLeader, slowDisk,
-	lossyNet, transferLeader, falseAlarm, changeMembers, rivals, crashVoter}
+var faultNames = [faultKinds]string{"process killed", "several processes killed", "process paused", "one-way partition",
+	"partition", "leader isolated", "slow disk", "lossy network", "leadership moved", "false report of a death",
+	"membership changed", "two leaders called at once", "killed after a vote", "disk error", "disk full",
+	"log lost for good", "observer wiped", "broken frame", "old messages replayed", "garbage messages", "clock jumped",
+	"clock rate changed"}
 
-// maxHosts bounds how many replicas a run ever has.
-const maxHosts = 10
+func (f fault) String() string { return faultNames[f] }
+
+var allFaults = func() (all []fault) {
+	for f := range faultKinds {
+		all = append(all, f)
+	}
+	return all
+}()
+
+// maxHosts bounds how many hosts a run ever has.
+const maxHosts = 16
 
 // nemesis makes trouble until it is told to heal.
 type nemesis struct {
-	over     bool
-	changing bool
+	over bool
 }
 
 func (n *nemesis) begin(w *world) {
@@ -53,9 +72,11 @@ func (n *nemesis) begin(w *world) {
 		if n.over {
 			return
 		}
-		f := w.shape.faults[w.dice.fate.IntN(len(w.shape.faults))]
+		f := w.shape.draw(w.dice.fate)
 		w.trace(traceFault, uint64(f))
-		n.strike(w, f)
+		if n.strike(w, f) {
+			w.report.Faults[f]++
+		}
 		w.after(spread(w.dice.fate, w.shape.pace), next)
 	}
 	w.after(spread(w.dice.fate, second), next)
@@ -70,16 +91,14 @@ func (n *nemesis) until(w *world, mean int64, end func()) {
 	})
 }
 
-func (n *nemesis) strike(w *world, f fault) {
+// strike makes one kind of trouble; false if there is nobody whom it could meet now.
+func (n *nemesis) strike(w *world, f fault) bool {
 	r := w.dice.fate
 	h := w.hosts[r.IntN(len(w.hosts))]
-	ids := make([]uint64, len(w.hosts))
-	for i := range ids {
-		ids[i] = uint64(i + 1)
-	}
+	gr := w.groups[r.IntN(len(w.groups))]
 	switch f {
 	case crashOne:
-		n.crash(w, h, n.downtime(w))
+		return n.crash(w, h, n.downtime(w))
 	case crashMany:
 		for _, h := range w.hosts {
 			if r.IntN(2) == 0 {
@@ -89,6 +108,31 @@ func (n *nemesis) strike(w *world, f fault) {
 	case pauseOne:
 		h.pause()
 		n.until(w, second, h.resume)
+	case cutOneWay, cutBothWays, isolateLeader, lossyNet, brokenFrame, replayOld:
+		return n.network(w, f, gr)
+	case slowDisk, diskError, diskFull, diskRot, wipeObserver:
+		return n.disk(w, f, h)
+	case transferLeader, rivals, falseAlarm, garbage:
+		return n.mislead(w, f, gr)
+	case clockJump:
+		h.skew += int64((r.Float64() - 0.5) * float64(7200*second))
+	case clockRate:
+		h.drift = int64((r.Float64() - 0.5) * float64(w.shape.tick)) // ticks from half to one and a half times as long
+	case changeMembers:
+		return n.change(w, gr)
+	case crashVoter:
+		return false // waits for its moment
+	}
+	return true
+}
+
+func (n *nemesis) network(w *world, f fault, gr *group) bool {
+	r := w.dice.fate
+	ids := make([]uint64, len(w.hosts))
+	for i := range ids {
+		ids[i] = uint64(i + 1)
+	}
+	switch f {
 	case cutOneWay, cutBothWays:
 		r.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
 		at := r.IntN(len(ids) + 1)
@@ -98,45 +142,128 @@ func (n *nemesis) strike(w *world, f fault) {
 		}
 		n.until(w, 2*second, w.net.heal)
 	case isolateLeader:
-		if l := w.leader(); l != nil {
-			w.net.cut([]uint64{l.id}, ids)
-			w.net.cut(ids, []uint64{l.id})
-			n.until(w, 2*second, w.net.heal)
+		l := gr.leader()
+		if l == nil {
+			return false
 		}
-	case slowDisk:
-		h.slow = 100
-		n.until(w, 2*second, func() { h.slow = 1 })
+		w.net.cut([]uint64{l.h.id}, ids)
+		w.net.cut(ids, []uint64{l.h.id})
+		n.until(w, 2*second, w.net.heal)
 	case lossyNet:
 		w.net.loss = r.Float64() / 2
 		n.until(w, 2*second, func() { w.net.loss = 0 })
-	case transferLeader, rivals, falseAlarm:
-		n.mislead(w, f, h)
-	case changeMembers:
-		n.change(w)
+	case brokenFrame:
+		for range 1 + r.IntN(8) {
+			w.net.reset(w.hosts[r.IntN(len(ids))], w.hosts[r.IntN(len(ids))])
+		}
+	case replayOld:
+		w.net.replay()
 	}
+	return true
+}
+
+func (n *nemesis) disk(w *world, f fault, h *host) bool {
+	switch f {
+	case slowDisk:
+		h.slow = 100
+		n.until(w, 2*second, func() { h.slow = 1 })
+	case diskError:
+		h.failing = h.up
+		return h.up
+	case diskFull:
+		h.full = true
+		n.until(w, 2*second, func() { h.full = false; h.start() })
+	case diskRot:
+		if !w.expendable(h) {
+			return false
+		}
+		n.crash(w, h, 0)
+		h.lost = true
+	case wipeObserver:
+		for _, m := range h.members {
+			if m != nil {
+				return false
+			}
+		}
+		n.crash(w, h, n.downtime(w))
+		h.logs, h.store = logstore.NewMemory(), kv.NewMemory()
+	}
+	return true
+}
+
+// expendable says whether the group can do without what h has on its disk for good: nobody else is lost, and of
+// every group that it is in a quorum stays, whatever change of membership may be under way.
+func (w *world) expendable(h *host) bool {
+	for _, other := range w.hosts {
+		if other.lost {
+			return false
+		}
+	}
+	for _, gr := range w.groups {
+		if h.members[gr.id-1] == nil {
+			continue
+		}
+		l := gr.leader()
+		if l == nil || gr.unsure {
+			return false
+		}
+		if s := l.g.Status(); len(s.Voters) < 3 || len(s.Outgoing) > 0 || len(gr.voters()) < 3 {
+			return false
+		}
+	}
+	return h.up
 }
 
 // strikes says whether a fault that waits for its moment takes this one.
 func (w *world) strikes(f fault) bool {
-	return !w.over && slices.Contains(w.shape.faults, f) && w.dice.fate.IntN(6) == 0
+	if w.over || !w.shape.has(f) || w.dice.fate.IntN(6) != 0 {
+		return false
+	}
+	w.report.Faults[f]++
+	return true
 }
 
 // mislead sends leadership, or the news about it, where it does not belong.
-func (n *nemesis) mislead(w *world, f fault, h *host) {
-	other := w.hosts[w.dice.fate.IntN(len(w.hosts))]
-	if f == falseAlarm {
-		h.do(func() { h.g.PeerDown(other.id) })
-		other.do(func() { other.g.Unreachable(h.id) })
-		return
+func (n *nemesis) mislead(w *world, f fault, gr *group) bool {
+	r := w.dice.fate
+	ids := gr.replicas()
+	one, other := gr.member(ids[r.IntN(len(ids))]), gr.member(ids[r.IntN(len(ids))])
+	l := gr.leader()
+	switch {
+	case f == falseAlarm:
+		one.do(func() { one.g.PeerDown(other.h.id) })
+		other.do(func() { other.g.Unreachable(one.h.id) })
+	case f == garbage:
+		n.garble(w, one, other.h.id)
+	case l == nil:
+		return false
+	default:
+		l.do(func() { l.g.Transfer(one.h.id) })
+		if f == rivals {
+			l.later(spread(r, milli), func() { l.g.Transfer(other.h.id) })
+		}
 	}
-	l := w.leader()
-	if l == nil {
-		return
+	return true
+}
+
+// garble sends what no peer may send; the core must refuse it.
+func (n *nemesis) garble(w *world, m *member, from uint64) {
+	r := w.dice.fate
+	types := []raftpb.MessageType{raftpb.MsgHup, raftpb.MsgBeat, raftpb.MsgProp, raftpb.MsgUnreachable, raftpb.MsgSnapStatus,
+		raftpb.MsgCheckQuorum, raftpb.MsgTransferLeader, raftpb.MsgForgetLeader, raftpb.MsgStorageAppendResp, raftpb.MsgStorageApplyResp}
+	msg := &raftpb.Message{
+		Type: types[r.IntN(len(types))].Enum(), From: proto.Uint64(from), To: proto.Uint64(m.h.id),
+		Term: proto.Uint64(r.Uint64N(100)), Index: proto.Uint64(r.Uint64N(1000)), Commit: proto.Uint64(r.Uint64N(1000)),
 	}
-	l.do(func() { l.g.Transfer(h.id) })
-	if f == rivals {
-		l.later(spread(w.dice.fate, milli), func() { l.g.Transfer(other.id) })
+	if r.IntN(2) == 0 { // or from nobody, or from itself
+		msg.Type = raftpb.MsgApp.Enum()
+		msg.From = proto.Uint64([]uint64{0, m.h.id, ^uint64(0)}[r.IntN(3)])
 	}
+	m.do(func() {
+		if m.g.Receive(msg) == nil {
+			fail("%s took %v", m, msg)
+		}
+	})
 }
 
 // downtime is a mean: a supervisor's restart, or somebody has to come.
@@ -148,106 +275,142 @@ func (n *nemesis) downtime(w *world) int64 {
 }
 
 // crash ends a process; most of its peers notice soon. It comes back.
-func (n *nemesis) crash(w *world, h *host, down int64) {
+func (n *nemesis) crash(w *world, h *host, down int64) bool {
 	if !h.up {
-		return
+		return false
 	}
 	h.crash()
 	for _, other := range w.hosts {
-		if other != h && w.dice.fate.IntN(4) > 0 {
-			other.later(spread(w.dice.fate, 20*milli), func() { other.g.PeerDown(h.id) })
+		if other == h || w.dice.fate.IntN(4) == 0 {
+			continue
 		}
-	}
-	n.until(w, down, func() {
-		if !h.up && !h.gone {
-			h.start()
-		}
-	})
-}
-
-// leader is a host that believes to lead, if one is up.
-func (w *world) leader() *host {
-	for _, h := range w.hosts {
-		if h.up && !h.paused {
-			if role, _, _ := h.g.Lead(); role == core.Leader {
-				return h
-			}
-		}
-	}
-	return nil
-}
-
-// change has the leader take a step of membership: a learner joins, is promoted, or somebody leaves.
-func (n *nemesis) change(w *world) {
-	l := w.leader()
-	if l == nil || n.changing {
-		return
-	}
-	r := w.dice.fate
-	s := l.g.Status()
-	cc := &raftpb.ConfChangeV2{}
-	add := func(t raftpb.ConfChangeType, id uint64) {
-		cc.Changes = append(cc.Changes, &raftpb.ConfChangeSingle{Type: t.Enum(), NodeId: proto.Uint64(id)})
-	}
-	var leaves uint64
-	switch {
-	case len(s.Learners) > 0 && r.IntN(2) == 0:
-		add(raftpb.ConfChangeAddNode, s.Learners[r.IntN(len(s.Learners))])
-		if len(s.Voters) > 1 && r.IntN(2) == 0 { // one for another, by joint consensus
-			leaves = s.Voters[r.IntN(len(s.Voters))]
-			add(raftpb.ConfChangeRemoveNode, leaves)
-		}
-	case len(w.hosts) < maxHosts && r.IntN(2) == 0:
-		h := w.addHost(false)
-		h.start()
-		add(raftpb.ConfChangeAddLearnerNode, h.id)
-	case len(s.Voters) > 2:
-		leaves = s.Voters[r.IntN(len(s.Voters))]
-		add(raftpb.ConfChangeRemoveNode, leaves)
-	case len(s.Learners) > 0:
-		leaves = s.Learners[0]
-		add(raftpb.ConfChangeRemoveNode, leaves)
-	default:
-		return
-	}
-	n.changing = true
-	w.after(5*second, func() { n.changing = false })
-	l.do(func() {
-		l.change(cc, func(a core.Answer) {
-			if a.Code == core.Rejected {
-				fail("replica %d rejected %v in %v/%v", l.id, cc, s.Voters, s.Learners)
-			}
-			if a.Code == core.Committed {
-				w.report.Changes++
+		other.later(spread(w.dice.fate, 20*milli), func() {
+			for _, m := range other.members {
+				if m.alive() {
+					m.g.PeerDown(h.id)
+					m.pump()
+				}
 			}
 		})
-	})
+	}
+	n.until(w, down, h.start)
+	return true
 }
 
-// heal ends all trouble: processes run, disks are quick, the network is whole.
+// heal ends all trouble: processes run, disks are quick and have room, the network is whole.
 func (n *nemesis) heal(w *world) {
 	n.over = true
 	w.net.heal()
 	w.shape.drop, w.shape.duplicate = 0, 0
 	for _, h := range w.hosts {
-		h.slow = 1
+		h.slow, h.full, h.failing = 1, false, false
 		h.resume()
-		if !h.up {
-			h.start()
-		}
+		h.start()
 	}
 	n.retire(w)
 }
 
-// retire stops, now and then, the replicas that the group has removed: they would campaign forever.
+// retire stops, now and then, the replicas that their group has removed: they would campaign forever.
 func (n *nemesis) retire(w *world) {
-	members := w.members()
-	if len(members) > 0 {
-		for _, h := range w.hosts {
-			if h.up && !slices.Contains(members, h.id) && h.rep.Applied().Index > 0 {
-				h.gone = true
-			}
+	for _, gr := range w.groups {
+		ids := gr.members()
+		if len(ids) == 0 {
+			continue
 		}
+		gr.eachMember(func(m *member) {
+			if !slices.Contains(ids, m.h.id) && m.rep.Applied().Index > 0 {
+				m.gone = true
+				m.stop()
+			}
+		})
 	}
 	w.after(second, func() { n.retire(w) })
+}
+
+// change has the leader take a step of membership: a learner joins, is promoted, or somebody leaves.
+func (n *nemesis) change(w *world, gr *group) bool {
+	l := gr.leader()
+	if l == nil || gr.changing {
+		return false
+	}
+	s := l.g.Status()
+	cc := gr.step(s)
+	if len(cc.Changes) == 0 {
+		return false
+	}
+	gr.changing, gr.unsure = true, true
+	w.after(5*second, func() { gr.changing = false })
+	l.do(func() {
+		l.change(cc, func(a core.Answer) {
+			switch a.Code {
+			case core.Rejected:
+				fail("%s rejected %v in %v/%v", l, cc, s.Voters, s.Learners)
+			case core.Committed:
+				w.report.Changes++
+			}
+			gr.unsure = a.Code == core.Unknown
+		})
+	})
+	return true
+}
+
+// step draws a change of the configuration that s shows. While a voter is lost nobody else may leave.
+func (gr *group) step(s core.Status) *raftpb.ConfChangeV2 {
+	w := gr.w
+	r := w.dice.fate
+	cc := &raftpb.ConfChangeV2{}
+	add := func(t raftpb.ConfChangeType, id uint64) {
+		cc.Changes = append(cc.Changes, &raftpb.ConfChangeSingle{Type: t.Enum(), NodeId: proto.Uint64(id)})
+	}
+	leaver := func(from []uint64) uint64 {
+		for _, id := range from {
+			if w.hosts[id-1].lost {
+				return id
+			}
+		}
+		for _, h := range w.hosts {
+			if h.lost {
+				return 0
+			}
+		}
+		return from[r.IntN(len(from))]
+	}
+	switch {
+	case len(s.Learners) > 0 && r.IntN(2) == 0:
+		add(raftpb.ConfChangeAddNode, s.Learners[r.IntN(len(s.Learners))])
+		if len(s.Voters) > 1 && r.IntN(2) == 0 { // one for another, by joint consensus
+			if id := leaver(s.Voters); id != 0 {
+				add(raftpb.ConfChangeRemoveNode, id)
+			}
+		}
+	case r.IntN(2) == 0:
+		if h := gr.newcomer(); h != nil {
+			gr.addMember(h, false).start()
+			add(raftpb.ConfChangeAddLearnerNode, h.id)
+		}
+	case len(s.Voters) > 2:
+		if id := leaver(s.Voters); id != 0 {
+			add(raftpb.ConfChangeRemoveNode, id)
+		}
+	case len(s.Learners) > 0:
+		if id := leaver(s.Learners); id != 0 {
+			add(raftpb.ConfChangeRemoveNode, id)
+		}
+	}
+	return cc
+}
+
+// newcomer is a host that never held a replica of the group, a new one if need be.
+func (gr *group) newcomer() *host {
+	for _, h := range gr.w.hosts {
+		if h.up && h.members[gr.id-1] == nil && h.observers[gr.id-1] == nil && gr.w.dice.fate.IntN(2) == 0 {
+			return h
+		}
+	}
+	if len(gr.w.hosts) == maxHosts {
+		return nil
+	}
+	h := gr.w.addHost()
+	h.start()
+	return h
 }

@@ -18,10 +18,19 @@ import (
 // explains everything that clients saw.
 type registers struct {
 	w       *world
+	gr      *group
 	values  uint64
 	history []porcupine.Operation
-	acked   []uint64        // values that must be there in the end
-	local   map[uint64]bool // values that were only accepted
+	open    []porcupine.Operation // writes that their clients gave up
+	acked   []uint64              // values that must be there in the end
+	local   []acceptedValue
+}
+
+// acceptedValue was only accepted: it is there in the end exactly if the entry at its position was committed.
+type acceptedValue struct {
+	value uint64
+	at    core.Position
+	tries int // more than one: an earlier try may have been committed, whatever became of this one
 }
 
 const registerCount = 4
@@ -29,10 +38,12 @@ const registerCount = 4
 // localRegister is written with AckLocal only; what was accepted may be lost, so nobody reasons about it.
 const localRegister = registerCount
 
-func newRegisters(w *world) *registers { return &registers{w: w, local: map[uint64]bool{}} }
+func newRegisters(gr *group) *registers { return &registers{w: gr.w, gr: gr} }
+
+func (rs *registers) differ() differ { return nil }
 
 func (rs *registers) machine(h *host) machine.Machine {
-	return &spy{Machine: swapper{}, h: h, op: func(p []byte) uint64 { return binary.BigEndian.Uint64(p[1:]) }}
+	return &spy{Machine: swapper{}, gr: rs.gr, who: h.id, op: func(p []byte) uint64 { return binary.BigEndian.Uint64(p[1:]) }}
 }
 
 // swapper executes swaps: a byte that names the register, 8 bytes of value. The result is the value before.
@@ -98,14 +109,18 @@ func (rs *registers) next(c *client) request {
 	}
 	payload := binary.BigEndian.AppendUint64([]byte{in.register}, in.value)
 	payload = append(payload, make([]byte, r.IntN(200))...)
-	return request{payload: payload, ack: ack, answered: func(code core.Code, result []byte) {
-		if code == core.Accepted {
-			rs.local[in.value] = true
+	return request{payload: payload, ack: ack, answered: func(a core.Answer, result []byte, tries int) {
+		if a.Code == core.Accepted {
+			rs.local = append(rs.local, acceptedValue{in.value, a.Position, tries})
 			return
 		}
 		rs.acked = append(rs.acked, in.value)
 		if in.register != localRegister {
 			rs.record(c, begun, in, number(result))
+		}
+	}, given: func() {
+		if in.register != localRegister {
+			rs.open = append(rs.open, porcupine.Operation{ClientId: int(c.id), Input: in, Call: begun})
 		}
 	}}
 }
@@ -144,21 +159,49 @@ var model = porcupine.Model{
 	Equal: func(a, b any) bool { return a == b },
 }
 
-func (rs *registers) check(h *host) {
-	view := h.rep.View()
+func (rs *registers) check(m *member) {
+	view := m.rep.View()
+	has := func(v uint64) bool {
+		_, found, err := view.Get(valueKey(v))
+		must(err, "read value")
+		return found
+	}
 	for _, v := range rs.acked {
-		if _, found, err := view.Get(valueKey(v)); err != nil || !found {
-			fail("value %d was acknowledged and is not there: %v", v, err)
+		if !has(v) {
+			fail("value %d was acknowledged and is not there", v)
 		}
 	}
-	for v := range rs.local {
-		if _, found, err := view.Get(valueKey(v)); err != nil || !found {
+	for _, a := range rs.local {
+		e, ok := rs.gr.ledger.entry(a.at.Index)
+		committed := ok && e.term == a.at.Term
+		switch {
+		case committed && rs.gr.ledger.expired[a.at.Index] && !has(a.value):
+			rs.w.report.AcceptedExpired++ // committed, and refused by every replica alike
+		case a.tries == 1 && committed != has(a.value):
+			fail("value %d was accepted at %+v: that was committed: %v, the value is there: %v", a.value, a.at, committed, has(a.value))
+		case committed && !has(a.value):
+			fail("value %d was accepted at %+v, which was committed, and is not there", a.value, a.at)
+		case committed:
+			rs.w.report.AcceptedKept++
+		default:
 			rs.w.report.AcceptedLost++
 		}
 	}
 	must(view.Close(), "close view")
+	rs.closeOpen()
 	if !porcupine.CheckOperations(model, rs.history) {
 		fail("what clients saw of the registers is not linearizable: %s", rs.describe())
+	}
+}
+
+// closeOpen adds the writes that were given up and yet executed: they end at the end of time, with the result that
+// they had; one that was never executed has no part in the order.
+func (rs *registers) closeOpen() {
+	for _, op := range rs.open {
+		if done, ok := rs.gr.ledger.executed[op.Input.(seen).value]; ok {
+			op.Output, op.Return = number(done.result), rs.w.now
+			rs.history = append(rs.history, op)
+		}
 	}
 }
 

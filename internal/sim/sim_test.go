@@ -1,13 +1,15 @@
 package sim
 
 import (
+	"bytes"
 	"flag"
 	"fmt"
 	"os"
 	"os/exec"
-	"regexp"
 	"runtime"
+	"runtime/debug"
 	"testing"
+	"time"
 )
 
 var (
@@ -25,24 +27,82 @@ func TestSim(t *testing.T) {
 	switch {
 	case *oneSeed >= 0:
 		report, err := Run(uint64(*oneSeed))
-		t.Logf("%+v", report)
+		t.Log(&report)
 		if err != nil {
 			t.Fatal(err)
 		}
 	case *inShard || shards == 1 || *seeds < 8*shards:
 		runSeeds(t, *from, *seeds)
 	default:
-		share := (*seeds + shards - 1) / shards
-		for first := *from; first < *from+*seeds; first += share {
-			t.Run(fmt.Sprintf("from %d", first), func(t *testing.T) {
+		runShards(t, shards)
+	}
+}
+
+// runShards gives each process its share.
+func runShards(t *testing.T, shards uint64) {
+	reports := make([]Report, shards)
+	share := (*seeds + shards - 1) / shards
+	begun := time.Now()
+	t.Run("shards", func(t *testing.T) {
+		for i := range shards {
+			t.Run(fmt.Sprint(i), func(t *testing.T) {
 				t.Parallel()
-				runShard(t, first, min(share, *from+*seeds-first))
+				first := *from + i*share
+				reports[i] = runShard(t, first, min(share, *from+*seeds-first))
 			})
+		}
+	})
+	var sum Report
+	for _, r := range reports {
+		sum.Add(r)
+	}
+	sum.Seed = *from
+	t.Logf("%s\n%.1f seeds/s, %.0f simulated s/s", &sum, float64(sum.Seeds)/time.Since(begun).Seconds(),
+		float64(sum.Simulated)/1000/time.Since(begun).Seconds())
+	if sum.Seeds >= 100 {
+		wantEvents(t, sum)
+	}
+}
+
+// wantEvents holds that what the simulator can do has happened, else it proves nothing.
+func wantEvents(t *testing.T, sum Report) {
+	for _, c := range sum.counters() {
+		if *c.at == 0 {
+			t.Errorf("no %s", c.name)
+		}
+	}
+	for f, n := range sum.Faults {
+		if n == 0 {
+			t.Errorf("no fault %q", fault(f))
 		}
 	}
 }
 
+func runShard(t *testing.T, first, count uint64) Report {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), self, "-test.run=^TestSim$", "-test.v", "-test.timeout=0", "-sim.shard",
+		fmt.Sprint("-sim.from=", first), fmt.Sprint("-sim.seeds=", count), fmt.Sprint("-sim.failfast=", *failFast))
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	_, line, found := bytes.Cut(out, []byte("report {"))
+	if !found {
+		t.Fatalf("no report\n%s", out)
+	}
+	line, _, _ = bytes.Cut(line, []byte("\n"))
+	report, err := DecodeReport(append([]byte("{"), line...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return report
+}
+
 func runSeeds(t *testing.T, first, count uint64) {
+	frugal(t)
 	var sum Report
 	for seed := first; seed < first+count; seed++ {
 		report, err := Run(seed)
@@ -53,55 +113,20 @@ func runSeeds(t *testing.T, first, count uint64) {
 			}
 			continue
 		}
-		sum.add(report)
+		sum.Add(report)
 	}
-	t.Logf("%+v", sum)
-	if count >= 100 {
-		wantEvents(t, sum)
-	}
-}
-
-// wantEvents holds that what the simulator can do has happened, else it proves nothing.
-func wantEvents(t *testing.T, sum Report) {
-	for name, n := range map[string]int{
-		"writes": sum.Writes, "reads": sum.Reads, "retries answered from the table": sum.Duplicates,
-		"crashes": sum.Crashes, "snapshots": sum.Snapshots, "membership changes": sum.Changes,
-		"conflicts": sum.Conflicts, "accepted and lost": sum.AcceptedLost, "elections": sum.Elections,
-	} {
-		if n == 0 {
-			t.Errorf("no %s: %+v", name, sum)
-		}
-	}
-}
-
-func runShard(t *testing.T, first, count uint64) {
-	self, err := os.Executable()
+	line, err := sum.Encode()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), self, "-test.run=^TestSim$", "-test.v", "-sim.shard",
-		fmt.Sprint("-sim.from=", first), fmt.Sprint("-sim.seeds=", count), fmt.Sprint("-sim.failfast=", *failFast))
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Errorf("%v\n%s", err, out)
-	}
-	t.Logf("%s", regexp.MustCompile(`\{Seed.*\}`).Find(out))
+	t.Logf("report %s", line)
+	t.Log(&sum)
 }
 
-func (r *Report) add(o Report) {
-	r.Events += o.Events
-	r.Seconds += o.Seconds
-	r.Writes += o.Writes
-	r.Reads += o.Reads
-	r.Accepted += o.Accepted
-	r.AcceptedLost += o.AcceptedLost
-	r.Unknown += o.Unknown
-	r.Duplicates += o.Duplicates
-	r.Elections += o.Elections
-	r.Conflicts += o.Conflicts
-	r.Crashes += o.Crashes
-	r.Snapshots += o.Snapshots
-	r.Changes += o.Changes
+// frugal collects garbage seldom: what a run leaves is small, and gone with the next.
+func frugal(t *testing.T) {
+	percent, limit := debug.SetGCPercent(-1), debug.SetMemoryLimit(192<<20)
+	t.Cleanup(func() { debug.SetGCPercent(percent); debug.SetMemoryLimit(limit) })
 }
 
 // A seed is a history: a failure can be replayed only if nothing but the seed decides.

@@ -1,14 +1,20 @@
-// Package sim runs a whole group, the production core, replica and machines, in one goroutine under seeded
-// faults, and checks after every step what must never happen. One seed is one history: the cluster's shape,
-// what goes wrong, what clients ask and when are all drawn from it, so a failure is replayed by its number.
+// Package sim runs a whole cluster, the production core, replica, catch-up plan and machines, in one goroutine
+// under seeded faults, and checks after every step what must never happen. One seed is one history: the
+// cluster's shape, what goes wrong, what clients ask and when are all drawn from it, so a failure is replayed by
+// its number.
 //
-// What is real: core.Group, replica.Replica, the machines, the in-memory twins of logstore and kv with their
-// crash models. What is simulated: time, network, the order and duration of disk writes, processes (the host
-// type plays the part of the engine's runner), clients.
+// A cluster is a number of hosts (processes with one log, one state and one writer each), on which groups have
+// members (replicas that vote or learn, fed by raft) and observers (replicas without a log, fed by a stream).
 //
-// The package starts no goroutine. raft draws its election timeouts from crypto/rand.Reader and cannot be
-// told otherwise, so Run replaces that for as long as it lasts: one Run at a time in a process, and none in a
-// process that needs real randomness.
+// What is real: core.Group, replica.Replica with its snapshots and sessions, catchup.Decide, the machines and
+// the manifest's difference by digests, the in-memory twins of logstore and kv with their crash models. What is
+// simulated: time, network, the order and duration of disk writes, processes and connections (host, member and
+// observer play the part of the engine's runners), clients. Package whole runs the runners themselves.
+//
+// The package starts no goroutine of its own but for one end of a conversation about differences, which is a pure
+// function of the two states and ends before the event that began it. raft draws its election timeouts from
+// crypto/rand.Reader and cannot be told otherwise, so Run replaces that for as long as it lasts: one Run at a
+// time in a process, and none in a process that needs real randomness.
 package sim
 
 import (
@@ -26,35 +32,23 @@ const (
 	second = 1000 * milli
 )
 
-// Report says what a run came to, so that a reader sees that it did something.
-type Report struct {
-	Seed     uint64
-	Workload string
-	Hash     uint64 // of everything that happened, in order: equal seeds, equal hashes
-	Seconds  int64  // simulated
-
-	Events, Writes, Reads            int
-	Accepted, AcceptedLost, Unknown  int
-	Duplicates, Elections, Conflicts int
-	Crashes, Snapshots, Changes      int
-	Voters                           int
-}
-
 // Run simulates seed to its end. An error is a violation: it names what was seen and when.
-func Run(seed uint64) (report Report, err error) {
-	w := newWorld(seed)
+func Run(seed uint64) (Report, error) { return run(newWorld(seed)) }
+
+func run(w *world) (report Report, err error) {
 	real := rand.Reader
-	rand.Reader = mathrand.NewChaCha8(chachaSeed(seed))
+	rand.Reader = mathrand.NewChaCha8(chachaSeed(w.seed))
 	defer func() { rand.Reader = real }()
 	defer func() {
+		w.report.Hash, w.report.Simulated = w.hash, w.now/milli
 		report = w.report
-		report.Hash, report.Seconds = w.hash, w.now/second
+		at := fmt.Sprintf("seed %d: %d.%06d s", w.seed, w.now/second, w.now%second/micro)
 		switch v := recover().(type) {
 		case nil:
 		case violation:
-			err = fmt.Errorf("seed %d: %d.%06d s: %s", seed, w.now/second, w.now%second/micro, string(v))
+			err = fmt.Errorf("%s: %s", at, string(v))
 		default: // a core.Fault, or a bug anywhere in what is real here
-			err = fmt.Errorf("seed %d: %d.%06d s: panic: %v\n%s", seed, w.now/second, w.now%second/micro, v, debug.Stack())
+			err = fmt.Errorf("%s: panic: %v\n%s", at, v, debug.Stack())
 		}
 	}()
 	w.run()
@@ -96,94 +90,44 @@ type world struct {
 	queue  []event // a heap by (at, seq)
 	dice   dice
 	shape  shape
-	hosts  []*host // host i has replica id i+1
+	hosts  []*host // host i has id i+1, and so have its replicas
+	groups []*group
 	net    network
-	work   workload
-	people []*client
-	ledger ledger
 	nemesis
 	report Report
 	hash   uint64
 }
 
 func newWorld(seed uint64) *world {
-	stream := func(n uint64) *mathrand.Rand { return mathrand.New(mathrand.NewPCG(seed, n)) }
-	w := &world{seed: seed, dice: dice{stream(1), stream(2), stream(3), stream(4), stream(5)}}
-	w.report.Seed = seed
+	w := emptyWorld(seed)
 	w.shape = drawShape(w.dice.fate)
-	w.net.init(w)
-	w.ledger.init(w)
-	if w.shape.files {
-		w.work = newFiles(w)
-		w.report.Workload = "files"
-	} else {
-		w.work = newRegisters(w)
-		w.report.Workload = "registers"
-	}
+	w.populate()
 	return w
 }
 
-// shape is what a seed fixes for the whole run. Every seed enables its own subset of faults, at its own
-// extremes.
-type shape struct {
-	voters, clients   int
-	files             bool
-	active            int64 // faults and new requests end here
-	latency, syncTime int64 // means
-	drop, duplicate   float64
-	fifo              bool
-	retain            uint64 // entries kept by a truncation
-	checkpoint        int64
-	entryBytes        uint64
-	uncommitted       uint64
-	inflight          int
-	election          int
-	faults            []fault
-	pace              int64 // mean time between faults
-	think             int64 // mean time between a client's requests
-}
-
-func drawShape(r *mathrand.Rand) shape {
-	pick := func(xs ...int64) int64 { return xs[r.IntN(len(xs))] }
-	s := shape{
-		voters:      int(pick(1, 2, 3, 3, 3, 3, 5, 5, 7)),
-		clients:     int(pick(2, 4, 6)),
-		files:       r.IntN(3) == 0,
-		active:      pick(15, 25, 40) * second,
-		latency:     pick(100*micro, 500*micro, 3*milli, 15*milli),
-		syncTime:    pick(50*micro, 200*micro, 2*milli, 8*milli),
-		drop:        float64(pick(0, 0, 1, 10, 50)) / 1000,
-		duplicate:   float64(pick(0, 0, 5, 50)) / 1000,
-		fifo:        r.IntN(2) == 0,
-		retain:      uint64(pick(0, 5, 20, 100, 1000)),
-		checkpoint:  pick(200*milli, second, 5*second),
-		entryBytes:  uint64(pick(100, 400, 1<<20)),
-		uncommitted: uint64(pick(2000, 64<<20)),
-		inflight:    int(pick(1, 2, 256)),
-		election:    int(pick(3, 10, 10)),
-		pace:        pick(400*milli, second, 3*second),
-		think:       pick(50*milli, 150*milli, 400*milli),
-	}
-	for _, f := range allFaults {
-		if r.IntN(3) > 0 {
-			s.faults = append(s.faults, f)
-		}
-	}
-	return s
+func emptyWorld(seed uint64) *world {
+	stream := func(n uint64) *mathrand.Rand { return mathrand.New(mathrand.NewPCG(seed, n)) }
+	w := &world{seed: seed, dice: dice{stream(1), stream(2), stream(3), stream(4), stream(5)}}
+	w.report.Seed, w.report.Seeds = seed, 1
+	w.net.init(w)
+	return w
 }
 
 // after schedules run.
 func (w *world) after(d int64, run func()) {
 	w.seq++
-	w.queue = append(w.queue, event{at: w.now + max(d, 0), seq: w.seq, run: run})
-	for i := len(w.queue) - 1; i > 0; {
+	e := event{at: w.now + max(d, 0), seq: w.seq, run: run}
+	w.queue = append(w.queue, e)
+	i := len(w.queue) - 1
+	for i > 0 {
 		up := (i - 1) / 2
-		if !w.before(i, up) {
+		if w.queue[up].at <= e.at {
 			break
 		}
-		w.queue[i], w.queue[up] = w.queue[up], w.queue[i]
+		w.queue[i] = w.queue[up]
 		i = up
 	}
+	w.queue[i] = e
 }
 
 func (w *world) before(i, j int) bool {
@@ -225,6 +169,7 @@ const (
 	traceCrash
 	traceFault
 	traceDigest
+	traceFeed
 )
 
 // trace folds what happened into the run's hash.
@@ -243,24 +188,32 @@ func spread(r *mathrand.Rand, mean int64) int64 {
 	return min(d, 10*mean)
 }
 
-// run plays the active part, then heals everything and waits for the cluster to converge.
-func (w *world) run() {
-	for range w.shape.voters {
-		w.addHost(true)
+// populate makes the hosts, the groups on them and the clients that the shape asks for.
+func (w *world) populate() {
+	for range w.shape.voters + w.shape.observers {
+		w.addHost()
 	}
-	w.report.Voters = w.shape.voters
-	w.ledger.confs = append(w.ledger.confs, w.hosts[0].startMeta().GetConfState())
+	for id := range w.shape.groups {
+		w.addGroup(uint64(id + 1))
+	}
 	for _, h := range w.hosts {
 		h.start()
 	}
-	for i := range w.shape.clients {
-		w.addClient(i)
+	for i := range max(w.shape.clients, w.shape.groups) {
+		w.groups[i%len(w.groups)].addClient()
 	}
+}
+
+// run plays the active part, then heals everything and waits for the cluster to converge.
+func (w *world) run() {
+	w.report.shaped(&w.shape)
 	w.nemesis.begin(w)
 	for w.now < w.shape.active {
 		w.step()
 	}
 	w.nemesis.heal(w)
 	w.converge()
-	w.finish()
+	for _, gr := range w.groups {
+		gr.finish()
+	}
 }

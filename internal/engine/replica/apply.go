@@ -146,6 +146,6 @@ func (a *applier) proposal(p *core.Proposal, ordinal int) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.add(p.Seq, result)
+	s.add(p.Seq, result, a.r.sessions.limits.Results)
 	return encodeResult(resultOK, result), nil
 }

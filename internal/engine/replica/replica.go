@@ -108,7 +108,12 @@ var positionKey = []byte("e/position")
 // Open loads the replica that store, which is the group's part of the node's state, holds; an empty one is at
 // the zero position. It calls m.Restored.
 func Open(store kv.Store, m machine.Machine) (*Replica, error) {
-	r := &Replica{store: store, machine: m}
+	return OpenLimited(store, m, DefaultLimits())
+}
+
+// OpenLimited is Open with other bounds, none above the default.
+func OpenLimited(store kv.Store, m machine.Machine, limits Limits) (*Replica, error) {
+	r := &Replica{store: store, machine: m, sessions: sessions{limits: limits}}
 	if err := r.load(); err != nil {
 		return nil, fmt.Errorf("open replica: %w", err)
 	}
@@ -283,6 +288,9 @@ func (r *Replica) Digest() (machine.Digest, error) {
 	}
 	return d, nil
 }
+
+// Sessions is how many sessions are remembered. For the applier.
+func (r *Replica) Sessions() int { return len(r.sessions.by) }
 
 // EngineDigest is of what the engine itself replicates: time and sessions. For the applier.
 func (r *Replica) EngineDigest() machine.Digest {

@@ -11,12 +11,20 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/kv"
 )
 
+// Limits bound the table of sessions. They decide what is forgotten, so all replicas of a group must have the
+// same: production has DefaultLimits, the simulator smaller ones, so that it sees evictions.
+type Limits struct {
+	Sessions int // the one that was used longest ago, in log order, makes room
+	Results  int // what one session may leave unacknowledged: the lowest make room
+}
+
 const (
-	// maxSessions bounds the table: the one that was used longest ago, in log order, makes room.
 	maxSessions = 10_000
-	// maxResults bounds what one session may leave unacknowledged: the lowest make room.
-	maxResults = 2048
+	maxResults  = 2048
 )
+
+// DefaultLimits are the upper bounds as well.
+func DefaultLimits() Limits { return Limits{Sessions: maxSessions, Results: maxResults} }
 
 // sessions is the table of answered writes (RIFL, Lee et al., SOSP 2015): part of the replicated state, and
 // like it a function of the log alone, evictions included. It is kept in memory and written through, one
@@ -30,6 +38,7 @@ type sessions struct {
 	by            map[[16]byte]*session
 	first, latest *session // in order of use
 	evicted       uint64   // how many ever
+	limits        Limits
 
 	dirty []*session // touched since the last flush
 	gone  [][16]byte // evicted since the last flush
@@ -73,7 +82,7 @@ func (t *sessions) touch(p *core.Proposal, now use) *session {
 	}
 	s.used = now
 	t.link(s)
-	if len(t.by) > maxSessions {
+	if len(t.by) > t.limits.Sessions {
 		t.evict(t.first)
 	}
 	if !s.dirty {
@@ -133,10 +142,10 @@ func (s *session) search(seq uint64) (int, bool) {
 	return slices.BinarySearchFunc(s.results, seq, func(r stored, seq uint64) int { return cmp.Compare(r.seq, seq) })
 }
 
-func (s *session) add(seq uint64, result []byte) {
+func (s *session) add(seq uint64, result []byte, limit int) {
 	i, _ := s.search(seq)
 	s.results = slices.Insert(s.results, i, stored{seq: seq, result: result})
-	if len(s.results) > maxResults {
+	if len(s.results) > limit {
 		s.forget(s.results[0].seq + 1)
 	}
 }
@@ -224,7 +233,7 @@ func decodeSession(client, value []byte) (*session, error) {
 
 // load replaces the table by the one in r.
 func (t *sessions) load(r kv.Reader, from slot) error {
-	*t = sessions{by: map[[16]byte]*session{}}
+	*t = sessions{by: map[[16]byte]*session{}, limits: t.limits}
 	prefix := from.sessions()
 	var all []*session
 	err := r.Scan(prefix, kv.PrefixEnd(prefix), func(key, value []byte) error {

@@ -1,0 +1,218 @@
+package sim
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"slices"
+
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/lockstep-sync/lockstep/internal/engine/catchup"
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+)
+
+// group is one replicated data set, with those who use it and the ledger of what happened to it.
+type group struct {
+	w        *world
+	id       uint64
+	history  catchup.History
+	founders []uint64 // the first voters
+	ledger   ledger
+	work     workload
+	people   []*client
+	sessions int  // begun by them
+	changing bool // a change of membership was begun a short while ago
+	unsure   bool // the fate of one is open
+}
+
+// prefix of the group's state in a host's store.
+func (gr *group) prefix() []byte { return fmt.Appendf(nil, "g/%016x/", gr.id) }
+
+// addGroup puts a group on the hosts: the first on all that may vote, others on some of them.
+func (w *world) addGroup(id uint64) {
+	r := w.dice.fate
+	gr := &group{w: w, id: id, history: catchup.History{byte(id), 1}}
+	voters := make([]uint64, w.shape.voters)
+	for i := range voters {
+		voters[i] = uint64(i + 1)
+	}
+	if id > 1 {
+		r.Shuffle(len(voters), func(i, j int) { voters[i], voters[j] = voters[j], voters[i] })
+		voters = voters[:1+r.IntN(len(voters))]
+		slices.Sort(voters)
+	}
+	gr.founders = voters
+	gr.ledger.init(gr)
+	gr.ledger.confs = []*raftpb.ConfState{{Voters: voters}}
+	if r.IntN(3) == 0 {
+		gr.work = newFiles(gr)
+	} else {
+		gr.work = newRegisters(gr)
+	}
+	w.groups = append(w.groups, gr)
+	for _, v := range voters {
+		gr.addMember(w.hosts[v-1], true)
+	}
+	for _, h := range w.hosts[w.shape.voters:] {
+		if id == 1 || r.IntN(2) == 0 {
+			gr.addObserver(h)
+		}
+	}
+}
+
+// member of the group with a replica id; nil if there never was one.
+func (gr *group) member(id uint64) *member {
+	if id == 0 || id > uint64(len(gr.w.hosts)) {
+		return nil
+	}
+	return gr.w.hosts[id-1].members[gr.id-1]
+}
+
+// eachMember visits the replicas that run, by id.
+func (gr *group) eachMember(visit func(*member)) {
+	for _, h := range gr.w.hosts {
+		if m := h.members[gr.id-1]; m.alive() {
+			visit(m)
+		}
+	}
+}
+
+func (gr *group) eachObserver(visit func(*observer)) {
+	for _, h := range gr.w.hosts {
+		if o := h.observers[gr.id-1]; o.alive() {
+			visit(o)
+		}
+	}
+}
+
+// replicas are the ids of all that ever were members.
+func (gr *group) replicas() (ids []uint64) {
+	for _, h := range gr.w.hosts {
+		if h.members[gr.id-1] != nil {
+			ids = append(ids, h.id)
+		}
+	}
+	return ids
+}
+
+// leader is a replica that believes to lead, if one is up.
+func (gr *group) leader() (leader *member) {
+	gr.eachMember(func(m *member) {
+		if role, _, _ := m.g.Lead(); leader == nil && !m.h.paused && role == core.Leader {
+			leader = m
+		}
+	})
+	return leader
+}
+
+// members is the leader's view, or nil if nobody leads.
+func (gr *group) members() []uint64 {
+	var best core.Status
+	gr.eachMember(func(m *member) {
+		if role, _, _ := m.g.Lead(); role != core.Leader {
+			return
+		}
+		if s := m.g.Status(); s.TermBegun && s.Term > best.Term {
+			best = s
+		}
+	})
+	return slices.Concat(best.Voters, best.Learners, best.Outgoing)
+}
+
+// voters of the latest configuration that is in force anywhere.
+func (gr *group) voters() []uint64 {
+	cs := gr.ledger.confs[len(gr.ledger.confs)-1]
+	return cs.GetVoters()
+}
+
+// converge waits until every request has its answer and every replica has the same state.
+func (w *world) converge() {
+	deadline := w.now + 60*second
+	settled := func() bool {
+		for _, gr := range w.groups {
+			if !gr.settled() {
+				return false
+			}
+		}
+		return true
+	}
+	for !settled() {
+		if w.now > deadline {
+			for _, gr := range w.groups {
+				if !gr.settled() {
+					gr.explain()
+				}
+			}
+		}
+		until := w.now + 500*milli
+		for w.now < until {
+			w.step()
+		}
+	}
+}
+
+func (gr *group) settled() bool {
+	for _, c := range gr.people {
+		if c.busy() {
+			return false
+		}
+	}
+	ids := gr.members()
+	if len(ids) == 0 {
+		return false
+	}
+	var at core.Position
+	for _, id := range ids {
+		m := gr.member(id)
+		if !m.alive() {
+			if m.h.lost {
+				continue // nobody has taken it out of the group yet
+			}
+			return false
+		}
+		if at.Index == 0 {
+			at = m.rep.Applied()
+		}
+		if m.rep.Applied() != at || m.jobs.running {
+			return false
+		}
+	}
+	same := true
+	gr.eachObserver(func(o *observer) { same = same && o.rep.Applied() == at })
+	return same
+}
+
+func (gr *group) explain() {
+	var lines bytes.Buffer
+	line := func(format string, args ...any) { fmt.Fprintf(&lines, format+"\n", args...) }
+	gr.eachMember(func(m *member) {
+		s := m.g.Status()
+		line("%s (gone %v) %v term %d leader %d commit %d applied %d/%d last %d voters %v learners %v outgoing %v peers %+v",
+			m, m.gone, s.Role, s.Term, s.Leader, s.Commit, s.Applied, m.rep.Applied().Index, s.Last, s.Voters, s.Learners, s.Outgoing, s.Peers)
+	})
+	gr.eachObserver(func(o *observer) { line("%s applied %+v attached %v", o, o.rep.Applied(), o.feed != nil) })
+	for i, c := range gr.people {
+		if c.busy() {
+			line("client %d still waits", i)
+		}
+	}
+	fail("group %d: not converged a minute after the last fault\n%s", gr.id, lines.String())
+}
+
+// finish compares the final states and has the workload look for what it was promised.
+func (gr *group) finish() {
+	ids := gr.members()
+	var last *member
+	for _, id := range ids {
+		if m := gr.member(id); m.alive() {
+			gr.ledger.compare(m.String(), m.rep)
+			last = m
+		}
+	}
+	gr.eachObserver(func(o *observer) { gr.ledger.compare(o.String(), o.rep) })
+	for _, op := range slices.Sorted(maps.Keys(gr.ledger.executed)) {
+		gr.w.trace(traceDigest, op, gr.ledger.executed[op].index)
+	}
+	gr.work.check(last)
+}

@@ -1,0 +1,302 @@
+package sim
+
+import (
+	"fmt"
+
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
+	"github.com/lockstep-sync/lockstep/internal/engine/replica"
+	"github.com/lockstep-sync/lockstep/internal/kv"
+)
+
+// digestEvery: at each multiple of this index every replica's digest is compared.
+const digestEvery = 32
+
+// jobs is what runs on an applier: one after the other, each until it calls done.
+type jobs struct {
+	waiting []func(done func())
+	running bool
+}
+
+func (j *jobs) add(job func(done func())) {
+	j.waiting = append(j.waiting, job)
+	if !j.running {
+		j.next()
+	}
+}
+
+func (j *jobs) next() {
+	if j.running = len(j.waiting) > 0; !j.running {
+		return
+	}
+	job := j.waiting[0]
+	j.waiting = j.waiting[1:]
+	job(j.next)
+}
+
+// member is a replica that raft feeds: it does with a core's effects what the engine's runner does, with every
+// disk write and message taking its time.
+type member struct {
+	h       *host
+	gr      *group
+	initial bool // of the first configuration
+	gone    bool // removed from the group for good
+
+	run       int // counts starts
+	g         *core.Group
+	rep       *replica.Replica
+	log       logstore.Log
+	pumping   bool
+	queue     []core.Proposal
+	batches   uint64
+	waiting   map[uint64]func(core.Answer)
+	nextID    uint64
+	jobs      jobs
+	offers    map[uint64]int // snapshots on their way, by receiver
+	feeds     []*feed        // observers that are fed from here
+	applied   uint64
+	snapshots int
+}
+
+// alive says whether the replica runs; of a nil member it does not.
+func (m *member) alive() bool { return m != nil && m.g != nil }
+
+func (gr *group) addMember(h *host, initial bool) *member {
+	m := &member{h: h, gr: gr, initial: initial}
+	h.members[gr.id-1] = m
+	return m
+}
+
+// startMeta is the position that a new group's replicas begin at; a later member begins with nothing.
+func (m *member) startMeta() *raftpb.SnapshotMetadata {
+	meta := &raftpb.SnapshotMetadata{ConfState: &raftpb.ConfState{}}
+	if m.initial {
+		meta.Index, meta.Term = proto.Uint64(1), proto.Uint64(1)
+		meta.ConfState.Voters = m.gr.founders
+	}
+	return meta
+}
+
+// logWithState is the log with raft's snapshots named by the state that can be streamed.
+type logWithState struct {
+	logstore.Log
+	rep *replica.Replica
+}
+
+func (l logWithState) Snapshot() (*raftpb.Snapshot, error) {
+	return &raftpb.Snapshot{Metadata: l.rep.SnapshotMeta()}, nil
+}
+
+// start opens log and state as they are on the disk and runs.
+func (m *member) start() {
+	if m.gone {
+		return
+	}
+	h, s := m.h, &m.h.w.shape
+	log, found, err := h.logs.Log(m.gr.id)
+	must(err, "open log")
+	if !found {
+		log, err = h.logs.Create(m.gr.id, m.startMeta())
+		must(err, "create log")
+	}
+	m.log = log
+	m.rep, err = replica.OpenLimited(kv.Prefixed(h.store, m.gr.prefix()), m.gr.work.machine(h), s.limits)
+	must(err, "open replica")
+	if m.initial {
+		must(m.rep.Init(m.startMeta()), "initialise replica")
+	}
+	fits, err := core.LogFits(log, m.rep.Applied())
+	must(err, "compare log and state")
+	if !fits {
+		must(h.logs.Write([]logstore.Write{{Group: m.gr.id, Snapshot: m.rep.SnapshotMeta()}}), "reset log")
+	}
+	m.run++
+	m.g, err = core.New(core.Config{
+		Group: m.gr.id, Replica: h.id, Nonce: h.w.seed<<20 + h.id<<12 + uint64(m.run),
+		Storage: logWithState{log, m.rep},
+		Applied: m.rep.Applied().Index, AppliedTerm: m.rep.Applied().Term, ConfState: m.rep.ConfState(),
+		MaxEntryBytes: s.entryBytes, MaxUncommitted: s.uncommitted,
+		MaxInflight: s.inflight, ElectionTicks: s.election,
+	})
+	must(err, "open core")
+	m.waiting, m.offers = map[uint64]func(core.Answer){}, map[uint64]int{}
+	m.applied = 0
+	m.gr.ledger.opened(m)
+	h.later(0, m.pumpIfAlive)
+}
+
+// stop ends the replica; its process goes on, or ends as well.
+func (m *member) stop() {
+	m.run++
+	m.g, m.rep, m.log = nil, nil, nil
+	m.queue, m.waiting, m.offers = nil, nil, nil
+	m.jobs = jobs{}
+	m.cutAll()
+}
+
+// do runs an event of the replica, as the host does.
+func (m *member) do(f func()) {
+	if !m.alive() {
+		return
+	}
+	run := m.run
+	m.h.do(func() {
+		if m.alive() && m.run == run {
+			f()
+			m.pumpIfAlive()
+		}
+	})
+}
+
+// later is after, void once the replica has ended.
+func (m *member) later(d int64, f func()) {
+	run := m.run
+	m.h.w.after(d, func() {
+		if m.run == run {
+			m.do(f)
+		}
+	})
+}
+
+func (m *member) pumpIfAlive() {
+	if m.alive() {
+		m.pump()
+	}
+}
+
+// pump carries out effects until there are none.
+func (m *member) pump() {
+	if m.pumping {
+		return
+	}
+	m.pumping = true
+	defer func() { m.pumping = false }()
+	w := m.h.w
+	for m.alive() {
+		e, any := m.g.Effects()
+		m.gr.ledger.stepped(m)
+		if !any {
+			return
+		}
+		for _, msg := range e.Send {
+			w.net.send(m.gr, msg)
+			if msg.GetType() == raftpb.MsgVoteResp && !msg.GetReject() && w.strikes(crashVoter) {
+				w.after(0, func() { w.nemesis.crash(w, m.h, milli) })
+			}
+		}
+		if e.Append != nil {
+			m.h.appends = append(m.h.appends, queued{m, m.run, e.Append})
+			m.h.write()
+		}
+		if e.Apply != nil {
+			m.apply(e.Apply)
+		}
+		for _, msg := range e.Snapshots {
+			m.offer(msg)
+		}
+		for _, a := range e.Answers {
+			m.answer(a)
+		}
+	}
+}
+
+func (m *member) answer(a core.Answer) {
+	m.h.w.report.answer(a.Code)
+	m.gr.ledger.answered(m, &a)
+	if f := m.waiting[a.ID]; f != nil {
+		delete(m.waiting, a.ID)
+		f(a)
+	}
+}
+
+// propose queues p as the engine's mailbox does: what comes within a moment shares a batch.
+func (m *member) propose(p core.Proposal, done func(core.Answer)) {
+	p.ID = m.wait(done)
+	m.queue = append(m.queue, p)
+	if len(m.queue) > 1 {
+		return
+	}
+	w := m.h.w
+	m.later(w.dice.work.Int64N(2*milli), func() {
+		ps := m.queue
+		m.queue = nil
+		m.batches++
+		m.g.Propose(w.now+m.h.skew, m.batches, ps)
+	})
+}
+
+// wait registers done for the answer to the id that it returns.
+func (m *member) wait(done func(core.Answer)) (id uint64) {
+	m.nextID++
+	m.waiting[m.nextID] = done
+	return m.nextID
+}
+
+func (m *member) read(done func(core.Answer)) { m.g.Read(m.wait(done)) }
+
+func (m *member) change(cc *raftpb.ConfChangeV2, done func(core.Answer)) {
+	m.g.Change(m.wait(done), cc)
+}
+
+func (m *member) apply(a *core.Apply) {
+	r := m.h.w.dice.disk
+	m.jobs.add(func(done func()) {
+		m.later(m.h.slow*spread(r, 100*micro), func() {
+			results := m.applyEntries(a.Entries)
+			m.publish(a.Entries)
+			m.later(spread(r, 100*micro), func() {
+				m.g.Applied(a, results)
+				done()
+			})
+		})
+	})
+}
+
+// applyEntries ends a batch where digests are compared.
+func (m *member) applyEntries(es []*raftpb.Entry) [][][]byte {
+	var results [][][]byte
+	eachRun(es, func(es []*raftpb.Entry) {
+		rs, err := m.rep.Apply(es, func(e *raftpb.Entry) *raftpb.ConfState {
+			cs, err := m.g.ApplyConf(e)
+			must(err, "apply configuration")
+			return cs
+		})
+		must(err, "apply")
+		m.gr.ledger.applied(m, es, rs)
+		results = append(results, rs...)
+	})
+	return results
+}
+
+// eachRun cuts entries after the indexes at which digests are compared.
+func eachRun(es []*raftpb.Entry, run func([]*raftpb.Entry)) {
+	for len(es) > 0 {
+		n := 1
+		for n < len(es) && es[n-1].GetIndex()%digestEvery != 0 {
+			n++
+		}
+		run(es[:n])
+		es = es[n:]
+	}
+}
+
+// truncate cuts the log below what a sync of the state has just made durable, as far as no feed needs it.
+func (m *member) truncate() {
+	durable := m.rep.Applied().Index
+	last, err := m.log.LastIndex()
+	must(err, "look at log")
+	// After an installed snapshot the log ends before the state until raft has it reset.
+	if durable <= m.h.w.shape.retain || durable > last {
+		return
+	}
+	to := durable - m.h.w.shape.retain
+	for _, f := range m.feeds {
+		to = min(to, f.pinned)
+	}
+	must(m.h.logs.Compact(m.gr.id, to), "truncate log")
+}
+
+func (m *member) String() string { return fmt.Sprintf("group %d replica %d", m.gr.id, m.h.id) }

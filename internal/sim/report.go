@@ -1,0 +1,166 @@
+package sim
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/lockstep-sync/lockstep/internal/engine/catchup"
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+)
+
+const (
+	codes = 16 // more than core has codes
+	modes = 8  // more than catchup has modes
+)
+
+// rules of package catchup, as far as the simulator meets them.
+var ruleNames = [...]string{"R0", "R1", "R2", "R3", "R4", "R5", "R6", "R7"}
+
+// Report says what one or more runs came to, so that a reader sees that they did something.
+type Report struct {
+	Seed, Seeds uint64 // the first one and how many
+	Hash        uint64 // of everything that happened, in order: equal seeds, equal hashes
+	Simulated   int64  // ms
+
+	Groups, Voters, Observers int // of all runs together
+
+	Events, Writes, Reads, ObserverReads, Retries, Given    int
+	AcceptedKept, AcceptedLost, AcceptedExpired             int
+	Duplicates, Elections, Conflicts, Expired               int
+	Crashes, Snapshots, ObserverSnapshots, Changes, Digests int
+	Fed, CutOff, Reattached                                 int // entries sent to observers; observers cut off, or left by a silent source
+	Duplicated                                              int // messages that arrived twice
+	Faults                                                  [faultKinds]int
+	Answers                                                 [codes]int
+	Plans                                                   [len(ruleNames)][modes]int
+}
+
+func (r *Report) answer(c core.Code) { r.Answers[c]++ }
+
+func (r *Report) shaped(s *shape) {
+	r.Groups, r.Voters, r.Observers = s.groups, s.voters, s.observers
+}
+
+func (r *Report) plan(rule string, mode catchup.Mode) {
+	for i, name := range ruleNames {
+		if strings.HasPrefix(rule, name) {
+			r.Plans[i][mode]++
+		}
+	}
+}
+
+// Add sums up.
+func (r *Report) Add(o Report) {
+	if r.Seeds == 0 {
+		r.Seed = o.Seed
+	}
+	r.Seeds += o.Seeds
+	r.Hash ^= o.Hash
+	r.Simulated += o.Simulated
+	r.Groups += o.Groups
+	r.Voters += o.Voters
+	r.Observers += o.Observers
+	for i, n := range o.counters() {
+		*r.counters()[i].at += *n.at
+	}
+	for i := range o.Faults {
+		r.Faults[i] += o.Faults[i]
+	}
+	for i := range o.Answers {
+		r.Answers[i] += o.Answers[i]
+	}
+	for i := range o.Plans {
+		for j := range o.Plans[i] {
+			r.Plans[i][j] += o.Plans[i][j]
+		}
+	}
+}
+
+type counter struct {
+	name string
+	at   *int
+}
+
+// counters names what is counted, in the order in which it is printed.
+func (r *Report) counters() []counter {
+	return []counter{
+		{"events", &r.Events}, {"writes", &r.Writes}, {"linearizable reads", &r.Reads},
+		{"of them at observers", &r.ObserverReads}, {"requests repeated", &r.Retries},
+		{"requests given up", &r.Given}, {"sessions expired", &r.Expired},
+		{"retries answered from the table", &r.Duplicates},
+		{"accepted and kept", &r.AcceptedKept}, {"accepted and lost", &r.AcceptedLost},
+		{"accepted by a session that had expired", &r.AcceptedExpired},
+		{"elections", &r.Elections}, {"crashes", &r.Crashes}, {"membership changes", &r.Changes},
+		{"snapshots of members", &r.Snapshots}, {"snapshots of observers", &r.ObserverSnapshots},
+		{"entries fed to observers", &r.Fed}, {"observers cut off", &r.CutOff},
+		{"observers left by a silent source", &r.Reattached},
+		{"messages twice", &r.Duplicated}, {"conflicts", &r.Conflicts}, {"digests compared", &r.Digests},
+	}
+}
+
+// Count is one line of a printed report.
+type Count struct {
+	Name  string `json:"name"`
+	Count int    `json:"count"`
+}
+
+// Tables are the report's counts by what they count.
+type Tables struct {
+	Counts  []Count `json:"counts"`
+	Faults  []Count `json:"faults"`
+	CatchUp []Count `json:"catch_up"`
+	Answers []Count `json:"answers"`
+}
+
+// Tables lists what happened; what a newer version counts in addition shows as a new name.
+func (r *Report) Tables() (t Tables) {
+	for _, c := range r.counters() {
+		t.Counts = append(t.Counts, Count{c.name, *c.at})
+	}
+	for f, n := range r.Faults {
+		t.Faults = append(t.Faults, Count{fault(f).String(), n})
+	}
+	for i, byMode := range r.Plans {
+		for m, n := range byMode {
+			if n > 0 {
+				t.CatchUp = append(t.CatchUp, Count{ruleNames[i] + " " + catchup.Mode(m).String(), n})
+			}
+		}
+	}
+	for c, n := range r.Answers {
+		if n > 0 {
+			t.Answers = append(t.Answers, Count{core.Code(c).String(), n})
+		}
+	}
+	return t
+}
+
+// String is for people.
+func (r *Report) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d seeds from %d: %d simulated seconds, %d groups on %d voters and %d observers\n",
+		r.Seeds, r.Seed, r.Simulated/1000, r.Groups, r.Voters, r.Observers)
+	t := r.Tables()
+	for _, part := range []struct {
+		title  string
+		counts []Count
+	}{{"happened", t.Counts}, {"faults", t.Faults}, {"catch-up", t.CatchUp}, {"answers", t.Answers}} {
+		fmt.Fprintf(&b, "%s:\n", part.title)
+		for _, c := range part.counts {
+			fmt.Fprintf(&b, "  %12d %s\n", c.Count, c.Name)
+		}
+	}
+	return b.String()
+}
+
+// Encode and DecodeReport carry a report between the processes of one run.
+func (r *Report) Encode() ([]byte, error) { return json.Marshal(r) }
+
+// DecodeReport is the inverse of Encode.
+func DecodeReport(b []byte) (r Report, err error) {
+	if err = json.Unmarshal(b, &r); err != nil {
+		err = fmt.Errorf("decode the report of a simulation: %w", err)
+	}
+	return r, err
+}
