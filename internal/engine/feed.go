@@ -120,6 +120,8 @@ func (f *feedSet) take(s *subscriber) (entries []*raftpb.Entry, cut bool) {
 	return entries, s.cut
 }
 
+// closeAll cuts every observer off: the group stops, or the state was replaced and what is live from now on does not
+// follow what was sent.
 func (f *feedSet) closeAll() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -234,6 +236,10 @@ func (g *Group) offer() (catchup.Source, error) {
 	if err != nil {
 		return catchup.Source{}, err
 	}
+	last, err := g.log.LastIndex()
+	if err != nil {
+		return catchup.Source{}, err
+	}
 	size, err := g.rep.Size()
 	if err != nil {
 		return catchup.Source{}, err
@@ -241,7 +247,10 @@ func (g *Group) offer() (catchup.Source, error) {
 	line := g.rep.Line()
 	return catchup.Source{
 		Cluster: g.eng.cfg.Cluster, Group: g.cfg.ID, Node: g.eng.cfg.Node, Path: []uint64{g.eng.cfg.Node},
-		History: line.History, Fork: fork(line), First: first, Commit: g.rep.Applied().Index,
+		History: line.History, Fork: fork(line), First: first,
+		// Until raft has reset the log to a state that was installed, the state is ahead of it: what the log cannot
+		// show is not offered, and a member that has it is not taken for one that has diverged.
+		Commit: min(last, g.rep.Applied().Index),
 		Term: func(i uint64) (uint64, bool) {
 			t, err := g.log.Term(i)
 			return t, err == nil

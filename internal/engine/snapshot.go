@@ -180,8 +180,15 @@ func (g *Group) onApplier(f func() error) error {
 	}
 }
 
+// restore installs a state and cuts off the observers that are fed from here: they would wait for the next entry to
+// notice that they lack what the state has brought.
 func (g *Group) restore(conn net.Conn) error {
-	return restoreFrom(g.rep, g.cfg.Differ, conn)
+	before := g.rep.Applied()
+	err := restoreFrom(g.rep, g.cfg.Differ, conn)
+	if g.rep.Applied() != before {
+		g.feeds.closeAll()
+	}
+	return err
 }
 
 // ServeSnapshot streams a group's state to a member.

@@ -104,13 +104,13 @@ func (f *feed) plan(l catchup.Learner) {
 		cached = first
 	}
 	p := catchup.Decide(catchup.Source{
-		Group: m.gr.id, Node: m.h.id, History: m.gr.history,
+		Group: m.gr.id, Node: m.h.id, Path: []uint64{m.h.id}, History: m.rep.Line().History,
 		First: first, Commit: min(last, m.rep.Applied().Index), // an installed state may be ahead of the log
 		Term: func(i uint64) (uint64, bool) {
 			t, err := m.log.Term(i)
 			return t, err == nil
 		},
-		Bytes:  func(from, _ uint64) uint64 { return m.log.Bytes(from) << 20 },
+		Bytes:  func(from, to uint64) uint64 { return (m.log.Bytes(from) - m.log.Bytes(to+1)) << 20 },
 		Cached: cached, Snapshot: w.shape.snapshotBytes,
 	}, l)
 	w.report.plan(p.Rule, p.Mode)

@@ -106,7 +106,7 @@ func (m *member) start() {
 	m.rep, err = replica.OpenLimited(kv.Prefixed(h.store, m.gr.prefix()), m.gr.work.machine(h), s.limits)
 	must(err, "open replica")
 	if m.initial {
-		must(m.rep.Init(m.startMeta()), "initialise replica")
+		must(m.rep.InitLine(m.startMeta(), replica.Line{History: m.gr.history}), "initialise replica")
 	}
 	fits, err := core.LogFits(log, m.rep.Applied())
 	must(err, "compare log and state")

@@ -72,10 +72,12 @@ func (o *observer) attach() {
 	f := &feed{o: o, src: src, run: o.run, heard: w.now}
 	o.feed = f
 	at := o.rep.Applied()
-	path := []uint64{o.h.id}
+	line := o.rep.Line()
 	f.up(func() {
 		src.jobs.add(func(done func()) {
-			f.plan(catchup.Learner{Group: o.gr.id, History: o.gr.history, Index: at.Index, Term: at.Term, Path: path})
+			f.plan(catchup.Learner{
+				Group: o.gr.id, Node: o.h.id, History: line.History, Index: at.Index, Term: at.Term, Oldest: at.Index,
+			})
 			done()
 		})
 	})
