@@ -30,6 +30,9 @@ type GroupConfig struct {
 	History [16]byte
 	// Floor bounds log truncation from outside: entries above it are still needed here (nil: no bound).
 	Floor func() uint64
+	// InSync makes AckAll count the set that CountInSync names, and nothing before it names one; without it
+	// AckAll counts every member of the configuration.
+	InSync bool
 	// RetainBytes of applied log are kept so that members that were away catch up by DIFF; default 64 MiB.
 	RetainBytes uint64
 }
@@ -114,6 +117,7 @@ func (e *Engine) openGroup(cfg GroupConfig) (*Group, error) {
 	c, err := core.New(core.Config{
 		Group: cfg.ID, Replica: cfg.Replica, Nonce: e.ids.Add(1), Storage: storage{log, rep},
 		Applied: rep.Applied().Index, AppliedTerm: rep.Applied().Term, ConfState: rep.ConfState(),
+		InSync: cfg.InSync, Terms: rep.Terms,
 		Logger: core.NewLogger(cfg.ID, cfg.Replica, func(msg string) { e.cfg.Log.Debug(msg, "group", cfg.ID) }),
 	})
 	if err != nil {
@@ -319,6 +323,9 @@ func (g *Group) carryOut() {
 		}
 		for _, m := range e.Snapshots {
 			g.offerSnapshot(m)
+		}
+		if len(e.Lost) > 0 {
+			g.noteLost(e.Lost)
 		}
 		g.publish()
 	}

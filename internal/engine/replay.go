@@ -47,6 +47,9 @@ func replayEntry(e *raftpb.Entry, fn func(payload []byte) error) error {
 		return fmt.Errorf("engine: replay entry %d: %w", e.GetIndex(), err)
 	}
 	for i := range b.Proposals {
+		if b.Proposals[i].Engine {
+			continue
+		}
 		if err := fn(b.Proposals[i].Payload); err != nil {
 			return err
 		}

@@ -59,7 +59,10 @@ var ErrSessionExpired = errors.New("engine: session expired, the write's fate is
 type Answer struct {
 	Code     core.Code // Accepted, Committed, CommittedAll or CommittedQuorumOnly
 	Position core.Position
-	Result   []byte // of the machine
+	Place    uint32   // in the entry at Position, for Accepted
+	Set      uint64   // version of the in-sync set, for CommittedAll
+	Missing  []uint64 // replicas that are not known to have it, for CommittedQuorumOnly
+	Result   []byte   // of the machine; none for Accepted
 }
 
 // Backlog is the number of writes in flight.
@@ -68,6 +71,15 @@ func (s *Session) Backlog() int { return len(s.slots) }
 // Propose submits payload and retries until it has an answer or ctx ends; then the error wraps ctx's and the
 // write's fate is unknown.
 func (s *Session) Propose(ctx context.Context, ack core.Ack, payload []byte) (Answer, error) {
+	return s.submit(ctx, core.Proposal{Ack: ack, Payload: payload})
+}
+
+// Probe writes an entry that changes nothing, and so finds out how writes are answered.
+func (s *Session) Probe(ctx context.Context, ack core.Ack) (Answer, error) {
+	return s.submit(ctx, core.Proposal{Ack: ack, Payload: replica.EncodeProbe(), Engine: true})
+}
+
+func (s *Session) submit(ctx context.Context, p core.Proposal) (Answer, error) {
 	select {
 	case s.slots <- struct{}{}:
 	case <-ctx.Done():
@@ -79,7 +91,7 @@ func (s *Session) Propose(ctx context.Context, ack core.Ack, payload []byte) (An
 
 	var pause backoff
 	for try := 0; ; try++ {
-		p := core.Proposal{Ack: ack, Client: s.client, Seq: seq, Floor: s.answered(), Payload: payload}
+		p.Client, p.Seq, p.Floor = s.client, seq, s.answered()
 		a, err := s.attempt(ctx, p, try)
 		if err == nil && decided(a.Code) {
 			return s.accept(a)
@@ -100,8 +112,9 @@ func decided(c core.Code) bool {
 }
 
 func (s *Session) accept(a core.Answer) (Answer, error) {
+	out := Answer{Code: a.Code, Position: a.Position, Place: a.Place, Set: a.Set, Missing: a.Missing}
 	if a.Code == core.Accepted {
-		return Answer{Code: a.Code, Position: a.Position}, nil
+		return out, nil
 	}
 	r, err := replica.DecodeResult(a.Result)
 	if err != nil {
@@ -110,7 +123,8 @@ func (s *Session) accept(a core.Answer) (Answer, error) {
 	if r.Expired {
 		return Answer{}, ErrSessionExpired
 	}
-	return Answer{Code: a.Code, Position: a.Position, Result: r.Payload}, nil
+	out.Result = r.Payload
+	return out, nil
 }
 
 // attempt asks the leader as far as it is known: this node's own replica first, then the last one that
@@ -244,13 +258,21 @@ func (e *Engine) ServePropose(ctx context.Context, from uint64, req []byte) ([]b
 
 var errShortMessage = errors.New("engine: message too short")
 
-// A proposal on the wire: group with history u64 (wireGroup), ack u8, client 16 B, seq u64, floor u64, payload.
-const proposeHeader = 8 + 1 + 16 + 8 + 8
+// A proposal on the wire: group with history u64 (wireGroup), ack u8 (plus wireEngine if it is the engine's own),
+// client 16 B, seq u64, floor u64, payload.
+const (
+	proposeHeader = 8 + 1 + 16 + 8 + 8
+	wireEngine    = 0x80
+)
 
 func encodePropose(group uint64, p core.Proposal) []byte {
 	b := make([]byte, 0, proposeHeader+len(p.Payload))
 	b = binary.BigEndian.AppendUint64(b, group)
-	b = append(b, byte(p.Ack))
+	ack := byte(p.Ack)
+	if p.Engine {
+		ack |= wireEngine
+	}
+	b = append(b, ack)
 	b = append(b, p.Client[:]...)
 	b = binary.BigEndian.AppendUint64(b, p.Seq)
 	b = binary.BigEndian.AppendUint64(b, p.Floor)
@@ -262,7 +284,7 @@ func decodePropose(b []byte) (group uint64, p core.Proposal, err error) {
 		return 0, p, errShortMessage
 	}
 	group = binary.BigEndian.Uint64(b)
-	p.Ack = core.Ack(b[8])
+	p.Ack, p.Engine = core.Ack(b[8]&^wireEngine), b[8]&wireEngine != 0
 	if p.Ack > core.AckAll {
 		return 0, p, fmt.Errorf("engine: unknown ack %d", b[8])
 	}
@@ -273,15 +295,22 @@ func decodePropose(b []byte) (group uint64, p core.Proposal, err error) {
 	return group, p, nil
 }
 
-// An answer on the wire: code u8, term u64, index u64, leader node u64, result.
-const answerHeader = 1 + 8 + 8 + 8
+// An answer on the wire: code u8, term u64, index u64, leader node u64, place u32, set u64, number of missing
+// replicas u16, each u64, result.
+const answerHeader = 1 + 8 + 8 + 8 + 4 + 8 + 2
 
 func encodeAnswer(a core.Answer, leaderNode uint64) []byte {
-	b := make([]byte, 0, answerHeader+len(a.Result))
+	b := make([]byte, 0, answerHeader+8*len(a.Missing)+len(a.Result))
 	b = append(b, byte(a.Code))
 	b = binary.BigEndian.AppendUint64(b, a.Position.Term)
 	b = binary.BigEndian.AppendUint64(b, a.Position.Index)
 	b = binary.BigEndian.AppendUint64(b, leaderNode)
+	b = binary.BigEndian.AppendUint32(b, a.Place)
+	b = binary.BigEndian.AppendUint64(b, a.Set)
+	b = binary.BigEndian.AppendUint16(b, uint16(len(a.Missing)))
+	for _, r := range a.Missing {
+		b = binary.BigEndian.AppendUint64(b, r)
+	}
 	return append(b, a.Result...)
 }
 
@@ -292,6 +321,17 @@ func decodeAnswer(b []byte) (a core.Answer, leaderNode uint64, err error) {
 	a.Code = core.Code(b[0])
 	a.Position.Term = binary.BigEndian.Uint64(b[1:])
 	a.Position.Index = binary.BigEndian.Uint64(b[9:])
-	a.Result = b[answerHeader:]
-	return a, binary.BigEndian.Uint64(b[17:]), nil
+	leaderNode = binary.BigEndian.Uint64(b[17:])
+	a.Place = binary.BigEndian.Uint32(b[25:])
+	a.Set = binary.BigEndian.Uint64(b[29:])
+	n := int(binary.BigEndian.Uint16(b[37:]))
+	if b = b[answerHeader:]; len(b) < 8*n {
+		return a, 0, errShortMessage
+	}
+	for range n {
+		a.Missing = append(a.Missing, binary.BigEndian.Uint64(b))
+		b = b[8:]
+	}
+	a.Result = b
+	return a, leaderNode, nil
 }

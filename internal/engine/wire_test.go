@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/binary"
 	"net"
+	"reflect"
 	"testing"
 	"time"
 
@@ -17,13 +18,16 @@ import (
 
 func TestWireRoundTrips(t *testing.T) {
 	p := core.Proposal{Ack: core.AckAll, Client: [16]byte{1, 2}, Seq: 7, Floor: 5, Payload: []byte("payload")}
-	group, q, err := decodePropose(encodePropose(9, p))
-	if err != nil || group != 9 || q.Ack != p.Ack || q.Client != p.Client || q.Seq != 7 || q.Floor != 5 || !bytes.Equal(q.Payload, p.Payload) {
-		t.Errorf("proposal: %d %+v %v", group, q, err)
+	for _, p.Engine = range []bool{false, true} {
+		group, q, err := decodePropose(encodePropose(9, p))
+		if err != nil || group != 9 || !reflect.DeepEqual(q, p) {
+			t.Errorf("proposal: %d %+v %v", group, q, err)
+		}
 	}
-	a := core.Answer{Code: core.Committed, Position: core.Position{Term: 3, Index: 4}, Result: []byte("r")}
+	a := core.Answer{Code: core.CommittedAll, Position: core.Position{Term: 3, Index: 4}, Place: 5, Set: 6,
+		Missing: []uint64{7, 8}, Result: []byte("r")}
 	b, leader, err := decodeAnswer(encodeAnswer(a, 11))
-	if err != nil || leader != 11 || b.Code != a.Code || b.Position != a.Position || !bytes.Equal(b.Result, a.Result) {
+	if err != nil || leader != 11 || !reflect.DeepEqual(a, b) {
 		t.Errorf("answer: %+v %d %v", b, leader, err)
 	}
 	bad := encodePropose(9, p)

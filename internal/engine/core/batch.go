@@ -18,9 +18,10 @@ var ErrBatch = errors.New("malformed batch")
 // EncodeBatch returns the payload of an entry:
 //
 //	version, proposer, id, time, number of proposals, then of each proposal
-//	0 | 1 (has a session), [client (16 bytes), seq, floor], payload length, payload
+//	flags, [client (16 bytes), seq, floor], payload length, payload
 //
-// Numbers are unsigned varints, time is a signed one.
+// Flags: 1 has a session, 2 is the engine's own, 4 is answered as soon as the leader's log has it. Numbers are
+// unsigned varints, time is a signed one.
 func EncodeBatch(b *Batch) []byte {
 	size := 1 + 4*binary.MaxVarintLen64
 	for i := range b.Proposals {
@@ -34,10 +35,9 @@ func EncodeBatch(b *Batch) []byte {
 	out = binary.AppendUvarint(out, uint64(len(b.Proposals)))
 	for i := range b.Proposals {
 		p := &b.Proposals[i]
-		if p.Client == ([16]byte{}) {
-			out = append(out, 0)
-		} else {
-			out = append(out, 1)
+		flags := flagsOf(p)
+		out = append(out, flags)
+		if flags&flagSession != 0 {
 			out = append(out, p.Client[:]...)
 			out = binary.AppendUvarint(out, p.Seq)
 			out = binary.AppendUvarint(out, p.Floor)
@@ -46,6 +46,27 @@ func EncodeBatch(b *Batch) []byte {
 		out = append(out, p.Payload...)
 	}
 	return out
+}
+
+// Flags of an encoded proposal.
+const (
+	flagSession = 1 << iota
+	flagEngine
+	flagLocal
+	flagsEnd
+)
+
+func flagsOf(p *Proposal) (flags byte) {
+	if p.Client != ([16]byte{}) {
+		flags |= flagSession
+	}
+	if p.Engine {
+		flags |= flagEngine
+	}
+	if p.Ack == AckLocal {
+		flags |= flagLocal
+	}
+	return flags
 }
 
 // proposalBytes is an upper bound of a proposal's encoded size.
@@ -70,13 +91,15 @@ func DecodeBatch(data []byte) (Batch, error) {
 	}
 	for i := range b.Proposals {
 		p := &b.Proposals[i]
-		switch d.byte() {
-		case 0:
-		case 1:
+		flags := d.byte()
+		d.bad = d.bad || flags >= flagsEnd
+		if flags&flagSession != 0 {
 			copy(p.Client[:], d.bytes(16))
 			p.Seq, p.Floor = d.uvarint(), d.uvarint()
-		default:
-			d.bad = true
+		}
+		p.Engine = flags&flagEngine != 0
+		if flags&flagLocal != 0 {
+			p.Ack = AckLocal
 		}
 		p.Payload = d.bytes(d.uvarint())
 		if d.bad {

@@ -10,6 +10,8 @@ import (
 var sampleBatch = Batch{Proposer: 3, ID: 9, Time: 1_700_000_000_000_000_000, Proposals: []Proposal{
 	{Client: [16]byte{1, 2}, Seq: 300, Floor: 7, Payload: []byte("hello")},
 	{Payload: []byte{}},
+	{Ack: AckLocal, Payload: []byte("early")},
+	{Engine: true, Client: [16]byte{9}, Seq: 1, Floor: 1, Payload: []byte{1}},
 	{Client: [16]byte{15: 1}, Payload: make([]byte, 300)},
 }}
 
@@ -33,7 +35,7 @@ func TestDecodeBatchRefusesDamage(t *testing.T) {
 		"tail":       append(bytes.Clone(data), 0),
 		"version":    append([]byte{2}, data[1:]...),
 		"huge count": {batchVersion, 1, 1, 0, 0xff, 0xff, 0xff, 0xff, 0x7f},
-		"flag":       {batchVersion, 1, 1, 0, 1, 2, 0},
+		"flag":       {batchVersion, 1, 1, 0, 1, flagsEnd, 0},
 	} {
 		if _, err := DecodeBatch(bad); !errors.Is(err, ErrBatch) {
 			t.Errorf("%s: error %v", name, err)

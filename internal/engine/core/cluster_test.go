@@ -18,7 +18,9 @@ type cluster struct {
 	wire     []*raftpb.Message
 	cut      func(m *raftpb.Message) bool // true: the network drops it
 	answers  map[uint64]Answer
+	answered func(n *node, a Answer) // hears of each answer, if set
 	proposed uint64
+	inSync   bool
 }
 
 type node struct {
@@ -31,6 +33,8 @@ type node struct {
 	holdAppend bool
 	holdApply  bool
 	down       bool
+	terms      Terms
+	lost       []Loss
 }
 
 func newCluster(t *testing.T, voters ...uint64) *cluster {
@@ -49,6 +53,7 @@ func (c *cluster) add(id uint64, cs *raftpb.ConfState) *node {
 	}}); err != nil {
 		c.t.Fatal(err)
 	}
+	n.terms = n.terms.Note(Position{Term: 1, Index: 1})
 	c.nodes[id] = n
 	c.ids = append(c.ids, id)
 	c.open(id, 1)
@@ -58,7 +63,7 @@ func (c *cluster) add(id uint64, cs *raftpb.ConfState) *node {
 func (c *cluster) open(id, applied uint64) {
 	c.t.Helper()
 	n := c.nodes[id]
-	g, err := New(Config{Group: 7, Replica: id, Nonce: 100 + id, Storage: n.log, Applied: applied})
+	g, err := New(Config{Group: 7, Replica: id, Nonce: 100 + id, Storage: n.log, Applied: applied, InSync: c.inSync, Terms: func() Terms { return n.terms }})
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -102,7 +107,11 @@ func (c *cluster) carryOut(n *node, e Effects) {
 			c.t.Fatalf("id %d answered twice: %v, then %v", a.ID, old, a)
 		}
 		c.answers[a.ID] = a
+		if c.answered != nil {
+			c.answered(n, a)
+		}
 	}
+	n.lost = append(n.lost, e.Lost...)
 	if e.Append != nil {
 		n.heldAppend = append(n.heldAppend, e.Append)
 	}
@@ -136,6 +145,7 @@ func (n *node) release(t *testing.T) {
 func (n *node) apply(t *testing.T, a *Apply) {
 	results := make([][][]byte, len(a.Entries))
 	for i, e := range a.Entries {
+		n.terms = n.terms.Note(Position{Term: e.GetTerm(), Index: e.GetIndex()})
 		if e.GetType() != raftpb.EntryNormal {
 			if _, err := n.ApplyConf(e); err != nil {
 				t.Fatal(err)

@@ -31,6 +31,7 @@ type Proposal struct {
 	Seq     uint64   // > 0 and unique in the session
 	Floor   uint64   // every Seq below it has been answered to the client: results may be forgotten
 	Payload []byte   // immutable from here on
+	Engine  bool     // a command of the engine itself (package replica): no machine is shown it
 }
 
 // Code is the typed answer to a proposal or a read.
@@ -40,7 +41,7 @@ const (
 	Unknown             Code = iota // fate open: retry with the same Client and Seq
 	Accepted                        // AckLocal: synced on the leader at Position; may be lost by a failover
 	Committed                       // committed and applied at Position
-	CommittedAll                    // and durable on every member
+	CommittedAll                    // and durable on every member of the set of version Set
 	NotLeader                       // not taken; Leader names the replica to ask (0: none known)
 	Busy                            // not taken: too much uncommitted, or another Change is under way; retry later
 	Ready                           // a read: the local state at Index or above is linearizable
@@ -68,9 +69,13 @@ type Answer struct {
 	ID       uint64
 	Code     Code
 	Position Position // Ready: only Index is set
+	Place    uint32   // of the proposal in its entry, for Accepted
+	Set      uint64   // version of the in-sync set that was counted, for CommittedAll; 0: the configuration
 	Result   []byte   // what Applied was given, for Committed, CommittedAll and CommittedQuorumOnly
 	Leader   uint64   // replica id, for NotLeader
-	Missing  []uint64 // replica ids, for CommittedQuorumOnly; empty if this replica no longer leads
+	// Missing are the replica ids that did not have it, for CommittedQuorumOnly; empty if that is not known:
+	// this replica no longer leads, or the in-sync set was not confirmed for its term.
+	Missing []uint64
 }
 
 // Config of a group's core.
@@ -85,7 +90,13 @@ type Config struct {
 	// AppliedTerm is the term of the entry at Applied; 0: not known, LogFits is not checked.
 	AppliedTerm uint64
 	// ConfState is the configuration in force at Applied. nil: Storage.InitialState has it.
-	ConfState      *raftpb.ConfState
+	ConfState *raftpb.ConfState
+	// InSync makes AckAll count the set that CountInSync names, and nothing before it names one. Without it
+	// AckAll counts every member of the configuration.
+	InSync bool
+	// Terms returns the terms of everything that the state covers; with it the core tells what was Accepted
+	// here and is lost (Effects.Lost). It may be called after Applied and Appended. nil: nobody wants to know.
+	Terms          func() Terms
 	ElectionTicks  int         // ≥ 3 × HeartbeatTicks; default 10
 	HeartbeatTicks int         // default 1
 	MaxEntryBytes  uint64      // proposals are packed into entries of at most about this size; default 1 MiB
@@ -108,6 +119,15 @@ type Effects struct {
 	// Snapshot: a follower needs state (raft's MsgSnap): Snapshots lists those to serve; the runner
 	// streams the state out of band and reports with Group.SnapshotSent.
 	Snapshots []*raftpb.Message
+	// Lost: writes that this replica answered Accepted and that will never be committed. Each once.
+	Lost []Loss
+}
+
+// Loss is of one entry that was overwritten.
+type Loss struct {
+	Position
+	Writes int  // how many that were Accepted the entry carried
+	Known  bool // false: whether the entry was committed is no longer known, Terms do not reach back to it
 }
 
 // Append is one log write. Sync is false when raft asked for no durability: the write may then be left to
@@ -134,5 +154,5 @@ type Batch struct {
 	Proposer  uint64     // replica that was leader
 	ID        uint64     // unique per proposer incarnation
 	Time      int64      // leader's clock, Unix ns
-	Proposals []Proposal // ID and Ack are not on the wire
+	Proposals []Proposal // ID is not on the wire, and of Ack only whether it is AckLocal
 }

@@ -36,6 +36,9 @@ type Group struct {
 	now     int64 // highest time proposed so far
 	pending queue // proposals and changes in log order
 	waitAll []waiting
+	inSync  inSync
+	doubts  []doubt
+	lost    []Loss
 	change  bool // a Change of this replica is pending
 	reads   reads
 	succeed succession
@@ -79,6 +82,9 @@ func New(cfg Config) (*Group, error) {
 		StepDownOnRemoval:         true,
 	})
 	if err != nil {
+		return nil, fmt.Errorf("open group %d replica %d: %w", cfg.Group, cfg.Replica, err)
+	}
+	if err := g.findDoubts(storage); err != nil {
 		return nil, fmt.Errorf("open group %d replica %d: %w", cfg.Group, cfg.Replica, err)
 	}
 	return g, nil
@@ -180,6 +186,7 @@ func (g *Group) Appended(a *Append) {
 	}
 	if a.Snapshot != nil {
 		g.applied = max(g.applied, a.Snapshot.GetMetadata().GetIndex())
+		g.settleDoubts()
 	}
 	for _, m := range a.done {
 		if m.GetTo() == g.cfg.Replica {
@@ -204,6 +211,7 @@ func (g *Group) Applied(a *Apply, results [][][]byte) {
 	}
 	if n := len(a.Entries); n > 0 {
 		g.applied = max(g.applied, a.Entries[n-1].GetIndex())
+		g.settleDoubts()
 	}
 	for _, m := range a.done {
 		g.stepOwn(m)
@@ -235,7 +243,8 @@ func (g *Group) Effects() (e Effects, any bool) {
 		g.sends = g.sends[:0]
 	}
 	e.Answers, g.answers = g.answers, nil
-	any = len(e.Send) > 0 || e.Append != nil || e.Apply != nil || len(e.Answers) > 0 || len(e.Snapshots) > 0
+	e.Lost, g.lost = g.lost, nil
+	any = len(e.Send) > 0 || e.Append != nil || e.Apply != nil || len(e.Answers) > 0 || len(e.Snapshots) > 0 || len(e.Lost) > 0
 	return e, any || g.readsDue()
 }
 
@@ -258,7 +267,10 @@ func (g *Group) takeReady(e *Effects) {
 	}
 	if n := len(rd.CommittedEntries); n > 0 {
 		g.applying = rd.CommittedEntries[n-1].GetIndex()
-		g.termBegun = g.termBegun || g.role == Leader && rd.CommittedEntries[n-1].GetTerm() == g.term
+		if !g.termBegun && g.role == Leader && rd.CommittedEntries[n-1].GetTerm() == g.term {
+			g.termBegun = true
+			g.inSync.upTo = g.applying // an earlier leader may have answered CommittedAll up to here
+		}
 	}
 	for _, rs := range rd.ReadStates {
 		g.reads.confirm(g.cfg.Nonce, rs)

@@ -26,13 +26,8 @@ type inflight struct {
 	waiters []waiter
 	local   bool // some of waiters are AckLocal
 	change  bool
-}
-
-// waiting is an AckAll proposal that is committed and applied here but not everywhere.
-type waiting struct {
-	id     uint64
-	at     Position
-	result []byte
+	// accepted is how many of waiters were answered Accepted.
+	accepted int
 }
 
 // queue holds the entries of this leadership in log order.
@@ -279,7 +274,8 @@ func (g *Group) assign(entries []*raftpb.Entry) {
 
 // accept answers the AckLocal proposals up to index, which are durable here.
 func (g *Group) accept(index uint64) {
-	for _, f := range g.pending.items[g.pending.head:g.pending.next] {
+	for i := g.pending.head; i < g.pending.next; i++ {
+		f := &g.pending.items[i]
 		if f.at.Index > index {
 			return
 		}
@@ -289,7 +285,8 @@ func (g *Group) accept(index uint64) {
 		for j := range f.waiters {
 			if w := &f.waiters[j]; w.ack == AckLocal && !w.answered {
 				w.answered = true
-				g.answers = append(g.answers, Answer{ID: w.id, Code: Accepted, Position: f.at})
+				f.accepted++
+				g.answers = append(g.answers, Answer{ID: w.id, Code: Accepted, Position: f.at, Place: uint32(j)})
 			}
 		}
 	}
@@ -304,6 +301,7 @@ func (g *Group) resolve(at Position, results [][]byte) {
 			g.change = false
 		}
 		if f.at != at {
+			g.doubt(&f)
 			g.abandon(&f)
 			continue
 		}
@@ -317,7 +315,7 @@ func (g *Group) resolve(at Position, results [][]byte) {
 				result = results[j]
 			}
 			if w.ack == AckAll {
-				g.waitAll = append(g.waitAll, waiting{id: w.id, at: at, result: result})
+				g.awaitAll(waiting{id: w.id, at: at, result: result})
 				continue
 			}
 			g.answers = append(g.answers, Answer{ID: w.id, Code: Committed, Position: at, Result: result})
@@ -336,6 +334,7 @@ func (g *Group) lose() {
 		keep++ // being applied, hence committed: Applied answers it
 	}
 	for i := keep; i < len(q.items); i++ {
+		g.doubt(&q.items[i])
 		g.abandon(&q.items[i])
 		if q.items[i].change {
 			g.change = false
@@ -343,11 +342,7 @@ func (g *Group) lose() {
 	}
 	clear(q.items[keep:])
 	q.items, q.next = q.items[:keep], keep
-	for _, w := range g.waitAll {
-		g.answers = append(g.answers, quorumOnly(w, nil))
-	}
-	clear(g.waitAll)
-	g.waitAll = g.waitAll[:0]
+	g.loseAll()
 }
 
 // abandon answers Unknown to what still waits in f.
@@ -358,38 +353,4 @@ func (g *Group) abandon(f *inflight) {
 			g.answers = append(g.answers, Answer{ID: w.id, Code: Unknown, Position: f.at})
 		}
 	}
-}
-
-// answerAll answers the AckAll proposals that every member has.
-func (g *Group) answerAll() {
-	if len(g.waitAll) == 0 {
-		return
-	}
-	everywhere := ^uint64(0)
-	g.rn.WithProgress(func(_ uint64, _ raft.ProgressType, pr tracker.Progress) {
-		everywhere = min(everywhere, pr.Match)
-	})
-	n := 0
-	for n < len(g.waitAll) && g.waitAll[n].at.Index <= everywhere {
-		w := &g.waitAll[n]
-		g.answers = append(g.answers, Answer{ID: w.id, Code: CommittedAll, Position: w.at, Result: w.result})
-		n++
-	}
-	g.waitAll = slices.Delete(g.waitAll, 0, n)
-}
-
-// missing lists the members that are not known to have index.
-func (g *Group) missing(index uint64) []uint64 {
-	var ids []uint64
-	g.rn.WithProgress(func(id uint64, _ raft.ProgressType, pr tracker.Progress) {
-		if pr.Match < index {
-			ids = append(ids, id)
-		}
-	})
-	slices.Sort(ids)
-	return ids
-}
-
-func quorumOnly(w waiting, missing []uint64) Answer {
-	return Answer{ID: w.id, Code: CommittedQuorumOnly, Position: w.at, Result: w.result, Missing: missing}
 }

@@ -47,39 +47,71 @@ func DecodeResult(b []byte) (Result, error) {
 func (r *Replica) Apply(
 	entries []*raftpb.Entry, conf func(*raftpb.Entry) *raftpb.ConfState,
 ) (results [][][]byte, err error) {
+	results = make([][][]byte, len(entries))
+	for done := 0; done < len(entries); {
+		n, err := r.applySome(entries[done:], results[done:], conf)
+		if err != nil {
+			return nil, err
+		}
+		done += n
+	}
+	return results, nil
+}
+
+// applySome executes entries in one batch, up to the first that carries a command for the engine, and returns how
+// many: the hooks are called between two batches, when the state is exactly the one at that entry.
+func (r *Replica) applySome(
+	entries []*raftpb.Entry, results [][][]byte, conf func(*raftpb.Entry) *raftpb.ConfState,
+) (n int, err error) {
 	b := r.store.Batch()
 	defer b.Discard()
 	a := applier{r: r, tx: kv.PrefixedTx(b, r.state.slot.machine()), conf: conf, next: r.state}
-	results = make([][][]byte, len(entries))
-	for i, e := range entries {
-		if results[i], err = a.entry(e); err != nil {
-			return nil, fmt.Errorf("apply entry %d: %w", e.GetIndex(), err)
+	for n < len(entries) && len(a.own) == 0 {
+		if results[n], err = a.entry(entries[n]); err != nil {
+			return 0, fmt.Errorf("apply entry %d: %w", entries[n].GetIndex(), err)
 		}
+		n++
 	}
 	if a.next.at == r.state.at {
-		return results, nil
+		return n, nil
 	}
+	if err := a.commit(b); err != nil {
+		return 0, fmt.Errorf("apply up to %d: %w", a.next.at.Index, err)
+	}
+	r.runOwn(a.own)
+	return n, nil
+}
+
+// commit puts in force what a has done.
+func (a *applier) commit(b kv.Batch) error {
+	r := a.r
 	if err := r.sessions.flush(b, a.next.slot); err != nil {
-		return nil, fmt.Errorf("apply up to %d: write sessions: %w", a.next.at.Index, err)
+		return fmt.Errorf("write sessions: %w", err)
+	}
+	if !a.next.terms.Equal(r.state.terms) {
+		if err := b.Set(termsKey, a.next.terms.Append(nil)); err != nil {
+			return fmt.Errorf("write terms: %w", err)
+		}
 	}
 	if err := a.next.write(b); err != nil {
-		return nil, fmt.Errorf("apply up to %d: write position: %w", a.next.at.Index, err)
+		return fmt.Errorf("write position: %w", err)
 	}
 	if err := b.Commit(); err != nil {
-		return nil, fmt.Errorf("apply up to %d: %w", a.next.at.Index, err)
+		return err
 	}
 	r.state = a.next
 	r.publish()
 	r.machine.Committed(r.state.at.Index)
-	return results, nil
+	return nil
 }
 
-// applier is one call of Apply.
+// applier is one batch of Apply.
 type applier struct {
 	r    *Replica
 	tx   kv.Tx // the machine's part of the batch
 	conf func(*raftpb.Entry) *raftpb.ConfState
 	next state
+	own  []own // commands for the engine in the last entry
 }
 
 func (a *applier) entry(e *raftpb.Entry) ([][]byte, error) {
@@ -97,6 +129,7 @@ func (a *applier) entry(e *raftpb.Entry) ([][]byte, error) {
 		return nil, nil
 	}
 	a.next.at = at
+	a.next.terms = a.next.terms.Note(at)
 	if e.GetType() != raftpb.EntryNormal || len(e.GetData()) == 0 {
 		return nil, nil
 	}
@@ -130,6 +163,9 @@ func (a *applier) change(e *raftpb.Entry, covered bool) error {
 }
 
 func (a *applier) proposal(p *core.Proposal, ordinal int) ([]byte, error) {
+	if p.Engine {
+		return a.engine(p.Payload), nil
+	}
 	cmd := machine.Command{Index: a.next.at.Index, Time: a.next.time, Payload: p.Payload}
 	if p.Client == ([16]byte{}) {
 		result, err := a.r.machine.Apply(a.tx, cmd)

@@ -10,6 +10,9 @@
 // Keys, all below the group's prefix:
 //
 //	e/position            slot, position, time, configuration
+//	e/terms               in which term what is covered was committed (core.Terms)
+//	e/doubtful            this replica's state is not what the others have (Quarantine); local
+//	e/lost                how many writes this replica accepted and lost; local
 //	e/s/<slot><client>    a session; without a client: how many were evicted
 //	m/ or n/              the machine's state, by slot
 //
@@ -50,6 +53,7 @@ type Replica struct {
 	// followForks: a snapshot of another history replaces the state. Else it is refused: what else the node
 	// keeps for the group must be brought in order first.
 	followForks bool
+	hooks       Hooks
 }
 
 // state is the record e/position.
@@ -59,6 +63,10 @@ type state struct {
 	time int64 // of the last command, Unix ns
 	line Line
 	conf *raftpb.ConfState // immutable; nil: not known (an observer, or nothing was ever applied)
+
+	// These have keys of their own: they seldom change.
+	terms      core.Terms
+	quarantine *Quarantine // nil: the state is trusted
 }
 
 const stateVersion = 2
@@ -103,7 +111,12 @@ func (d *reader) line() (l Line) {
 	return l
 }
 
-var positionKey = []byte("e/position")
+var (
+	positionKey   = []byte("e/position")
+	termsKey      = []byte("e/terms")
+	quarantineKey = []byte("e/doubtful")
+	lossesKey     = []byte("e/lost")
+)
 
 // Open loads the replica that store, which is the group's part of the node's state, holds; an empty one is at
 // the zero position. It calls m.Restored.
@@ -126,6 +139,9 @@ func (r *Replica) load() error {
 		return err
 	}
 	if err := r.sessions.load(r.store, st.slot); err != nil {
+		return err
+	}
+	if st.quarantine, err = readQuarantine(r.store); err != nil {
 		return err
 	}
 	r.state = st
@@ -153,6 +169,7 @@ func (r *Replica) InitLine(meta *raftpb.SnapshotMetadata, line Line) error {
 	st := r.state
 	st.at = core.Position{Term: meta.GetTerm(), Index: meta.GetIndex()}
 	st.conf, st.line = meta.GetConfState(), line
+	st.terms = st.terms.Note(st.at)
 	if err := r.force(st); err != nil {
 		return fmt.Errorf("initialise replica: %w", err)
 	}
@@ -180,6 +197,9 @@ func (r *Replica) Adopt(line Line) error {
 func (r *Replica) force(st state) error {
 	b := r.store.Batch()
 	defer b.Discard()
+	if err := b.Set(termsKey, st.terms.Append(nil)); err != nil {
+		return err
+	}
 	if err := st.write(b); err != nil {
 		return err
 	}
@@ -215,6 +235,15 @@ func (r *Replica) Applied() core.Position { return r.public.Load().at }
 
 // ConfState is the configuration in force at Applied; nil if it is not known.
 func (r *Replica) ConfState() *raftpb.ConfState { return r.public.Load().conf }
+
+// Terms of everything that Applied covers, as far back as they are remembered.
+func (r *Replica) Terms() core.Terms { return r.public.Load().terms }
+
+// Covered is Applied with its Terms, of one moment.
+func (r *Replica) Covered() (core.Position, core.Terms) {
+	st := r.public.Load()
+	return st.at, st.terms
+}
 
 // SnapshotMeta is Applied and its configuration in raft's form: what a log must be reset to that ends before
 // Applied, which happens when a crash comes after the installation of a snapshot and before the reset.
@@ -355,7 +384,35 @@ func readState(r kv.Reader) (state, error) {
 	if d.bad || st.slot > 1 {
 		return st, fmt.Errorf("position of %d bytes: %w", len(v), ErrDamaged)
 	}
-	return st, nil
+	st.terms, err = readTerms(r, st.at)
+	return st, err
+}
+
+// readTerms reads the terms of a state that ends at at.
+func readTerms(r kv.Reader, at core.Position) (core.Terms, error) {
+	v, found, err := r.Get(termsKey)
+	if err != nil {
+		return core.Terms{}, err
+	}
+	if !found { // nothing is known of what came before
+		return core.Terms{}.Note(at), nil
+	}
+	t, err := core.DecodeTerms(v)
+	if err != nil {
+		return t, fmt.Errorf("terms up to %d: %w: %w", at.Index, ErrDamaged, err)
+	}
+	return t, nil
+}
+
+// writeAll writes what seldom changes too. An installed state is trusted until it is compared.
+func (st *state) writeAll(tx kv.Tx) error {
+	if err := tx.Set(termsKey, st.terms.Append(nil)); err != nil {
+		return err
+	}
+	if err := tx.Delete(quarantineKey); err != nil {
+		return err
+	}
+	return st.write(tx)
 }
 
 func (st *state) write(tx kv.Tx) error {

@@ -18,7 +18,7 @@ import (
 
 // A snapshot stream is
 //
-//	magic, length and bytes of raft's SnapshotMetadata, time, line (see Line.Append),
+//	magic, length and bytes of raft's SnapshotMetadata, time, line (see Line.Append), length and bytes of core.Terms,
 //	records (tag, key length, key, value length, value) in key order: sessions, then the machine's,
 //	end tag, BLAKE3-256 of everything before
 //
@@ -66,6 +66,7 @@ func writeSnapshot(view kv.Reader, w io.Writer, whole bool) error {
 	out.write([]byte(magic))
 	out.field(meta)
 	out.write(st.line.Append(binary.AppendVarint(nil, st.time)))
+	out.field(st.terms.Append(nil))
 	out.records(view, tagSession, st.slot.sessions())
 	if whole {
 		out.records(view, tagMachine, st.slot.machine())
@@ -191,7 +192,13 @@ func (s *snapshotReader) head() (state, error) {
 	if st.time, err = binary.ReadVarint(s); err != nil {
 		return st, err
 	}
-	st.line, err = s.line()
+	if st.line, err = s.line(); err != nil {
+		return st, err
+	}
+	if raw, err = s.field(nil, maxMeta); err != nil {
+		return st, err
+	}
+	st.terms, err = core.DecodeTerms(raw)
 	return st, err
 }
 
@@ -311,6 +318,15 @@ func (r *Replica) RestoreDiff(stream io.Reader, fetch func(local kv.Reader, tx k
 	return r.install(b, next)
 }
 
+// ahead says whether a snapshot of the same history at at has something to offer. A state in quarantine is worth less
+// than one of the same position; raft goes on from where it is, so an older one is of no use even then.
+func (r *Replica) ahead(at core.Position) bool {
+	if r.state.quarantine != nil {
+		return at.Index >= r.state.at.Index
+	}
+	return at.Index > r.state.at.Index
+}
+
 // beginRestore reads the head; wanted is false if the state covers the snapshot already.
 func (r *Replica) beginRestore(in *snapshotReader, to slot) (next state, wanted bool, err error) {
 	if next, err = in.head(); err != nil {
@@ -318,7 +334,7 @@ func (r *Replica) beginRestore(in *snapshotReader, to slot) (next state, wanted 
 	}
 	next.slot = to
 	if r.state.at.Index == 0 || next.line.History == r.state.line.History {
-		return next, next.at.Index > r.state.at.Index, nil
+		return next, r.ahead(next.at), nil
 	}
 	if !r.followForks {
 		return next, false, fmt.Errorf("restore snapshot of history %x: %w", next.line.History, ErrOtherHistory)
@@ -328,7 +344,7 @@ func (r *Replica) beginRestore(in *snapshotReader, to slot) (next state, wanted 
 
 // install commits b with the new position, durably, and loads what it put in force.
 func (r *Replica) install(b kv.Batch, next state) error {
-	if err := next.write(b); err != nil {
+	if err := next.writeAll(b); err != nil {
 		return fmt.Errorf("restore snapshot at %d: %w", next.at.Index, err)
 	}
 	if err := b.Commit(); err != nil {
