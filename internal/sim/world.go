@@ -99,17 +99,11 @@ type world struct {
 }
 
 func newWorld(seed uint64) *world {
-	w := emptyWorld(seed)
-	w.shape = drawShape(w.dice.fate)
-	w.populate()
-	return w
-}
-
-func emptyWorld(seed uint64) *world {
 	stream := func(n uint64) *mathrand.Rand { return mathrand.New(mathrand.NewPCG(seed, n)) }
 	w := &world{seed: seed, dice: dice{stream(1), stream(2), stream(3), stream(4), stream(5)}}
 	w.report.Seed, w.report.Seeds = seed, 1
 	w.net.init(w)
+	w.shape = drawShape(w.dice.fate)
 	return w
 }
 
@@ -206,6 +200,7 @@ func (w *world) populate() {
 
 // run plays the active part, then heals everything and waits for the cluster to converge.
 func (w *world) run() {
+	w.populate() // here, not in newWorld: whoever starts a core draws from raft's randomness
 	w.report.shaped(&w.shape)
 	w.nemesis.begin(w)
 	for w.now < w.shape.active {
