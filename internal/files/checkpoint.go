@@ -230,6 +230,18 @@ func (a *Agent) keepAside(path string) error {
 	return errors.Join(err, out.Close())
 }
 
+// revertEdit is what a read-only binding does about a finding.
+func (a *Agent) revertEdit(f *finding) {
+	edits, err := a.consult([]finding{*f})
+	if err != nil {
+		a.broken(err)
+		return
+	}
+	for i := range edits {
+		a.revert(&edits[i])
+	}
+}
+
 // revert undoes a local change of a read-only binding: what a user wrote is kept aside, the manifest's state
 // comes back.
 func (a *Agent) revert(f *finding) {
@@ -240,7 +252,7 @@ func (a *Agent) revert(f *finding) {
 				return fmt.Errorf("keep a local change aside: %w", err)
 			}
 		}
-		return a.recordOne(path, record{Placed: place.Placed{Stat: f.stat}, Hash: f.change.Node.Hash})
+		return a.recordOne(path, f.old.Stat.Kind, record{Placed: place.Placed{Stat: f.stat}, Hash: f.change.Node.Hash})
 	}
 	if err := done(); err != nil {
 		a.lookFailed(path, err)

@@ -43,17 +43,6 @@ func statOf(in os.FileInfo) (place.Stat, bool) {
 	}, true
 }
 
-// wanted is what the manifest says of a path now.
-func (a *Agent) wanted(path string) (manifest.Node, error) {
-	v, err := a.cfg.Log.View()
-	if err != nil {
-		return manifest.Node{}, err
-	}
-	defer v.Close()
-	n, _, err := manifest.Get(v, path)
-	return n, err
-}
-
 // lookLoop looks at paths until the end.
 func (a *Agent) lookLoop() {
 	r := newReader(a)
@@ -95,7 +84,7 @@ func (a *Agent) lookAt(r *reader, path string, found []finding) []finding {
 		return found
 	}
 	if a.cfg.ReadOnly {
-		a.revert(f)
+		a.revertEdit(f)
 		return found
 	}
 	found = append(found, *f)
@@ -126,7 +115,7 @@ func (a *Agent) lookFailed(path string, err error) {
 // settleLook ends a look that leads to no proposal.
 func (a *Agent) settleLook(path string, v verdict) {
 	if v.adopt {
-		if err := a.recordOne(path, v.record); err != nil {
+		if err := a.recordOne(path, v.had, v.record); err != nil {
 			a.broken(err)
 		}
 		if v.place {
@@ -141,22 +130,19 @@ func (a *Agent) settleLook(path string, v verdict) {
 	a.board.lookDone(path, again)
 }
 
-func (a *Agent) recordOne(path string, r record) error {
+func (a *Agent) recordOne(path string, had manifest.Kind, r record) error {
 	e := a.table.edit()
 	defer e.discard()
-	if err := a.setRecord(e, path, r); err != nil {
+	if err := a.setRecord(e, path, had, r); err != nil {
 		return err
 	}
 	return e.commit()
 }
 
-// setRecord sets a record and keeps the guard's count.
-func (a *Agent) setRecord(e *edits, path string, r record) error {
-	old, err := a.table.get(path)
-	if err != nil {
-		return err
-	}
-	if old.Stat.Kind == manifest.File {
+// setRecord sets the record of a claimed path, whose old one is of an entry of kind had, and keeps the guard's
+// count.
+func (a *Agent) setRecord(e *edits, path string, had manifest.Kind, r record) error {
+	if had == manifest.File {
 		a.guard.files.Add(-1)
 	}
 	if r.Stat.Kind == manifest.File {
@@ -236,6 +222,11 @@ func (b *batch) add(found []finding) {
 // propose stages contents, proposes the changes and settles their outcomes.
 func (a *Agent) propose(ctx context.Context, found []finding) {
 	defer a.status.pending.Add(-int64(len(found)))
+	found, err := a.consult(found)
+	if err != nil {
+		a.broken(err)
+		return
+	}
 	deletions, ok := a.guard.admit(found)
 	if !ok {
 		a.stop(stopDeletions, fmt.Sprintf("%d files would be deleted everywhere", a.guard.deletions()),
@@ -243,7 +234,7 @@ func (a *Agent) propose(ctx context.Context, found []finding) {
 		a.release(found, retryTime)
 		return
 	}
-	found, err := a.ship(ctx, found)
+	found, err = a.ship(ctx, found)
 	if err != nil {
 		a.proposeFailed(ctx, found, deletions, err)
 		return
@@ -311,7 +302,7 @@ func (a *Agent) settle(index uint64, found []finding, outs []manifest.Outcome) e
 			a.status.problem(f.change.Path, errRefused)
 			continue
 		}
-		if err := a.setRecord(e, f.change.Path, rec); err != nil {
+		if err := a.setRecord(e, f.change.Path, f.old.Stat.Kind, rec); err != nil {
 			return err
 		}
 	}

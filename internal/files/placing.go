@@ -227,7 +227,7 @@ func (a *Agent) recordPlaced(tasks []place.Task, results []place.Result) error {
 		if t.Want.Kind == manifest.Absent {
 			rec = record{}
 		}
-		if err := a.setRecord(e, t.Path, rec); err != nil {
+		if err := a.setRecord(e, t.Path, t.Have.Stat.Kind, rec); err != nil {
 			return err
 		}
 		if t.Want.Kind == manifest.File && t.Inline == nil && t.Want.Size > 0 {

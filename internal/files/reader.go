@@ -22,6 +22,7 @@ type finding struct {
 	old    record
 	stat   place.Stat
 	data   []byte // a small file's content
+	unsure bool   // whether it is an edit at all: the manifest has to be asked, see consult
 }
 
 // verdict of a look that found nothing to propose.
@@ -29,8 +30,9 @@ type verdict struct {
 	again  time.Duration // > 0: look once more after that
 	adopt  bool          // found as the manifest has it: record what is there
 	record record
-	place  bool // let the placer bring the path to the manifest's state
-	entry  bool // an entry may have come and gone: the directory's times changed
+	had    manifest.Kind // what the record there was of
+	place  bool          // let the placer bring the path to the manifest's state
+	entry  bool          // an entry may have come and gone: the directory's times changed
 }
 
 // errUnstable says that a file changed while it was read.
@@ -129,37 +131,24 @@ func (r *reader) absent(f *finding) (*finding, verdict, error) {
 	}
 	if f.old.Version == 0 {
 		// What was here is kept elsewhere; the manifest says what comes.
-		return nil, verdict{adopt: true, place: true}, nil
+		return nil, verdict{adopt: true, had: f.old.Stat.Kind, place: true}, nil
 	}
 	return f, verdict{}, nil
 }
 
-// compare decides about what is there and not as recorded.
+// compare decides about what is there and not as recorded, as far as that can be done without the manifest.
 func (r *reader) compare(f *finding) (*finding, verdict, error) {
-	found := record{Placed: place.Placed{Version: f.old.Version, Stat: f.stat}, Hash: f.change.Node.Hash}
 	if f.old.Stat.Kind == f.stat.Kind && f.stat.Kind == manifest.File && f.change.Node.Equal(f.old.node()) {
 		// Touched, linked or rewritten with the same bytes and times.
-		return nil, verdict{adopt: true, record: found, entry: true}, nil
+		return nil, verdict{adopt: true, had: f.old.Stat.Kind, record: f.asFound(), entry: true}, nil
 	}
-	if f.old.Version != 0 && r.a.cfg.Owner {
-		return f, verdict{}, nil
-	}
-	want, err := r.a.wanted(f.change.Path)
-	if err != nil {
-		return nil, verdict{}, err
-	}
-	if !r.a.cfg.Owner && want.Kind != manifest.Absent {
-		f.change.Node.UID, f.change.Node.GID = want.UID, want.GID
-	}
-	if f.old.Version != 0 || want.Kind == manifest.Absent || !want.SameContent(f.change.Node) {
-		return f, verdict{}, nil
-	}
-	// Never placed here but in the manifest with these bytes: that is no edit, whatever its metadata.
-	if want.Equal(f.change.Node) {
-		found.Version = want.Version
-		return nil, verdict{adopt: true, record: found, entry: true}, nil
-	}
-	return nil, verdict{adopt: true, record: found, place: true, entry: true}, nil
+	f.unsure = f.old.Version == 0 || !r.a.cfg.Owner
+	return f, verdict{}, nil
+}
+
+// asFound records what is on the disk, with the version that stood there.
+func (f *finding) asFound() record {
+	return record{Placed: place.Placed{Version: f.old.Version, Stat: f.stat}, Hash: f.change.Node.Hash}
 }
 
 // describe fills in the node of f, from a stable state, and its content if it is small.
@@ -192,7 +181,7 @@ func (r *reader) readFile(f *finding) error {
 	}
 	defer file.Close()
 	f.stat = place.StatOf(in)
-	h, size, err := r.sum(file)
+	h, size, err := r.sum(file, in.Size)
 	if err != nil {
 		return fmt.Errorf("read: %w", err)
 	}
@@ -212,15 +201,16 @@ func (r *reader) readFile(f *finding) error {
 	return nil
 }
 
-// sum reads to the end. What fits stays in buf.
-func (r *reader) sum(src io.Reader) (h manifest.Hash, size int64, err error) {
+// sum reads as many bytes as there should be; a file that grew meanwhile does not look the same afterwards. What
+// fits stays in buf.
+func (r *reader) sum(src io.Reader, most int64) (h manifest.Hash, size int64, err error) {
 	r.hash.Reset()
 	at := 0
-	for {
+	for size < most {
 		if at == len(r.buf) {
 			at = 0
 		}
-		n, err := src.Read(r.buf[at:])
+		n, err := src.Read(r.buf[at:min(int64(len(r.buf)), int64(at)+most-size)])
 		r.hash.Write(r.buf[at : at+n])
 		at += n
 		size += int64(n)

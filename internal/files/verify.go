@@ -141,7 +141,7 @@ func (a *Agent) distrustOne(path string, n *manifest.Node) (queued bool, err err
 		}
 	}
 	a.log.Warn("content is damaged and will be replaced", "path", path)
-	return true, a.recordOne(path, record{Placed: place.Placed{Stat: s}, Hash: h})
+	return true, a.recordOne(path, rec.Stat.Kind, record{Placed: place.Placed{Stat: s}, Hash: h})
 }
 
 // verifyPath says how a path differs from n; "" is not at all.

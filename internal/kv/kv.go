@@ -18,6 +18,10 @@ var ErrStop = errors.New("kv: stop")
 type Reader interface {
 	// Get returns a copy of the value, or found == false.
 	Get(key []byte) (value []byte, found bool, err error)
+	// Lookup visits those of keys that are present, in the order of keys, which is ascending without repeats;
+	// i is the number of the key. It costs less than a Get for each. The value is valid only during the call.
+	// An error from visit ends the lookup and is returned, except ErrStop.
+	Lookup(keys [][]byte, visit func(i int, value []byte) error) error
 	// Scan visits from ≤ key < to in order; nil `to` means no upper bound. The slices are valid only
 	// during the call. An error from visit ends the scan and is returned, except ErrStop.
 	Scan(from, to []byte, visit func(key, value []byte) error) error

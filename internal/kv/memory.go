@@ -66,6 +66,26 @@ func treeGet(tree *btree.BTreeG[item], key []byte) ([]byte, bool, error) {
 	return append(make([]byte, 0, len(it.value)), it.value...), true, nil
 }
 
+// Lookup visits the state at the time of the call, as Scan does.
+func (m *Memory) Lookup(keys [][]byte, visit func(i int, value []byte) error) error {
+	tree, err := m.snapshot()
+	if err != nil {
+		return err
+	}
+	return treeLookup(tree, keys, visit)
+}
+
+func treeLookup(tree *btree.BTreeG[item], keys [][]byte, visit func(i int, value []byte) error) error {
+	for i, key := range keys {
+		if it, ok := tree.Get(item{key: key}); ok {
+			if err := visit(i, it.value); err != nil {
+				return ended(err)
+			}
+		}
+	}
+	return nil
+}
+
 // Scan visits the state at the time of the call: visit may commit batches.
 func (m *Memory) Scan(from, to []byte, visit func(key, value []byte) error) error {
 	tree, err := m.snapshot()
@@ -83,10 +103,7 @@ func treeScan(tree *btree.BTreeG[item], from, to []byte, visit func(key, value [
 		err = visit(it.key, it.value)
 		return err == nil
 	})
-	if err == ErrStop {
-		return nil
-	}
-	return err
+	return ended(err)
 }
 
 func (m *Memory) snapshot() (*btree.BTreeG[item], error) {
@@ -142,6 +159,13 @@ func (v *memoryView) Get(key []byte) ([]byte, bool, error) {
 		return nil, false, v.err
 	}
 	return treeGet(v.tree, key)
+}
+
+func (v *memoryView) Lookup(keys [][]byte, visit func(i int, value []byte) error) error {
+	if v.err != nil {
+		return v.err
+	}
+	return treeLookup(v.tree, keys, visit)
 }
 
 func (v *memoryView) Scan(from, to []byte, visit func(key, value []byte) error) error {
@@ -266,6 +290,22 @@ func (b *memoryBatch) Get(key []byte) ([]byte, bool, error) {
 	return b.store.Get(key)
 }
 
+func (b *memoryBatch) Lookup(keys [][]byte, visit func(i int, value []byte) error) error {
+	for i, key := range keys {
+		v, ok, err := b.Get(key)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			continue
+		}
+		if err := visit(i, v); err != nil {
+			return ended(err)
+		}
+	}
+	return nil
+}
+
 // Scan merges the batch's state at the time of the call over the store's: visit may write to the batch.
 func (b *memoryBatch) Scan(from, to []byte, visit func(key, value []byte) error) error {
 	base, err := b.store.snapshot()
@@ -299,10 +339,7 @@ func (b *memoryBatch) Scan(from, to []byte, visit func(key, value []byte) error)
 	if err == nil && !stopped {
 		err = flush(nil)
 	}
-	if err == ErrStop {
-		return nil
-	}
-	return err
+	return ended(err)
 }
 
 func seq(tree *btree.BTreeG[item], from, to []byte) (next func() (item, bool), stop func()) {

@@ -56,6 +56,21 @@ type prefixReader struct {
 
 func (p prefixReader) Get(key []byte) ([]byte, bool, error) { return p.r.Get(p.full(key)) }
 
+func (p prefixReader) Lookup(keys [][]byte, visit func(i int, value []byte) error) error {
+	size := 0
+	for _, key := range keys {
+		size += len(p.start) + len(key)
+	}
+	buf := make([]byte, 0, size)
+	full := make([][]byte, len(keys))
+	for i, key := range keys {
+		at := len(buf)
+		buf = append(append(buf, p.start...), key...)
+		full[i] = buf[at:len(buf):len(buf)]
+	}
+	return p.r.Lookup(full, visit)
+}
+
 func (p prefixReader) Scan(from, to []byte, visit func(key, value []byte) error) error {
 	return p.r.Scan(p.full(from), p.bound(to), func(k, v []byte) error { return visit(k[len(p.start):], v) })
 }

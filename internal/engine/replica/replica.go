@@ -295,6 +295,13 @@ func (v *view) Get(key []byte) ([]byte, bool, error) {
 	return v.Reader.Get(key)
 }
 
+func (v *view) Lookup(keys [][]byte, visit func(i int, value []byte) error) error {
+	if v.err != nil {
+		return v.err
+	}
+	return v.Reader.Lookup(keys, visit)
+}
+
 func (v *view) Scan(from, to []byte, visit func(key, value []byte) error) error {
 	if v.err != nil {
 		return v.err

@@ -23,6 +23,7 @@ type application struct {
 	dirs  map[string]struct{} // known to be directories now
 	stale map[string]struct{} // directories whose digest memo, and that of all above, is gone
 	mine  map[string]struct{} // paths that this command set, of those whose version is cmd.Index
+	known map[string]record   // what stands at paths of the batch that it has not changed yet
 	key   []byte
 	val   []byte
 }
@@ -46,6 +47,20 @@ func (m *Machine) begin(tx kv.Tx, cmd machine.Command, author string) (*applicat
 		return nil, err
 	}
 	return a, nil
+}
+
+// foresee reads what stands at the paths of a batch at once: most are new, and that one by one, with an index
+// and a filter of each table for each of them, was a quarter of the work of taking 100,000 files up.
+func (a *application) foresee(changes []Change) error {
+	if len(changes) < 2 {
+		return nil
+	}
+	paths := make([]string, len(changes))
+	for i := range changes {
+		paths[i] = changes[i].Path
+	}
+	a.known = make(map[string]record, len(paths))
+	return lookup(a.tx, paths, func(path string, r record) { a.known[path] = r })
 }
 
 func (a *application) end() error {
@@ -272,6 +287,9 @@ func (a *application) emptyDir(dir string) (bool, error) {
 }
 
 func (a *application) get(path string) (record, error) {
+	if r, ok := a.known[path]; ok {
+		return r, nil
+	}
 	a.key = appendNodeKey(a.key[:0], path)
 	return getRecord(a.tx, a.key)
 }
@@ -284,6 +302,7 @@ func (a *application) put(path string, old, r *record, ev Changed) error {
 	if err := a.tx.Set(a.key, a.val); err != nil {
 		return err
 	}
+	delete(a.known, path)
 	if path != "" {
 		a.counters.count(&old.Node, -1)
 		a.counters.count(&r.Node, +1)
@@ -311,6 +330,7 @@ func (a *application) delete(path string, old *record) error {
 			return err
 		}
 	}
+	delete(a.known, path)
 	a.counters.count(&old.Node, -1)
 	delete(a.mine, path)
 	a.events = append(a.events, Changed{Path: path})

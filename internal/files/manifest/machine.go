@@ -60,6 +60,9 @@ func (m *Machine) applyBatch(tx kv.Tx, cmd machine.Command, b Batch) ([]byte, er
 	if err != nil {
 		return nil, fmt.Errorf("manifest: apply %d: %w", cmd.Index, err)
 	}
+	if err := a.foresee(b.Changes); err != nil {
+		return nil, fmt.Errorf("manifest: apply %d: %w", cmd.Index, err)
+	}
 	outs := make([]Outcome, len(b.Changes))
 	for i := range b.Changes {
 		if outs[i], err = a.change(&b.Changes[i]); err != nil {

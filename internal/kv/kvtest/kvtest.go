@@ -459,4 +459,32 @@ func compare(t *testing.T, rng *rand.Rand, r kv.Reader, m map[string]string) {
 	} else {
 		expectNone(t, r, string(k))
 	}
+	compareLookup(t, rng, r, m)
+}
+
+// compareLookup looks a random set of keys up and ends perhaps early.
+func compareLookup(t *testing.T, rng *rand.Rand, r kv.Reader, m map[string]string) {
+	t.Helper()
+	set := map[string]bool{}
+	for range rng.IntN(20) {
+		set[string(randomKey(rng))] = true
+	}
+	var keys [][]byte
+	most := 1 + rng.IntN(20)
+	want, got := []string{}, []string{}
+	for _, k := range slices.Sorted(maps.Keys(set)) {
+		if v, ok := m[k]; ok && len(want) < most {
+			want = append(want, fmt.Sprint(len(keys), "=", v))
+		}
+		keys = append(keys, []byte(k))
+	}
+	must(t, r.Lookup(keys, func(i int, v []byte) error {
+		if got = append(got, fmt.Sprint(i, "=", string(v))); len(got) == most {
+			return kv.ErrStop
+		}
+		return nil
+	}))
+	if !slices.Equal(got, want) {
+		t.Fatalf("lookup of %q: %q, want %q", keys, got, want)
+	}
 }

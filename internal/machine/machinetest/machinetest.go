@@ -257,6 +257,13 @@ func (f *failingTx) Get(key []byte) ([]byte, bool, error) {
 	return f.Tx.Get(key)
 }
 
+func (f *failingTx) Lookup(keys [][]byte, visit func(i int, value []byte) error) error {
+	if err := f.next(); err != nil {
+		return err
+	}
+	return f.Tx.Lookup(keys, visit)
+}
+
 func (f *failingTx) Scan(from, to []byte, visit func(key, value []byte) error) error {
 	if err := f.next(); err != nil {
 		return err
