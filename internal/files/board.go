@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
+	"github.com/lockstep-sync/lockstep/internal/vfs"
 )
 
 const (
@@ -172,29 +173,37 @@ func (b *board) due(now time.Time) {
 	}
 }
 
-// takeLook waits for a path to look at and claims it. ok is false at the end.
-func (b *board) takeLook() (path string, ok bool) {
+// takeLooks waits for something to look at and claims up to most paths that follow each other and are in one
+// directory; nil at the end.
+func (b *board) takeLooks(most int) (paths []string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for {
+	for len(paths) == 0 {
 		for (len(b.looks) == 0 || b.stopped) && !b.closed {
 			b.wake.Wait()
 		}
 		if b.closed {
-			return "", false
+			return nil
 		}
-		path, b.looks = b.looks[0], b.looks[1:]
-		if len(b.looks) == looksMax/2 {
-			b.wake.Broadcast()
-		}
-		st := b.paths[path]
-		st.lookQueued = false
-		if st.claim == free {
-			b.claimLook(path, st)
-			delete(b.later, path)
-			return path, true
+		dir, _ := vfs.Split(b.looks[0])
+		for len(b.looks) > 0 && len(paths) < most {
+			path := b.looks[0]
+			if d, _ := vfs.Split(path); d != dir {
+				break
+			}
+			if b.looks = b.looks[1:]; len(b.looks) == looksMax/2 {
+				b.wake.Broadcast()
+			}
+			st := b.paths[path]
+			st.lookQueued = false
+			if st.claim == free {
+				b.claimLook(path, st)
+				delete(b.later, path)
+				paths = append(paths, path)
+			}
 		}
 	}
+	return paths
 }
 
 func (b *board) claimLook(path string, st *pathState) {

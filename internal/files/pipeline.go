@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
@@ -19,6 +17,7 @@ const (
 	batchChanges = 2048
 	batchBytes   = 8 << 20 // with contents; a batch in bulk costs each member one sync of its packs
 	batchesMax   = 4       // in flight
+	looksBatch   = 32      // paths of one directory that one reader takes at a time
 	inlineMax    = 16 << 10
 	inlineBatch  = 256 << 10 // bytes of content that ride in one entry
 	inlineQueue  = 2         // with more proposals waiting, contents are staged
@@ -28,30 +27,15 @@ const (
 // errSkipped says that an entry is of a kind that is not kept.
 var errSkipped = errors.New("not kept: a device, socket or FIFO")
 
-func statOf(in os.FileInfo) (place.Stat, bool) {
-	st, ok := in.Sys().(*syscall.Stat_t)
-	if !ok {
-		return place.Stat{}, false
-	}
-	kind := manifest.Absent
-	if st.Mode&syscall.S_IFMT == syscall.S_IFREG {
-		kind = manifest.File
-	}
-	return place.Stat{
-		Kind: kind, Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid, Size: st.Size, MTime: st.Mtim.Nano(), CTime: st.Ctim.Nano(),
-		Ino: st.Ino, Dev: uint64(st.Dev), Nlink: uint32(st.Nlink),
-	}, true
-}
-
 // lookLoop looks at paths until the end.
 func (a *Agent) lookLoop() {
 	r := newReader(a)
 	for {
-		path, ok := a.board.takeLook()
-		if !ok {
+		paths := a.board.takeLooks(looksBatch)
+		if paths == nil {
 			return
 		}
-		found := a.lookAt(r, path, nil)
+		found := a.lookAtAll(r, paths)
 		if len(found) == 0 {
 			continue
 		}
@@ -61,6 +45,19 @@ func (a *Agent) lookLoop() {
 			return
 		}
 	}
+}
+
+// lookAtAll looks at claimed paths of one directory.
+func (a *Agent) lookAtAll(r *reader, paths []string) (found []finding) {
+	defer r.leave()
+	if err := r.begin(paths); err != nil {
+		a.broken(err)
+		return nil
+	}
+	for _, path := range paths {
+		found = a.lookAt(r, path, found)
+	}
+	return found
 }
 
 // lookAt looks at a claimed path and, if an entry may have come or gone, at its directory, whose times changed
@@ -95,6 +92,7 @@ func (a *Agent) lookAt(r *reader, path string, found []finding) []finding {
 // lookAbove looks at the directory of path, which is claimed.
 func (a *Agent) lookAbove(r *reader, path string, found []finding) []finding {
 	if dir, ok := manifest.Parent(path); ok && a.board.alsoLook(path, dir) {
+		r.leave() // dir was claimed just now
 		return a.lookAt(r, dir, found)
 	}
 	return found

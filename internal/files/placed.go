@@ -123,6 +123,24 @@ func (t table) get(path string) (record, error) {
 	return r, nil
 }
 
+// getAll calls visit for each of paths with its record, the zero one if there is none.
+func (t table) getAll(paths []string, visit func(path string, r record)) error {
+	keys := make([][]byte, len(paths))
+	for i, p := range paths {
+		keys[i] = placedKey(make([]byte, 0, len(p)+4), p)
+	}
+	return kv.Each(t.store, keys, func(i int, v []byte) (err error) {
+		var r record
+		if v != nil {
+			if r, err = decodeRecord(v); err != nil {
+				return fmt.Errorf("placed record of %q: %w", paths[i], err)
+			}
+		}
+		visit(paths[i], r)
+		return nil
+	})
+}
+
 // Children implements scan.Placed.
 func (t table) Children(dir string, fn func(name string, p place.Placed) error) error {
 	from := manifest.AppendChildrenKey([]byte{tagPlaced}, dir)

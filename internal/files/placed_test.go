@@ -48,7 +48,7 @@ func TestBoard(t *testing.T) {
 		t.Fatal("placed twice at a time")
 	}
 	b.placeDone(w[0])
-	if p, ok := b.takeLook(); !ok || p != "p" {
+	if p := b.takeLooks(1); len(p) != 1 || p[0] != "p" {
 		t.Fatal(p)
 	}
 	if len(b.takeWants(9)) != 0 {
@@ -56,7 +56,7 @@ func TestBoard(t *testing.T) {
 	}
 	b.lookDone("p", created)
 	b.due(created.Add(1))
-	if p, ok := b.takeLook(); !ok || p != "p" {
+	if p := b.takeLooks(1); len(p) != 1 || p[0] != "p" {
 		t.Fatal(p)
 	}
 	b.lookDone("p", time.Time{})

@@ -3,11 +3,11 @@ package files
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"time"
 
 	"github.com/zeebo/blake3"
+	"golang.org/x/sys/unix"
 
 	"github.com/lockstep-sync/lockstep/internal/files/content"
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
@@ -43,30 +43,59 @@ type reader struct {
 	a    *Agent
 	hash *blake3.Hasher
 	buf  []byte
-	dir  *vfs.Directory // of the path that is looked at; nil if it does not exist
-	name string         // in dir
+
+	records map[string]record // of the paths of a batch that were not looked at yet
+	dir     *vfs.Directory    // where the last look was; nil: none, or it does not exist
+	parent  string            // path of dir
+	name    string            // of the path that is looked at, in dir
 }
 
 func newReader(a *Agent) *reader {
 	return &reader{a: a, hash: blake3.New(), buf: make([]byte, 256<<10)}
 }
 
-// openAt opens the directory of path, for this one look, and stats the entry. A directory that does not exist
-// makes the entry absent.
-func (r *reader) openAt(path string) (vfs.Info, error) {
-	parent, name := vfs.Split(path)
-	d, err := r.a.root.OpenDir(parent)
-	if vfs.NoSuchDir(err) {
-		return vfs.Info{}, nil
+// begin prepares for looks at paths, which were just claimed: until they are let go, their records stay.
+func (r *reader) begin(paths []string) error {
+	clear(r.records)
+	if len(paths) == 1 {
+		return nil
 	}
-	if err != nil {
-		return vfs.Info{}, err
+	if r.records == nil {
+		r.records = make(map[string]record, looksBatch)
 	}
-	r.dir, r.name = d, name
-	return vfs.StatAt(d.Fd(), name)
+	return r.a.table.getAll(paths, func(path string, rec record) { r.records[path] = rec })
 }
 
-func (r *reader) closeDir() {
+func (r *reader) record(path string) (record, error) {
+	if rec, ok := r.records[path]; ok {
+		delete(r.records, path)
+		return rec, nil
+	}
+	return r.a.table.get(path)
+}
+
+// openAt opens the directory of path, unless the last look was in it, and stats the entry. A directory that does
+// not exist makes the entry absent. A descriptor is kept between looks at paths that were claimed before it was
+// opened, and no longer: it would show a tree that was moved away.
+func (r *reader) openAt(path string) (vfs.Info, error) {
+	parent, name := vfs.Split(path)
+	r.name = name
+	if r.dir == nil || r.parent != parent {
+		r.leave()
+		d, err := r.a.root.OpenDir(parent)
+		if vfs.NoSuchDir(err) {
+			return vfs.Info{}, nil
+		}
+		if err != nil {
+			return vfs.Info{}, err
+		}
+		r.dir, r.parent = d, parent
+	}
+	return vfs.StatAt(r.dir.Fd(), name)
+}
+
+// leave closes the directory of the last look.
+func (r *reader) leave() {
 	if r.dir != nil {
 		r.dir.Close()
 		r.dir = nil
@@ -75,7 +104,7 @@ func (r *reader) closeDir() {
 
 // look compares one path, which is claimed, with its placed record.
 func (r *reader) look(path string) (*finding, verdict, error) {
-	rec, err := r.a.table.get(path)
+	rec, err := r.record(path)
 	if err != nil {
 		r.a.broken(err)
 		return nil, verdict{}, err
@@ -84,7 +113,6 @@ func (r *reader) look(path string) (*finding, verdict, error) {
 	if err != nil {
 		return nil, verdict{}, err
 	}
-	defer r.closeDir()
 	now := place.StatOf(in)
 	if now.Other {
 		return nil, verdict{}, errSkipped
@@ -175,51 +203,52 @@ func (r *reader) describe(f *finding) error {
 }
 
 func (r *reader) readFile(f *finding) error {
-	file, in, err := vfs.OpenFileAt(r.dir.Fd(), r.name)
+	fd, in, err := vfs.OpenFdAt(r.dir.Fd(), r.name)
 	if err != nil {
 		return err
 	}
-	defer file.Close()
+	defer unix.Close(fd) // read only: nothing to lose
 	f.stat = place.StatOf(in)
-	h, size, err := r.sum(file, in.Size)
+	buf := r.buf
+	if in.Size <= content.SmallMax {
+		f.data = make([]byte, in.Size)
+		buf = f.data
+	}
+	h, size, err := r.sum(fd, in.Size, buf)
 	if err != nil {
 		return fmt.Errorf("read: %w", err)
 	}
-	after, err := file.Stat()
+	after, err := vfs.StatFd(fd)
 	if err != nil {
 		return err
 	}
-	if now, ok := statOf(after); !ok || !scan.Same(now, f.stat) || size != f.stat.Size {
+	if !scan.Same(place.StatOf(after), f.stat) || size != in.Size {
 		return errUnstable
 	}
 	n := &f.change.Node
 	n.Mode, n.UID, n.GID, n.MTime = f.stat.Mode, f.stat.UID, f.stat.GID, f.stat.MTime
 	n.Size, n.Hash = size, h
-	if size <= content.SmallMax {
-		f.data = append(make([]byte, 0, size), r.buf[:size]...)
-	}
 	return nil
 }
 
-// sum reads as many bytes as there should be; a file that grew meanwhile does not look the same afterwards. What
-// fits stays in buf.
-func (r *reader) sum(src io.Reader, most int64) (h manifest.Hash, size int64, err error) {
+// sum reads as many bytes as there should be, round and round in buf; a file that grew meanwhile does not look
+// the same afterwards.
+func (r *reader) sum(fd int, most int64, buf []byte) (h manifest.Hash, size int64, err error) {
 	r.hash.Reset()
-	at := 0
 	for size < most {
-		if at == len(r.buf) {
-			at = 0
-		}
-		n, err := src.Read(r.buf[at:min(int64(len(r.buf)), int64(at)+most-size)])
-		r.hash.Write(r.buf[at : at+n])
-		at += n
-		size += int64(n)
-		if err == io.EOF {
-			break
+		at := size % int64(len(buf))
+		n, err := unix.Read(fd, buf[at:min(int64(len(buf)), at+most-size)])
+		if err == unix.EINTR {
+			continue
 		}
 		if err != nil {
 			return h, size, err
 		}
+		if n == 0 {
+			break
+		}
+		r.hash.Write(buf[at : at+int64(n)])
+		size += int64(n)
 	}
 	r.hash.Sum(h[:0])
 	return h, size, nil

@@ -12,7 +12,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lockstep-sync/lockstep/internal/files/place"
 	"github.com/lockstep-sync/lockstep/internal/files/watch"
+	"github.com/lockstep-sync/lockstep/internal/vfs"
 )
 
 // countedWatcher counts the watchers that are open.
@@ -132,9 +134,12 @@ func damage(nd *node, path, data string) {
 	must(t, err)
 	must(t, os.WriteFile(nd.path(path), []byte(data), 0o644))
 	must(t, os.Chtimes(nd.path(path), time.Time{}, time.Unix(0, rec.Stat.MTime)))
-	in, err := os.Stat(nd.path(path))
+	f, err := os.Open(nd.path(path))
 	must(t, err)
-	rec.Stat, _ = statOf(in)
+	in, err := vfs.StatFd(int(f.Fd()))
+	must(t, err)
+	must(t, f.Close())
+	rec.Stat = place.StatOf(in)
 	e := table{nd.table}.edit()
 	must(t, e.set(path, rec))
 	must(t, e.commit())

@@ -76,7 +76,7 @@ func TestClaimIdle(t *testing.T) {
 		t.Fatal("handed to the placer too")
 	}
 	b.lookDone("p", time.Time{})
-	if p, ok := b.takeLook(); !ok || p != "p" {
+	if p := b.takeLooks(1); len(p) != 1 || p[0] != "p" {
 		t.Fatalf("look at %q", p)
 	}
 	b.lookDone("p", time.Time{})

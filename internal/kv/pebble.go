@@ -116,10 +116,11 @@ func (p pebbleReader) Lookup(keys [][]byte, visit func(i int, value []byte) erro
 		}
 	}()
 	for i, key := range keys {
-		if !it.SeekPrefixGE(key) { // a key is its own prefix: only itself is found
-			if err := it.Error(); err != nil {
-				return fmt.Errorf("look up %q: %w", key, err)
-			}
+		found := it.SeekPrefixGE(key) // a key is its own prefix, and an empty one is none
+		if err := it.Error(); err != nil {
+			return fmt.Errorf("look up %q: %w", key, err)
+		}
+		if !found || !bytes.Equal(it.Key(), key) {
 			continue
 		}
 		v, err := it.ValueAndErr()

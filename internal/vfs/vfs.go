@@ -104,16 +104,8 @@ func OpenFileAt(dirfd int, name string) (*os.File, Info, error) {
 	if before.Kind != File {
 		return nil, before, &fs.PathError{Op: "open", Path: name, Err: ErrNotRegular}
 	}
-	fd, err := openLeaf(dirfd, name)
+	fd, in, err := OpenFdAt(dirfd, name)
 	if err != nil {
-		return nil, Info{}, err
-	}
-	in, err := StatFd(fd)
-	if err == nil && in.Kind != File {
-		err = &fs.PathError{Op: "open", Path: name, Err: ErrNotRegular}
-	}
-	if err != nil {
-		unix.Close(fd)
 		return nil, in, err
 	}
 	// Non-blocking mode means nothing to a regular file, and kept on it would make os.File try the poller.
@@ -122,6 +114,24 @@ func OpenFileAt(dirfd int, name string) (*os.File, Info, error) {
 		return nil, in, &fs.PathError{Op: "fcntl", Path: name, Err: err}
 	}
 	return os.NewFile(uintptr(fd), name), in, nil
+}
+
+// OpenFdAt opens the regular file name for reading and returns its descriptor, for a caller who has just seen that
+// it is one, and how it looks now. What became another kind meanwhile is opened, but not returned.
+func OpenFdAt(dirfd int, name string) (int, Info, error) {
+	fd, err := openLeaf(dirfd, name)
+	if err != nil {
+		return -1, Info{}, err
+	}
+	in, err := StatFd(fd)
+	if err == nil && in.Kind != File {
+		err = &fs.PathError{Op: "open", Path: name, Err: ErrNotRegular}
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, in, err
+	}
+	return fd, in, nil
 }
 
 func openLeaf(dirfd int, name string) (int, error) {

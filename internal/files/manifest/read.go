@@ -1,10 +1,8 @@
 package manifest
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
-	"slices"
 
 	"github.com/lockstep-sync/lockstep/internal/kv"
 )
@@ -29,49 +27,22 @@ func GetAll(r kv.Reader, paths []string, visit func(path string, n Node)) error 
 	return nil
 }
 
-// lookup calls visit once for each path, with the zero record if nothing stands there.
+// lookup calls visit for each path, with the zero record if nothing stands there.
 func lookup(r kv.Reader, paths []string, visit func(path string, rec record)) error {
-	type wanted struct {
-		key  []byte
-		path string
-	}
-	size := 0
-	for _, p := range paths {
-		size += len(p) + 4
-	}
-	buf := make([]byte, 0, size)
-	all := make([]wanted, len(paths))
+	keys := make([][]byte, len(paths))
 	for i, p := range paths {
-		at := len(buf)
-		buf = appendNodeKey(buf, p)
-		all[i] = wanted{buf[at:len(buf):len(buf)], p}
+		keys[i] = appendNodeKey(make([]byte, 0, len(p)+4), p)
 	}
-	slices.SortFunc(all, func(x, y wanted) int { return bytes.Compare(x.key, y.key) })
-	all = slices.CompactFunc(all, func(x, y wanted) bool { return x.path == y.path })
-	keys := make([][]byte, len(all))
-	for i := range all {
-		keys[i] = all[i].key
-	}
-	next := 0
-	err := r.Lookup(keys, func(i int, value []byte) error {
-		rec, _, err := decodeRecord(value)
-		if err != nil {
-			return fmt.Errorf("%q: %w", all[i].path, err)
+	return kv.Each(r, keys, func(i int, value []byte) (err error) {
+		var rec record
+		if value != nil {
+			if rec, _, err = decodeRecord(value); err != nil {
+				return fmt.Errorf("%q: %w", paths[i], err)
+			}
 		}
-		for ; next < i; next++ {
-			visit(all[next].path, record{})
-		}
-		visit(all[i].path, rec)
-		next = i + 1
+		visit(paths[i], rec)
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	for ; next < len(all); next++ {
-		visit(all[next].path, record{})
-	}
-	return nil
 }
 
 // List visits the direct children of dir in bytewise order of their names. An error from visit ends it and

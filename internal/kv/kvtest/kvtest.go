@@ -487,4 +487,27 @@ func compareLookup(t *testing.T, rng *rand.Rand, r kv.Reader, m map[string]strin
 	if !slices.Equal(got, want) {
 		t.Fatalf("lookup of %q: %q, want %q", keys, got, want)
 	}
+	compareEach(t, rng, r, m, keys)
+}
+
+// compareEach asks for keys in a random order, some of them twice.
+func compareEach(t *testing.T, rng *rand.Rand, r kv.Reader, m map[string]string, keys [][]byte) {
+	t.Helper()
+	for range rng.IntN(1 + len(keys)) {
+		keys = append(keys, keys[rng.IntN(len(keys))])
+	}
+	rng.Shuffle(len(keys), func(i, j int) { keys[i], keys[j] = keys[j], keys[i] })
+	told := make([]int, len(keys))
+	must(t, kv.Each(r, keys, func(i int, v []byte) error {
+		told[i]++
+		if want, ok := m[string(keys[i])]; ok != (v != nil) || string(v) != want {
+			t.Fatalf("each of %q: %q is %q, want %q, %v", keys, keys[i], v, want, ok)
+		}
+		return nil
+	}))
+	for i, n := range told {
+		if n != 1 {
+			t.Fatalf("each of %q: number %d told %d times", keys, i, n)
+		}
+	}
 }
