@@ -87,6 +87,10 @@ func RouteGroupSet() Route {
 	return Route{Method: http.MethodPost, Path: "/v1/groups/{group}/settings", Request: GroupSet{}, Response: Done{}}
 }
 
+func RouteGroupRecover() Route {
+	return Route{Method: http.MethodPost, Path: "/v1/groups/{group}/recover", Request: GroupRecover{}, Response: GroupRecovered{}}
+}
+
 func RouteDirCreate() Route {
 	return Route{Method: http.MethodPost, Path: "/v1/dirs", Request: DirCreate{}, Response: Done{}}
 }
@@ -128,7 +132,7 @@ func Routes() []Route {
 	return []Route{
 		RouteVersion(), RouteStatus(), RouteNodes(),
 		RouteTokens(), RouteTokenCreate(), RouteTokenRevoke(),
-		RouteGroups(), RouteGroup(), RouteGroupTransfer(), RouteGroupSet(),
+		RouteGroups(), RouteGroup(), RouteGroupTransfer(), RouteGroupSet(), RouteGroupRecover(),
 		RouteDirCreate(), RouteDirStatus(), RouteDirBind(), RouteDirUnbind(), RouteDirConfirm(),
 		RouteDirList(), RouteDirConflicts(), RouteDirWait(), RouteDirVerify(),
 	}

@@ -111,6 +111,11 @@ func (c *Client) GroupTransfer(ctx context.Context, group string, req api.GroupT
 	return call[api.Done](ctx, c, api.RouteGroupTransfer(), req, group)
 }
 
+// GroupRecover makes the survivor with the most of a group's log its new beginning.
+func (c *Client) GroupRecover(ctx context.Context, group string, req api.GroupRecover) (api.GroupRecovered, error) {
+	return call[api.GroupRecovered](ctx, c, api.RouteGroupRecover(), req, group)
+}
+
 func (c *Client) DirCreate(ctx context.Context, req api.DirCreate) (api.Done, error) {
 	return call[api.Done](ctx, c, api.RouteDirCreate(), req)
 }

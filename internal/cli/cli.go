@@ -31,6 +31,8 @@ type Env struct {
 	Build          api.Version // what this binary is
 	// Serve runs a node until ctx ends; it returns nil after an orderly stop.
 	Serve func(ctx context.Context, cfg ServeConfig) error
+	// OfflineRecover lets a stopped node alone go on as the control group.
+	OfflineRecover func(ctx context.Context, cfg OfflineRecover) (api.OfflineRecovered, error)
 }
 
 // app is one run.
@@ -76,7 +78,7 @@ machine, or the one that --server names.`,
 	flags.StringVar(&a.server, "server", "", "node to talk to: unix:///PATH or HOST:PORT (default: the node of this machine; $LOCKSTEP_SERVER)")
 	flags.StringVarP(&a.output, "output", "o", "text", "text or json")
 	root.AddCommand(a.serveCommand(), a.demoCommand(), a.statusCommand(), a.nodeCommand(), a.tokenCommand(),
-		a.groupCommand(), a.dirCommand(), a.versionCommand(), a.completionCommand())
+		a.groupCommand(), a.dirCommand(), a.offlineCommand(), a.versionCommand(), a.completionCommand())
 	root.SetHelpCommand(helpCommand())
 	return root
 }

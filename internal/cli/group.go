@@ -46,7 +46,7 @@ func (a *app) groupCommand() *cobra.Command {
 			return doneResult(d), err
 		}),
 	}
-	return a.noun("group", "Look at groups and who leads them", "  lockstep group list", list, show, transfer, a.groupSet())
+	return a.noun("group", "Look at groups and who leads them", "  lockstep group list", list, show, a.groupRecover(), transfer, a.groupSet())
 }
 
 func (a *app) groupSet() *cobra.Command {

@@ -20,6 +20,7 @@ type Command struct {
 	Bind        *Bind        `json:"bind,omitempty"`
 	Unbind      *Unbind      `json:"unbind,omitempty"`
 	SetTopology *SetTopology `json:"set_topology,omitempty"`
+	ForkGroup   *ForkGroup   `json:"fork_group,omitempty"`
 }
 
 // Init describes the cluster and its first node, which has id 1. A second one changes nothing.
@@ -60,6 +61,8 @@ type CreateGroup struct {
 	Mode     string            `json:"mode"`
 	Topology string            `json:"topology"`
 	History  [16]byte          `json:"history"`
+	// Restore: the group begins with what a backup held.
+	Restore *ForkGroup `json:"restore,omitempty"`
 }
 
 // Bind adds a node with its directory to a files group.

@@ -45,6 +45,8 @@ func (x *execution) run(c *Command) (Result, error) {
 		return x.unbind(c.Unbind)
 	case c.SetTopology != nil:
 		return x.setTopology(c.SetTopology)
+	case c.ForkGroup != nil:
+		return x.forkGroup(c.ForkGroup)
 	}
 	return refuse(api.CodeUsage, "control", "", "an unknown command", "upgrade the nodes that are older"), nil
 }
@@ -220,6 +222,12 @@ func (x *execution) createGroup(c *CreateGroup) (Result, error) {
 		}
 	}
 	x.what = fmt.Sprintf("files group %s created on %d nodes", g.Name, len(g.Members))
+	if c.Restore != nil {
+		if e := x.fork("restore", &g, c.Restore); e != nil {
+			return Result{Error: e}, nil
+		}
+		x.what += fmt.Sprintf(" from a backup: history %x goes on from %x at %d", g.History, g.Fork.Before, g.Fork.Index)
+	}
 	return Result{Group: g.ID}, x.put(idKey(tagGroup, g.ID), g)
 }
 

@@ -66,6 +66,8 @@ type Group struct {
 	Mode        string    `json:"mode,omitempty"`     // readwrite, readonly
 	Topology    string    `json:"topology,omitempty"`
 	History     [16]byte  `json:"history"`
+	Origin      [16]byte  `json:"origin,omitzero"` // the first history, if it was forked
+	Fork        *Fork     `json:"fork,omitempty"`  // the last one
 	Created     time.Time `json:"created"`
 	Initial     []uint64  `json:"initial"` // replicas that started the group
 	Members     []Member  `json:"members"` // in the order in which they came

@@ -122,12 +122,15 @@ func (e *Engine) tell(node, group uint64, line replica.Line) {
 		defer cancel()
 		stop := context.AfterFunc(e.stopping, cancel)
 		defer stop()
-		_, err := e.cfg.Transport.Call(ctx, node, MethodLine, line.Append(binary.BigEndian.AppendUint64(nil, group)))
+		reply, err := e.cfg.Transport.Call(ctx, node, MethodLine, line.Append(binary.BigEndian.AppendUint64(nil, group)))
+		if theirs, parsed := replica.ParseLine(reply); err == nil && parsed == nil {
+			e.hear(node, group, theirs)
+		}
 		e.cfg.Log.Warn("refused a message of another history", "group", group, "from", node, "history", historyName(line.History), "told", err == nil)
 	}()
 }
 
-// ServeLine takes what another node tells about its history.
+// ServeLine takes what another node tells about its history, and answers with this one's.
 func (e *Engine) ServeLine(_ context.Context, from uint64, req []byte) ([]byte, error) {
 	if len(req) < 8 {
 		return nil, errShortMessage
@@ -137,15 +140,23 @@ func (e *Engine) ServeLine(_ context.Context, from uint64, req []byte) ([]byte, 
 	if err != nil {
 		return nil, err
 	}
+	e.hear(from, group, theirs)
+	if mine := e.lineOf(group); mine.History != ([16]byte{}) {
+		return mine.Append(nil), nil
+	}
+	return nil, nil
+}
+
+// hear compares another node's line with this one's.
+func (e *Engine) hear(from, group uint64, theirs replica.Line) {
 	mine := e.lineOf(group)
 	none := [16]byte{}
 	if mine.History == none || theirs.History == none || mine.History == theirs.History {
-		return nil, nil
+		return
 	}
 	if e.cfg.Forked != nil && mine.Before != theirs.History {
 		e.cfg.Forked(Forked{Group: group, Node: from, Line: theirs, Superseded: theirs.Before == mine.History})
 	}
-	return nil, nil
 }
 
 // Forked is the news that another node follows another history of a group.
@@ -160,8 +171,10 @@ type Forked struct {
 type RecoverConfig struct {
 	Group, Replica uint64
 	History        [16]byte // new
-	// Fork is the position to record as shared with the history of before; zero: the commit index known here.
-	Fork core.Position
+	// Fork is the position to record as shared with the history of before, and Start the index of the first entry
+	// of the new one, as they were agreed on; zero: what the log says now. It must not have grown since.
+	Fork  core.Position
+	Start uint64
 }
 
 // Recover makes one replica the only voter of a group under a new history, durably. It keeps its state and all
@@ -193,12 +206,15 @@ func Recover(logs logstore.Store, state kv.Store, cfg RecoverConfig) (replica.Li
 	if err != nil {
 		return replica.Line{}, fmt.Errorf("engine: recover group %d: %w", cfg.Group, err)
 	}
-	at := cfg.Fork
-	if at == (core.Position{}) {
-		at = end.Commit
-	}
 	// The first entry of the seed's own term follows what the log holds now; only after that come changes.
-	line := replica.Line{History: cfg.History, Before: st.Line.History, Fork: at, Start: end.Last.Index + 1, Seed: cfg.Replica}
+	line := replica.Line{History: cfg.History, Before: st.Line.History, Fork: end.Commit, Start: end.Last.Index + 1, Seed: cfg.Replica}
+	if cfg.Start != 0 {
+		if line.Start != cfg.Start {
+			return line, fmt.Errorf("engine: recover group %d: the log goes to %d, not to %d as when the fork was agreed on",
+				cfg.Group, end.Last.Index, cfg.Start-1)
+		}
+		line.Fork = cfg.Fork
+	}
 	if err := replica.Turn(store, line, conf); err != nil {
 		return replica.Line{}, fmt.Errorf("engine: recover group %d: %w", cfg.Group, err)
 	}
@@ -242,6 +258,41 @@ func readEnd(log logstore.Log, applied core.Position) (end LogEnd, err error) {
 	return end, err
 }
 
+// Standing is where a replica stands that does not run.
+func (e *Engine) Standing(group uint64) (replica.Standing, error) {
+	return replica.ReadStanding(kv.Prefixed(e.cfg.State, groupPrefix(group)))
+}
+
+// MachineState reads the machine's state of a group on the store of a node that does not run, and the index that it
+// covers.
+func MachineState(state kv.Store, group uint64) (kv.Reader, uint64, error) {
+	return replica.ReadMachine(kv.Prefixed(state, groupPrefix(group)))
+}
+
+// StoppedEnd is where a replica that does not run stands, and how far its log goes; a replica without a log, an
+// observer's, ends where it stands.
+func (e *Engine) StoppedEnd(group uint64) (st replica.Standing, end LogEnd, err error) {
+	if st, err = e.Standing(group); err != nil {
+		return st, end, err
+	}
+	err = e.writer.do(func(s logstore.Store) error {
+		log, found, err := s.Log(group)
+		if err != nil || !found {
+			end = LogEnd{Commit: st.At, Last: st.At}
+			return err
+		}
+		end, err = readEnd(log, st.At)
+		return err
+	})
+	return st, end, err
+}
+
+// KeepsState says whether Rebase would take the state along.
+func KeepsState(st replica.Standing, line replica.Line) bool {
+	return st.Line.History == line.History ||
+		line.Before == st.Line.History && st.At.Index > 0 && st.At.Index <= line.Fork.Index && line.Seed != 0
+}
+
 // LogEnd is how far this replica's log goes: what a recovery that it seeds would keep.
 func (g *Group) LogEnd() (LogEnd, error) { return readEnd(g.log, g.rep.Applied()) }
 
@@ -260,7 +311,7 @@ func (e *Engine) Rebase(group uint64, line replica.Line) (kept bool, err error) 
 		return true, nil
 	case st.At.Index == 0:
 		return false, e.StopGroup(group, true)
-	case line.Before != st.Line.History || st.At.Index > line.Fork.Index || line.Seed == 0:
+	case !KeepsState(st, line):
 		e.cfg.Log.Warn("the replica went on after the fork: it begins anew", "group", group, "at", st.At.Index,
 			"fork", line.Fork.Index, "history", historyName(line.History))
 		return false, e.StopGroup(group, true)

@@ -25,6 +25,8 @@ const (
 	methodConfl   = "server.conflicts"
 	methodConfirm = "server.confirm" // go on after a guard
 	methodLead    = "server.lead"    // hand leadership of a group to a node
+	methodLogEnd  = "server.logend"  // how far this node's replica goes
+	methodRecover = "server.recover" // begin a new history with this node's replica
 )
 
 // groupRequest is what most methods take.
@@ -77,6 +79,8 @@ func (n *node) registerCalls() {
 	handle(n, methodConfl, n.conflictsHere)
 	handle(n, methodConfirm, n.confirmHere)
 	handle(n, methodLead, n.leadHere)
+	handle(n, methodLogEnd, n.logEndHere)
+	handle(n, methodRecover, n.recoverHere)
 }
 
 // call asks a node, this one included.

@@ -47,6 +47,11 @@ func newControlPlane() *controlPlane {
 // publish is called by the machine.
 func (c *controlPlane) publish(s *control.State) {
 	c.current.Store(s)
+	c.nudge()
+}
+
+// nudge has the state looked at again.
+func (c *controlPlane) nudge() {
 	select {
 	case c.news <- struct{}{}:
 	default:
@@ -59,6 +64,13 @@ func (c *controlPlane) member() member {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.self
+}
+
+// group is this node's replica; nil while observing.
+func (c *controlPlane) group() *engine.Group {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.grp
 }
 
 // closeControl stops observing the control group; a voter's replica belongs to the engine.

@@ -19,6 +19,13 @@ import (
 // openControl starts this node's part of the control group.
 func (n *node) openControl(ctx context.Context, init *control.Init) error {
 	n.ctl.session = n.eng.NewSession(control.ControlGroup, controlVoters{n}, newSessionID())
+	n.ctl.mu.Lock()
+	defer n.ctl.mu.Unlock()
+	return n.startControl(ctx, init)
+}
+
+// startControl starts the replica; the control plane's lock is held.
+func (n *node) startControl(ctx context.Context, init *control.Init) error {
 	role := n.hints.role()
 	if role == "" {
 		var err error
@@ -27,11 +34,9 @@ func (n *node) openControl(ctx context.Context, init *control.Init) error {
 		}
 	}
 	machine := control.New(n.ctl.publish)
-	n.ctl.mu.Lock()
-	defer n.ctl.mu.Unlock()
 	if role == control.RoleObserver {
 		obs, err := n.eng.Observe(engine.ObserverConfig{
-			ID: control.ControlGroup, Machine: machine, Members: controlVoters{n},
+			ID: control.ControlGroup, Machine: machine, Members: controlVoters{n}, FollowForks: true,
 		})
 		if err != nil {
 			return err
@@ -40,11 +45,8 @@ func (n *node) openControl(ctx context.Context, init *control.Init) error {
 		return nil
 	}
 	cfg := engine.GroupConfig{ID: control.ControlGroup, Replica: n.self, Machine: machine, Nodes: n.controlNodes()}
-	if n.self == 1 {
-		cfg.Initial = []uint64{1}
-		if init != nil {
-			cfg.History = init.History
-		}
+	if init != nil { // only the first start of the first node begins with nothing
+		cfg.Initial, cfg.History = []uint64{1}, init.History
 	}
 	grp, err := n.eng.StartGroup(cfg)
 	if err != nil {
@@ -119,6 +121,9 @@ func (n *node) introduceOnce(ctx context.Context, init *control.Init) error {
 			return err
 		}
 	}
+	if err := n.recordFork(ctx); err != nil {
+		return err
+	}
 	me, ok := n.ctl.state().Node(n.self)
 	if ok && me.Address == n.advertise && me.Version == n.cfg.Version.Version {
 		return nil
@@ -166,8 +171,8 @@ func (n *node) agree(ctx context.Context, st *control.State) error {
 		m, mine := g.Member(n.self)
 		if g.ID == control.ControlGroup {
 			next.Role = m.Role
-			if n.ctl.grp != nil {
-				n.ctl.grp.SetNodes(n.controlNodes())
+			if grp := n.ctl.group(); grp != nil {
+				grp.SetNodes(n.controlNodes())
 			}
 			continue
 		}

@@ -62,14 +62,20 @@ func (n *node) holding(group uint64) (*holding, error) {
 func (n *node) hold(ctx context.Context, g *control.Group, m control.Member) error {
 	n.mu.Lock()
 	h, ok := n.holdings[g.ID]
-	closing := n.closing
+	idle := n.closing || n.sealed[g.ID]
 	n.mu.Unlock()
-	if closing {
+	if idle {
 		return nil
 	}
 	nodes := map[uint64]uint64{}
 	for _, other := range g.Members {
 		nodes[other.Replica] = other.Node
+	}
+	if ok && h.group.History != g.History { // forked: it begins again, on the new history
+		if err := n.pause(h); err != nil {
+			return fmt.Errorf("group %s: %w", g.Name, err)
+		}
+		ok = false
 	}
 	if ok && h.replica == m.Replica && h.path == m.Path {
 		if h.grp != nil {
@@ -81,6 +87,9 @@ func (n *node) hold(ctx context.Context, g *control.Group, m control.Member) err
 		if err := n.leave(ctx, g); err != nil || n.holds(g.ID) {
 			return err
 		}
+	}
+	if err := n.align(g, m); err != nil {
+		return fmt.Errorf("group %s: bring it to its new history: %w", g.Name, err)
 	}
 	h, err := n.startHolding(g, m, nodes)
 	if err != nil {
@@ -207,7 +216,7 @@ func (h *holding) workDir(table kv.Reader) (string, error) {
 	return place.WorkDir(preferred, h.path)
 }
 
-func (h *holding) markerID() string { return fmt.Sprintf("%x", h.group.History) }
+func (h *holding) markerID() string { return h.group.Marker() }
 
 // tablePrefix is where a binding keeps what is its own; a new incarnation begins with nothing.
 func tablePrefix(group, replica uint64) []byte {

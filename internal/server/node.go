@@ -23,6 +23,7 @@ import (
 	httpdoor "github.com/lockstep-sync/lockstep/internal/door/http"
 	"github.com/lockstep-sync/lockstep/internal/engine"
 	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
+	"github.com/lockstep-sync/lockstep/internal/engine/replica"
 	"github.com/lockstep-sync/lockstep/internal/engine/transport"
 	"github.com/lockstep-sync/lockstep/internal/kv"
 )
@@ -43,9 +44,12 @@ type node struct {
 	ctl   *controlPlane
 	hints *hints
 
-	mu       sync.Mutex
-	holdings map[uint64]*holding // by group
-	closing  bool
+	mu         sync.Mutex
+	holdings   map[uint64]*holding // by group
+	closing    bool
+	sealed     map[uint64]bool         // groups that must not run now
+	estranged  map[[2]uint64]time.Time // (group, node) → when it was last heard of on another history
+	superseded chan replica.Line       // of the control group, at another node
 
 	fault chan error // a storage failure: the node stops at once
 }
@@ -73,9 +77,10 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	n := &node{
 		cfg: cfg, advertise: advertise, data: data, id: s.id, self: s.id.Node(),
-		log:      cfg.Log.With("node", s.id.Name()),
-		ctl:      newControlPlane(),
-		hints:    newHints(data.sub(hintFile), s.hint),
+		log:    cfg.Log.With("node", s.id.Name()),
+		ctl:    newControlPlane(),
+		hints:  newHints(data.sub(hintFile), s.hint),
+		sealed: map[uint64]bool{}, estranged: map[[2]uint64]time.Time{}, superseded: make(chan replica.Line, 1),
 		holdings: map[uint64]*holding{}, fault: make(chan error, 1),
 	}
 	return n.run(ctx, listener, s.init)
@@ -136,7 +141,7 @@ func (n *node) run(ctx context.Context, listener net.Listener, init *control.Ini
 	}
 	n.eng = engine.Open(engine.Config{
 		Node: n.self, Cluster: n.id.Cluster(), Logs: n.logs, State: n.state, Transport: n.net, Now: time.Now, Seed: rand.Uint64(),
-		Log: n.log, Fault: n.failed,
+		Log: n.log, Fault: n.failed, Forked: n.forked,
 	})
 	tidy.add(func() error { n.eng.Close(); return nil })
 	n.registerServices()
@@ -155,6 +160,7 @@ func (n *node) run(ctx context.Context, listener net.Listener, init *control.Ini
 	tidy.add(func() error { n.closeHoldings(); return nil })
 	tasks.Go(func() { n.introduce(running, init) })
 	tasks.Go(func() { n.followControl(running) })
+	tasks.Go(func() { n.followForks(running) })
 	tasks.Go(func() { n.driveMemberships(running) })
 	tasks.Go(func() { n.trimMemory(running) })
 
@@ -276,6 +282,7 @@ func (n *node) registerServices() {
 	n.net.Handle(serviceContent, n.serveContent)
 	n.net.HandleCalls(engine.MethodPropose, n.eng.ServePropose)
 	n.net.HandleCalls(engine.MethodRead, n.eng.ServeRead)
+	n.net.HandleCalls(engine.MethodLine, n.eng.ServeLine)
 	n.net.HandleJoin(n.serveJoin)
 	n.registerCalls()
 }

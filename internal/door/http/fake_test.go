@@ -54,6 +54,9 @@ func (n *fakeNode) TransferLeader(_ context.Context, g, node string) error {
 func (n *fakeNode) GroupSet(_ context.Context, g string, r api.GroupSet) error {
 	return n.note("group set", g, r)
 }
+func (n *fakeNode) GroupRecover(_ context.Context, g string, r api.GroupRecover) (api.GroupRecovered, error) {
+	return api.GroupRecovered{Group: g}, n.note("group recover", g, r)
+}
 func (n *fakeNode) DirCreate(_ context.Context, r api.DirCreate) error { return n.note("create", r) }
 func (n *fakeNode) DirBind(_ context.Context, g, node, path string) error {
 	return n.note("bind", g, node, path)

@@ -30,6 +30,7 @@ type Node interface {
 	Group(ctx context.Context, group string) (api.Group, error)
 	TransferLeader(ctx context.Context, group, node string) error
 	GroupSet(ctx context.Context, group string, req api.GroupSet) error
+	GroupRecover(ctx context.Context, group string, req api.GroupRecover) (api.GroupRecovered, error)
 
 	DirCreate(ctx context.Context, req api.DirCreate) error
 	DirBind(ctx context.Context, group, node, path string) error

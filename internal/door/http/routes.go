@@ -65,6 +65,9 @@ func (m *router) changes(n Node) {
 		}
 		return done("group set", group, "observers of "+group+" are fed by topology "+r.Body.Topology, n.GroupSet(ctx, group, r.Body))
 	})
+	plain(m, api.RouteGroupRecover(), func(ctx context.Context, r request[api.GroupRecover]) (any, error) {
+		return n.GroupRecover(ctx, r.PathValue("group"), r.Body)
+	})
 	plain(m, api.RouteDirCreate(), func(ctx context.Context, r request[api.DirCreate]) (any, error) {
 		req, err := dirCreate(r.Body)
 		if err != nil {

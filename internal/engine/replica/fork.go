@@ -22,6 +22,12 @@ func ReadStanding(store kv.Reader) (Standing, error) {
 	return Standing{At: st.at, Line: st.line, Conf: st.conf}, err
 }
 
+// ReadMachine is the machine's state of a replica that does not run, and the index that it covers.
+func ReadMachine(store kv.Reader) (kv.Reader, uint64, error) {
+	st, err := readState(store)
+	return kv.PrefixedReader(store, st.slot.machine()), st.at.Index, err
+}
+
 // Turn puts a replica that does not run, and has a state, on another line with another configuration, durably.
 // Position, sessions and the machine's state stay as they are.
 func Turn(store kv.Store, line Line, conf *raftpb.ConfState) error {

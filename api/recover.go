@@ -1,0 +1,31 @@
+package api
+
+// GroupRecover asks that a group which has lost its majority for good goes on with what survives.
+type GroupRecover struct {
+	Confirm string `json:"confirm"`           // the group's name: what others had beyond the survivors is lost
+	DryRun  bool   `json:"dry_run,omitempty"` // only say what would happen
+}
+
+// GroupRecovered is what a recovery did, or would do.
+type GroupRecovered struct {
+	Group     string   `json:"group"`
+	Node      string   `json:"node"`              // whose copy goes on
+	History   string   `json:"history,omitempty"` // the new one; empty in a dry run
+	Before    string   `json:"before"`
+	Fork      uint64   `json:"fork"` // the last position known to be the same for everybody
+	Last      uint64   `json:"last"` // the last position that is kept
+	Survivors []string `json:"survivors"`
+	Lost      []string `json:"lost"` // members that do not answer
+	DryRun    bool     `json:"dry_run"`
+}
+
+// OfflineRecovered is what the recovery of the control group on a stopped node did.
+type OfflineRecovered struct {
+	Node    string   `json:"node"`
+	Cluster string   `json:"cluster"`
+	History string   `json:"history"`
+	Before  string   `json:"before"`
+	Fork    uint64   `json:"fork"`
+	Last    uint64   `json:"last"`
+	Others  []string `json:"others"` // members of the control group that come back under the new history
+}

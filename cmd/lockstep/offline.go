@@ -1,0 +1,15 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/lockstep-sync/lockstep/api"
+	"github.com/lockstep-sync/lockstep/internal/cli"
+	"github.com/lockstep-sync/lockstep/internal/server"
+)
+
+// offlineRecover recovers the control group on a stopped node.
+func offlineRecover(ctx context.Context, c cli.OfflineRecover) (api.OfflineRecovered, error) {
+	return server.OfflineRecover(ctx, c.Data, c.Confirm, slog.New(slog.DiscardHandler))
+}

@@ -1,0 +1,379 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/lockstep-sync/lockstep/api"
+	"github.com/lockstep-sync/lockstep/internal/control"
+	"github.com/lockstep-sync/lockstep/internal/engine"
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/engine/replica"
+	"github.com/lockstep-sync/lockstep/internal/files"
+	"github.com/lockstep-sync/lockstep/internal/kv"
+)
+
+// How groups come to a new history. For groups of files the control group decides: of two recoveries asked for at
+// once one is refused there, and every member learns from it which history counts and where it forked. Each node
+// then brings its own part along (align) before anything of the group runs again.
+//
+// The control group itself can only be recovered on a stopped node (OfflineRecover). Who follows the history of
+// before is told by the engine when they meet, and comes along by rejoinControl. If two nodes were both recovered,
+// neither gives in: both warn until one of them is wiped and joins again.
+
+// lineOf is the line that the control group wants a group to be on.
+func lineOf(g *control.Group) replica.Line {
+	line := replica.Line{History: g.History}
+	if f := g.Fork; f != nil {
+		line.Before, line.Fork = f.Before, core.Position{Term: f.Term, Index: f.Index}
+		line.Start, line.Seed = f.Start, f.Seed
+	}
+	return line
+}
+
+// asideKey marks a binding whose files are to be compared with the group's, and set aside where they differ,
+// before they are taken up.
+func asideKey(group, replica uint64) []byte { return append(tablePrefix(group, replica), "aside"...) }
+
+// align brings what this node holds of a group, which does not run, to the group's history. It may be interrupted
+// anywhere and done again: the state is turned last.
+func (n *node) align(g *control.Group, m control.Member) error {
+	st, err := n.eng.Standing(g.ID)
+	if err != nil || st.At.Index == 0 || st.Line.History == g.History {
+		return err
+	}
+	line := lineOf(g)
+	table := kv.Prefixed(n.state, append(tablePrefix(g.ID, m.Replica), "t/"...))
+	seeds := g.Fork != nil && g.Fork.Seed == m.Replica && g.Fork.Before == st.Line.History && g.Fork.Cause == control.ForkRecover
+	switch {
+	case seeds:
+		if err := files.ForgetAbove(table, line.Start-1); err != nil {
+			return err
+		}
+		_, err := n.eng.Recover(engine.RecoverConfig{
+			Group: g.ID, Replica: m.Replica, History: g.History, Fork: line.Fork, Start: line.Start,
+		})
+		return err
+	case engine.KeepsState(st, line):
+		if err := files.ForgetAbove(table, line.Fork.Index); err != nil {
+			return err
+		}
+	default:
+		// What was recorded of the directory speaks of versions that mean nothing any more: the files are
+		// compared as those of a new member are.
+		if err := n.forgetTable(g, m); err != nil {
+			return err
+		}
+	}
+	_, err = n.eng.Rebase(g.ID, line)
+	return err
+}
+
+// forgetTable drops the placed table. If the group was restored, the directory is to show what the backup held: the
+// files that differ are set aside. Else they are merged by the group's policy, which keeps both.
+func (n *node) forgetTable(g *control.Group, m control.Member) error {
+	prefix := tablePrefix(g.ID, m.Replica)
+	b := n.state.Batch()
+	defer b.Discard()
+	if err := b.DeleteRange(prefix, kv.PrefixEnd(prefix)); err != nil {
+		return err
+	}
+	if g.Fork != nil && g.Fork.Cause == control.ForkRestore {
+		if err := b.Set(asideKey(g.ID, m.Replica), []byte{1}); err != nil {
+			return err
+		}
+	}
+	if err := b.Commit(); err != nil {
+		return err
+	}
+	return n.state.Sync()
+}
+
+// pause ends what runs of a group here and forgets nothing.
+func (n *node) pause(h *holding) error {
+	h.close()
+	if err := n.eng.StopGroup(h.group.ID, false); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.holdings, h.group.ID)
+	return nil
+}
+
+// seal keeps a group that is held here from running until release is called.
+func (n *node) seal(group uint64) (release func(), err error) {
+	n.mu.Lock()
+	h, ok := n.holdings[group]
+	if n.sealed[group] || !ok {
+		n.mu.Unlock()
+		return nil, &api.Error{Code: api.CodeConflict, Op: "group recover", Subject: fmt.Sprint(group),
+			Why: "the group does not run here, or somebody else is recovering it", Hint: "try again in a second"}
+	}
+	n.sealed[group] = true
+	n.mu.Unlock()
+	release = func() {
+		n.mu.Lock()
+		delete(n.sealed, group)
+		n.mu.Unlock()
+		n.ctl.nudge()
+	}
+	if err := n.pause(h); err != nil {
+		release()
+		return nil, err
+	}
+	return release, nil
+}
+
+// logEndAnswer is what a member says of its log.
+type logEndAnswer struct {
+	History [16]byte      `json:"history"`
+	Replica uint64        `json:"replica"`
+	Commit  core.Position `json:"commit"`
+	Last    core.Position `json:"last"`
+	Voters  []uint64      `json:"voters,omitempty"` // of the configuration in force there, outgoing ones included
+	Leads   bool          `json:"leads,omitempty"`  // and has committed something in its term
+}
+
+func (n *node) logEndHere(_ context.Context, req groupRequest) (out logEndAnswer, err error) {
+	h, err := n.holding(req.Group)
+	if err != nil {
+		return out, err
+	}
+	out.Replica = h.replica
+	if h.grp == nil {
+		out.History, out.Commit = h.obs.Line().History, h.obs.Applied()
+		out.Last = out.Commit
+		return out, nil
+	}
+	end, err := h.grp.LogEnd()
+	if err != nil {
+		return out, err
+	}
+	st := h.grp.Fresh()
+	out.History, out.Commit, out.Last = h.grp.Line().History, end.Commit, end.Last
+	out.Voters = slices.Concat(st.Voters, st.Outgoing)
+	out.Leads = st.Role == core.Leader && st.TermBegun
+	return out, nil
+}
+
+// GroupRecover makes the survivor with the most of the log the beginning of a new history.
+func (n *node) GroupRecover(ctx context.Context, group string, req api.GroupRecover) (api.GroupRecovered, error) {
+	const op = "group recover"
+	g, err := n.groupNamed(op, group)
+	if err != nil {
+		return api.GroupRecovered{}, err
+	}
+	switch {
+	case g.ID == control.ControlGroup:
+		return api.GroupRecovered{}, &api.Error{Code: api.CodeUsage, Op: op, Subject: group,
+			Why:  "the control group can be recovered on a stopped node only",
+			Hint: "stop the node that is to go on, and there: lockstep offline recover --data DIR --yes-lose-data NODE"}
+	case req.Confirm != group:
+		return api.GroupRecovered{}, &api.Error{Code: api.CodeUsage, Op: op, Subject: group,
+			Why: "what other members had and this one had not is lost", Hint: "if that is meant: --yes-lose-data " + group}
+	}
+	out, seed, err := n.planRecovery(ctx, op, g)
+	if err != nil || req.DryRun {
+		out.DryRun = req.DryRun
+		return out, err
+	}
+	node, _ := n.ctl.state().NodeNamed(out.Node)
+	done, err := call(ctx, n, node.ID, methodRecover, groupRequest{Group: g.ID, Path: n.id.Name()}, n.recoverHere)
+	if err != nil {
+		return out, err
+	}
+	done.Lost, done.Survivors = out.Lost, out.Survivors
+	n.log.Warn("group recovered with loss", "group", g.Name, "seed", out.Node, "replica", seed, "history", done.History)
+	return done, nil
+}
+
+// planRecovery asks who is there, refuses if they are enough to go on, and chooses who begins: of the members on the
+// group's history the one whose log goes farthest, as an election would.
+func (n *node) planRecovery(ctx context.Context, op string, g *control.Group) (out api.GroupRecovered, seed uint64, err error) {
+	type found struct {
+		logEndAnswer
+		err error
+	}
+	answers := each(g.Members, func(m control.Member) found {
+		ctx, cancel := context.WithTimeout(ctx, answerTime)
+		defer cancel()
+		e, err := call(ctx, n, m.Node, methodLogEnd, groupRequest{Group: g.ID}, n.logEndHere)
+		return found{e, err}
+	})
+	out = api.GroupRecovered{Group: g.Name, Lost: []string{}, Survivors: []string{}}
+	best := -1
+	var here []uint64
+	for i, a := range answers {
+		name := n.nameOf(g.Members[i].Node)
+		if a.err != nil {
+			out.Lost = append(out.Lost, name)
+			continue
+		}
+		out.Survivors = append(out.Survivors, name)
+		here = append(here, a.Replica)
+		if a.Last.Index > 0 && (best < 0 || farther(a.logEndAnswer, answers[best].logEndAnswer)) {
+			best = i
+		}
+	}
+	if best < 0 {
+		return out, 0, &api.Error{Code: api.CodeUnavailable, Op: op, Subject: g.Name, Why: "no member that is up has anything of it",
+			Hint: "start one that has, or restore the group: lockstep restore FILE --group " + g.Name}
+	}
+	b := answers[best]
+	if up, all := present(b.Voters, here); b.Leads || all > 0 && 2*up > all {
+		return out, 0, &api.Error{Code: api.CodeConflict, Op: op, Subject: g.Name,
+			Why:  fmt.Sprintf("%d of its %d voters answer: it has its majority and needs no recovery", up, all),
+			Hint: "lockstep group show " + g.Name + " says what each does"}
+	}
+	out.Node, out.Before = n.nameOf(g.Members[best].Node), fmt.Sprintf("%x", b.History)
+	out.Fork, out.Last = b.Commit.Index, b.Last.Index
+	return out, b.Replica, nil
+}
+
+func farther(a, b logEndAnswer) bool {
+	if a.Last.Term != b.Last.Term {
+		return a.Last.Term > b.Last.Term
+	}
+	return a.Last.Index > b.Last.Index
+}
+
+func present(voters, here []uint64) (up, all int) {
+	for _, v := range voters {
+		if slices.Contains(here, v) {
+			up++
+		}
+	}
+	return up, len(voters)
+}
+
+// recoverHere makes this node's replica begin a new history. The replica is stopped first, so that the point where it
+// forks cannot move any more; then the control group records the fork, and with that it is decided.
+func (n *node) recoverHere(ctx context.Context, req groupRequest) (out api.GroupRecovered, err error) {
+	g, ok := n.ctl.state().Group(req.Group)
+	if !ok {
+		return out, errNoSuchGroup
+	}
+	release, err := n.seal(g.ID)
+	if err != nil {
+		return out, err
+	}
+	defer release()
+	st, end, err := n.eng.StoppedEnd(g.ID)
+	if err != nil {
+		return out, err
+	}
+	f := &control.ForkGroup{Group: g.Name, Was: g.History, Node: n.id.Name(), Fork: control.Fork{
+		Before: st.Line.History, Index: end.Commit.Index, Term: end.Commit.Term, Start: end.Last.Index + 1, Cause: control.ForkRecover,
+	}}
+	rand.Read(f.To[:])
+	if _, err := n.ctl.propose(ctx, &control.Command{By: req.Path, ForkGroup: f}); err != nil {
+		return out, err
+	}
+	n.log.Warn("group recovered with loss: it goes on here under a new history", "group", g.Name, "history", fmt.Sprintf("%x", f.To),
+		"before", fmt.Sprintf("%x", f.Fork.Before), "fork", f.Fork.Index, "last", end.Last.Index)
+	return api.GroupRecovered{
+		Group: g.Name, Node: n.id.Name(), History: fmt.Sprintf("%x", f.To), Before: fmt.Sprintf("%x", f.Fork.Before),
+		Fork: f.Fork.Index, Last: end.Last.Index,
+	}, nil
+}
+
+// forked is the engine's news that another node follows another history.
+func (n *node) forked(f engine.Forked) {
+	if !f.Superseded {
+		n.log.Error("a node follows another history of a group, and neither comes from the other: it was recovered or restored twice",
+			"group", f.Group, "peer", n.nameOf(f.Node), "theirs", fmt.Sprintf("%x", f.Line.History))
+		n.mu.Lock()
+		n.estranged[[2]uint64{f.Group, f.Node}] = time.Now()
+		n.mu.Unlock()
+		return
+	}
+	if f.Group != control.ControlGroup {
+		n.ctl.nudge() // the control group says the same, soon if not now
+		return
+	}
+	select {
+	case n.superseded <- f.Line:
+	default: // one is being followed; it is told again
+	}
+}
+
+// followForks brings this node's part of the control group along when another node has recovered it.
+func (n *node) followForks(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case line := <-n.superseded:
+			if err := n.rejoinControl(ctx, line); err != nil {
+				n.failed(fmt.Errorf("follow the control group to its new history: %w", err))
+			}
+		}
+	}
+}
+
+func (n *node) rejoinControl(ctx context.Context, line replica.Line) error {
+	n.ctl.mu.Lock() // who asks for the control group meanwhile waits
+	defer n.ctl.mu.Unlock()
+	if n.ctl.obs != nil {
+		n.ctl.obs.Close()
+	}
+	if err := n.eng.StopGroup(control.ControlGroup, false); err != nil {
+		return err
+	}
+	kept, err := n.eng.Rebase(control.ControlGroup, line)
+	if err != nil {
+		return err
+	}
+	n.log.Warn("the control group was recovered elsewhere; this node goes on under its new history",
+		"history", fmt.Sprintf("%x", line.History), "fork", line.Fork.Index, "kept", kept)
+	n.ctl.grp, n.ctl.obs = nil, nil
+	return n.startControl(ctx, nil)
+}
+
+// strangers warns of nodes that follow another history, as long as they are heard of.
+func (n *node) strangers() (list []api.Warning) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for key, at := range n.estranged {
+		if time.Since(at) > time.Minute {
+			delete(n.estranged, key)
+			continue
+		}
+		name := fmt.Sprint(key[0])
+		if g, ok := n.ctl.state().Group(key[0]); ok {
+			name = g.Name
+		}
+		list = append(list, api.Warning{Name: "two_histories", Subject: name + " on " + n.nameOf(key[1]), Since: at,
+			Text: "it follows another history of the group: the group was recovered twice",
+			Hint: "decide for one; stop the other node, move its data directory away and join again with --join TOKEN --replace"})
+	}
+	return list
+}
+
+// recordFork tells the control group of its own recovery.
+func (n *node) recordFork(ctx context.Context) error {
+	grp := n.ctl.group()
+	g, ok := n.ctl.state().Group(control.ControlGroup)
+	if grp == nil || !ok {
+		return nil
+	}
+	line := grp.Line()
+	if line.History == g.History || line.Seed != n.self {
+		return nil
+	}
+	_, err := n.ctl.propose(ctx, &control.Command{By: "offline recover", ForkGroup: &control.ForkGroup{
+		Group: g.Name, Was: g.History, To: line.History, Node: n.id.Name(), Fork: control.Fork{
+			Before: line.Before, Index: line.Fork.Index, Term: line.Fork.Term, Start: line.Start, Cause: control.ForkRecover,
+		},
+	}})
+	var refused *api.Error
+	if errors.As(err, &refused) && refused.Code == api.CodeConflict {
+		return nil // recovered again since: the later one has recorded itself
+	}
+	return err
+}

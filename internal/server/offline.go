@@ -1,0 +1,121 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"time"
+
+	"github.com/lockstep-sync/lockstep/api"
+	"github.com/lockstep-sync/lockstep/internal/access"
+	"github.com/lockstep-sync/lockstep/internal/control"
+	"github.com/lockstep-sync/lockstep/internal/engine"
+	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
+	"github.com/lockstep-sync/lockstep/internal/kv"
+)
+
+// knock is how long a node is given to accept a connection.
+const knock = 2 * time.Second
+
+// OfflineRecover makes a stopped node the only voter of the control group under a new history. confirm is the
+// node's name. It is refused while a majority of the control group's voters still accepts connections.
+func OfflineRecover(ctx context.Context, path, confirm string, log *slog.Logger) (out api.OfflineRecovered, err error) {
+	const op = "offline recover"
+	if _, err := os.Stat(path); err != nil {
+		return out, &api.Error{Code: api.CodeNotFound, Op: op, Subject: path, Why: err.Error(), Hint: "give the node's data directory with --data"}
+	}
+	data, err := openDataDir(path)
+	if err != nil {
+		return out, err
+	}
+	defer data.Close()
+	id, err := access.Load(data.path, time.Now)
+	if err != nil {
+		return out, &api.Error{Code: api.CodeFailed, Op: op, Subject: path, Why: err.Error(), Hint: "give the data directory of a node that ran before"}
+	}
+	if confirm != id.Name() {
+		return out, &api.Error{Code: api.CodeUsage, Op: op, Subject: id.Name(),
+			Why:  "what only the other nodes know of the cluster is lost",
+			Hint: "if that is meant, say the node's name: --yes-lose-data " + id.Name()}
+	}
+	logs, err := logstore.OpenPebble(data.sub("log"), logstore.Options{Log: log, OnError: func(error) {}})
+	if err != nil {
+		return out, damaged(data.sub("log"), err)
+	}
+	defer func() { err = errors.Join(err, logs.Close()) }()
+	state, err := kv.OpenPebble(data.sub("state"), kv.PebbleOptions{Log: log, OnError: func(error) {}})
+	if err != nil {
+		return out, damaged(data.sub("state"), err)
+	}
+	defer func() { err = errors.Join(err, state.Close()) }()
+	return recoverControl(ctx, data, id, logs, state)
+}
+
+func recoverControl(ctx context.Context, data *dataDir, id *access.Identity, logs logstore.Store, state kv.Store) (out api.OfflineRecovered, err error) {
+	const op = "offline recover"
+	r, at, err := engine.MachineState(state, control.ControlGroup)
+	if err != nil {
+		return out, err
+	}
+	st, err := control.Load(r, at)
+	if err != nil {
+		return out, err
+	}
+	g, ok := st.Group(control.ControlGroup)
+	if !ok {
+		return out, &api.Error{Code: api.CodeFailed, Op: op, Subject: id.Name(), Why: "this node has never known its cluster's state",
+			Hint: "recover on a node that has, or restore the cluster: lockstep restore FILE --data DIR"}
+	}
+	up, others := answering(ctx, st, g, id.Node())
+	voters := len(g.Voters())
+	if 2*up > voters {
+		return out, &api.Error{Code: api.CodeConflict, Op: op, Subject: id.Name(),
+			Why:  fmt.Sprintf("%d of the control group's %d voters accept connections: they are enough without this node", up, voters),
+			Hint: "start this node; it catches up by itself"}
+	}
+	cfg := engine.RecoverConfig{Group: control.ControlGroup, Replica: id.Node()}
+	rand.Read(cfg.History[:])
+	line, err := engine.Recover(logs, state, cfg)
+	if err != nil {
+		return out, err
+	}
+	var h hint
+	if err := readJSON(data.sub(hintFile), &h); err != nil {
+		return out, err
+	}
+	h.Role = control.RoleVoter
+	if err := writeJSON(data.sub(hintFile), h); err != nil {
+		return out, err
+	}
+	return api.OfflineRecovered{
+		Node: id.Name(), Cluster: id.Cluster().String(), History: fmt.Sprintf("%x", line.History), Before: fmt.Sprintf("%x", line.Before),
+		Fork: line.Fork.Index, Last: line.Start - 1, Others: others,
+	}, state.Sync()
+}
+
+// answering counts the other voters whose address accepts a connection, and names all other members.
+func answering(ctx context.Context, st *control.State, g *control.Group, self uint64) (up int, others []string) {
+	others = []string{}
+	var members []control.Member
+	for _, m := range g.Members {
+		if p, ok := st.Node(m.Node); ok && m.Node != self && !p.Removed {
+			members = append(members, m)
+			others = append(others, p.Name)
+		}
+	}
+	for i, ok := range each(members, func(m control.Member) bool {
+		p, _ := st.Node(m.Node)
+		d := net.Dialer{Timeout: knock}
+		conn, err := d.DialContext(ctx, "tcp", p.Address)
+		return err == nil && conn.Close() == nil
+	}) {
+		if ok && members[i].Role == control.RoleVoter {
+			up++
+		}
+	}
+	return up, others
+}
