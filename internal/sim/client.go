@@ -119,12 +119,13 @@ func (c *client) askMember(open *request) {
 		to = ids[c.w.dice.work.IntN(len(ids))]
 	}
 	m := c.gr.member(to)
+	p := core.Proposal{Ack: open.ack, Client: c.sessionID(), Seq: c.seq, Floor: c.seq, Payload: open.payload}
 	c.w.net.client(func() {
 		m.do(func() {
 			if open.payload == nil {
 				c.askRead(m, open)
 			} else {
-				c.askWrite(m, open)
+				c.askWrite(m, open, p)
 			}
 		})
 	})
@@ -136,12 +137,11 @@ func (c *client) sessionID() (id [16]byte) {
 	return id
 }
 
-func (c *client) askWrite(m *member, open *request) {
-	p := core.Proposal{Ack: open.ack, Client: c.sessionID(), Seq: c.seq, Floor: c.seq, Payload: open.payload}
-	seq, session := c.seq, c.session
+// askWrite hands a write to a replica. It may come late, when the client has long given it up.
+func (c *client) askWrite(m *member, open *request, p core.Proposal) {
 	m.propose(p, func(a core.Answer) {
 		c.w.net.client(func() {
-			if c.open == open && c.seq == seq && c.session == session {
+			if c.open == open {
 				c.hear(m, a)
 			}
 		})

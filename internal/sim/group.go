@@ -108,7 +108,12 @@ func (gr *group) leader() (leader *member) {
 
 // members is the leader's view, or nil if nobody leads.
 func (gr *group) members() []uint64 {
-	var best core.Status
+	s := gr.led()
+	return slices.Concat(s.Voters, s.Learners, s.Outgoing)
+}
+
+// led is the status of the leader of the latest term; zero if nobody leads.
+func (gr *group) led() (best core.Status) {
 	gr.eachMember(func(m *member) {
 		if role, _, _ := m.g.Lead(); role != core.Leader {
 			return
@@ -117,7 +122,7 @@ func (gr *group) members() []uint64 {
 			best = s
 		}
 	})
-	return slices.Concat(best.Voters, best.Learners, best.Outgoing)
+	return best
 }
 
 // voters of the latest configuration that is in force anywhere.

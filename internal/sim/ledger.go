@@ -18,6 +18,7 @@ type ledger struct {
 	leaders  map[uint64]uint64            // term → replica
 	log      []logged                     // by index: the entry that was committed there
 	executed map[uint64]executed          // operation → where it was executed
+	givenUp  map[core.Position]bool       // said to be lost: must never be committed
 	expired  map[uint64]bool              // index → some write there was refused because its session is forgotten
 	digests  map[uint64][2]machine.Digest // index → state of whoever was there first
 	times    []int64                      // by index: time of its commands; 0: none
@@ -38,7 +39,7 @@ type executed struct {
 func (l *ledger) init(gr *group) {
 	*l = ledger{
 		gr: gr, leaders: map[uint64]uint64{},
-		executed: map[uint64]executed{}, expired: map[uint64]bool{}, digests: map[uint64][2]machine.Digest{},
+		executed: map[uint64]executed{}, expired: map[uint64]bool{}, givenUp: map[core.Position]bool{}, digests: map[uint64][2]machine.Digest{},
 	}
 }
 
@@ -72,18 +73,21 @@ func (l *ledger) applied(m *member, es []*raftpb.Entry, results [][][]byte) {
 				l.expired[e.GetIndex()] = true
 			}
 		}
-		i, now := e.GetIndex(), logged{e.GetTerm(), sum(e.GetData())}
-		if was, ok := l.entry(i); ok && was != now {
-			fail("%s applied %+v at %d, another replica %+v", m, now, i, was)
+		at, now := e.GetIndex(), logged{e.GetTerm(), sum(e.GetData())}
+		if was, ok := l.entry(at); ok && was != now {
+			fail("%s applied %+v at %d, another replica %+v", m, now, at, was)
 		}
-		for uint64(len(l.log)) <= i {
+		if l.givenUp[core.Position{Term: now.term, Index: at}] {
+			fail("%s applied %+v at %d, which was said to be lost", m, now, at)
+		}
+		for uint64(len(l.log)) <= at {
 			l.log = append(l.log, logged{})
 		}
-		l.log[i] = now
-		if e.GetType() != raftpb.EntryNormal && i > l.confAt {
-			l.confs, l.confAt = append(l.confs, m.rep.ConfState()), i
+		l.log[at] = now
+		if e.GetType() != raftpb.EntryNormal && at > l.confAt {
+			l.confs, l.confAt = append(l.confs, m.rep.ConfState()), at
 		}
-		l.gr.w.trace(traceApply, l.gr.id, m.h.id, i, now.term, now.hash)
+		l.gr.w.trace(traceApply, l.gr.id, m.h.id, at, now.term, now.hash)
 	}
 	at := m.rep.Applied().Index
 	if at < m.applied {
@@ -215,6 +219,32 @@ func (l *ledger) answered(m *member, a *core.Answer) {
 			fail("%s is ready to read at %d, but its state is at %d", m, at.Index, m.rep.Applied().Index)
 		}
 	}
+}
+
+// lost is called when a replica says that what it accepted will never be committed.
+func (l *ledger) lost(m *member, loss core.Loss) {
+	if was, _ := l.entry(loss.Index); was.term == loss.Term && loss.Known {
+		fail("%s says that %+v is lost, and it is committed", m, loss)
+	}
+	if loss.Known {
+		l.givenUp[loss.Position] = true
+	}
+	l.gr.w.report.LossesTold += loss.Writes
+}
+
+// fate of an accepted position: the core's word for it must agree with what was committed.
+func (l *ledger) fate(m *member, at core.Position) (committed bool) {
+	e, ok := l.entry(at.Index)
+	committed = ok && e.term == at.Term
+	want := core.FateLost
+	if committed {
+		want = core.FateCommitted
+	}
+	f := core.FateOf(at, m.rep.Applied(), m.rep.Terms())
+	if f != want && !(f == core.FateOpen && !ok) {
+		fail("%s says of %+v, which it accepted: %s; it is: %s", m, at, f, want)
+	}
+	return committed
 }
 
 func (l *ledger) checkCommitted(m *member, at core.Position, all bool) {

@@ -119,7 +119,7 @@ func (m *member) start() {
 		Storage: logWithState{log, m.rep},
 		Applied: m.rep.Applied().Index, AppliedTerm: m.rep.Applied().Term, ConfState: m.rep.ConfState(),
 		MaxEntryBytes: s.entryBytes, MaxUncommitted: s.uncommitted,
-		MaxInflight: s.inflight, ElectionTicks: s.election,
+		MaxInflight: s.inflight, ElectionTicks: s.election, Terms: m.rep.Terms,
 	})
 	must(err, "open core")
 	m.waiting, m.offers = map[uint64]func(core.Answer){}, map[uint64]int{}
@@ -199,6 +199,9 @@ func (m *member) pump() {
 		}
 		for _, a := range e.Answers {
 			m.answer(a)
+		}
+		for _, l := range e.Lost {
+			m.gr.ledger.lost(m, l)
 		}
 	}
 }

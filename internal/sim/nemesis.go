@@ -313,12 +313,9 @@ func (n *nemesis) heal(w *world) {
 // retire stops, now and then, the replicas that their group has removed: they would campaign forever.
 func (n *nemesis) retire(w *world) {
 	for _, gr := range w.groups {
-		ids := gr.members()
-		if len(ids) == 0 {
-			continue
-		}
+		ids, applied := gr.members(), gr.led().Applied
 		gr.eachMember(func(m *member) {
-			if !slices.Contains(ids, m.h.id) && m.rep.Applied().Index > 0 {
+			if at := m.rep.Applied().Index; !slices.Contains(ids, m.h.id) && at > 0 && at <= applied {
 				m.gone = true
 				m.stop()
 			}

@@ -172,8 +172,7 @@ func (rs *registers) check(m *member) {
 		}
 	}
 	for _, a := range rs.local {
-		e, ok := rs.gr.ledger.entry(a.at.Index)
-		committed := ok && e.term == a.at.Term
+		committed := rs.gr.ledger.fate(m, a.at)
 		switch {
 		case committed && rs.gr.ledger.expired[a.at.Index] && !has(a.value):
 			rs.w.report.AcceptedExpired++ // committed, and refused by every replica alike

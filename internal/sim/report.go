@@ -26,7 +26,7 @@ type Report struct {
 	Groups, Voters, Observers int // of all runs together
 
 	Events, Writes, Reads, ObserverReads, Retries, Given    int
-	AcceptedKept, AcceptedLost, AcceptedExpired             int
+	AcceptedKept, AcceptedLost, AcceptedExpired, LossesTold int
 	Duplicates, Elections, Conflicts, Expired               int
 	Crashes, Snapshots, ObserverSnapshots, Changes, Digests int
 	Fed, CutOff, Reattached                                 int // entries sent to observers; observers cut off, or left by a silent source
@@ -90,6 +90,7 @@ func (r *Report) counters() []counter {
 		{"requests given up", &r.Given}, {"sessions expired", &r.Expired},
 		{"retries answered from the table", &r.Duplicates},
 		{"accepted and kept", &r.AcceptedKept}, {"accepted and lost", &r.AcceptedLost},
+		{"losses told by the leaders that had accepted", &r.LossesTold},
 		{"accepted by a session that had expired", &r.AcceptedExpired},
 		{"elections", &r.Elections}, {"crashes", &r.Crashes}, {"membership changes", &r.Changes},
 		{"snapshots of members", &r.Snapshots}, {"snapshots of observers", &r.ObserverSnapshots},

@@ -19,11 +19,13 @@ import (
 // A snapshot stream is
 //
 //	magic, length and bytes of raft's SnapshotMetadata, time, line (see Line.Append), length and bytes of core.Terms,
+//	BLAKE3-256 of everything before,
 //	records (tag, key length, key, value length, value) in key order: sessions, then the machine's,
 //	end tag, BLAKE3-256 of everything before
 //
-// with numbers as varints. Nothing of it is put in force before the hash was verified.
-const magic = "lockstep snapshot 2\n"
+// with numbers as varints. Nothing of it is put in force before the hash at the end was verified, and nothing is
+// concluded from the head before its own was.
+const magic = "lockstep snapshot 3\n"
 
 const (
 	tagEnd     = 0
@@ -67,6 +69,7 @@ func writeSnapshot(view kv.Reader, w io.Writer, whole bool) error {
 	out.field(meta)
 	out.write(st.line.Append(binary.AppendVarint(nil, st.time)))
 	out.field(st.terms.Append(nil))
+	out.write(out.hash.Sum(nil))
 	out.records(view, tagSession, st.slot.sessions())
 	if whole {
 		out.records(view, tagMachine, st.slot.machine())
@@ -198,8 +201,23 @@ func (s *snapshotReader) head() (state, error) {
 	if raw, err = s.field(nil, maxMeta); err != nil {
 		return st, err
 	}
-	st.terms, err = core.DecodeTerms(raw)
-	return st, err
+	if st.terms, err = core.DecodeTerms(raw); err != nil {
+		return st, err
+	}
+	return st, s.verify()
+}
+
+// verify reads the hash of everything before it.
+func (s *snapshotReader) verify() error {
+	want := s.hash.Sum(nil)
+	got := make([]byte, len(want))
+	if err := s.fill(got); err != nil {
+		return err
+	}
+	if !bytes.Equal(got, want) {
+		return errors.New("hash does not match")
+	}
+	return nil
 }
 
 func (s *snapshotReader) line() (l Line, err error) {
@@ -238,15 +256,7 @@ func (s *snapshotReader) records(put func(tag byte, key, value []byte) error) er
 			return err
 		}
 	}
-	want := s.hash.Sum(nil)
-	got := make([]byte, len(want))
-	if _, err := io.ReadFull(s.r, got); err != nil {
-		return err
-	}
-	if !bytes.Equal(got, want) {
-		return errors.New("hash does not match")
-	}
-	return nil
+	return s.verify()
 }
 
 // Restore replaces the state by the snapshot in stream; it is durable when Restore returns. A snapshot of the
