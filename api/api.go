@@ -51,7 +51,57 @@ type Group struct {
 	Commit   uint64    `json:"commit"`
 	Ack      string    `json:"ack,omitempty"`
 	Topology string    `json:"topology"` // how observers are fed: star, chain, tree:K, auto
+	InSync   InSync    `json:"in_sync"`
+	Losses   uint64    `json:"losses"` // writes that were ACCEPTED and lost, as far as members that are up know; ever
 	Replicas []Replica `json:"replicas"`
+}
+
+// InSync is a group's recorded in-sync set: who holds everything that was answered COMMITTED_ALL.
+type InSync struct {
+	Version uint64    `json:"version"`
+	Nodes   []string  `json:"nodes"`
+	Since   time.Time `json:"since"`
+	Why     string    `json:"why"`
+	After   string    `json:"after"` // a member that lags or is down for longer leaves
+}
+
+// Answers to a write.
+const (
+	AnswerAccepted     = "ACCEPTED"              // the leader has it; a failover may lose it
+	AnswerCommitted    = "COMMITTED"             // a majority has it
+	AnswerCommittedAll = "COMMITTED_ALL"         // every member of the in-sync set of version Set has it
+	AnswerQuorumOnly   = "COMMITTED_QUORUM_ONLY" // a majority has it, Missing did not in time
+	AnswerUnknown      = "UNKNOWN"               // no answer in time
+)
+
+// GroupProbe is how a write that changes nothing was answered.
+type GroupProbe struct {
+	Group   string   `json:"group"`
+	Ack     string   `json:"ack"`
+	Answer  string   `json:"answer"`
+	Term    uint64   `json:"term"`
+	Index   uint64   `json:"index"`
+	Token   string   `json:"token,omitempty"`       // with ACCEPTED: for `group token`
+	Set     uint64   `json:"set_version,omitempty"` // with COMMITTED_ALL
+	Missing []string `json:"missing"`               // with COMMITTED_QUORUM_ONLY; empty: not known
+	Seconds float64  `json:"seconds"`
+}
+
+// Fates of an accepted write.
+const (
+	FateCommitted = "COMMITTED"
+	FateLost      = "LOST"
+	FateUnknown   = "UNKNOWN" // not decided yet, or no longer remembered: Why says which
+)
+
+// GroupToken is what became of an accepted write.
+type GroupToken struct {
+	Group string `json:"group"`
+	Token string `json:"token"`
+	Fate  string `json:"fate"`
+	Term  uint64 `json:"term"`
+	Index uint64 `json:"index"`
+	Why   string `json:"why"`
 }
 
 type Problem struct {

@@ -17,7 +17,14 @@ type GroupTransfer struct {
 
 // GroupSet changes settings of a group; what is empty stays as it is.
 type GroupSet struct {
-	Topology string `json:"topology,omitempty"` // star, chain, tree:K, auto
+	Topology    string `json:"topology,omitempty"`      // star, chain, tree:K, auto
+	Ack         string `json:"ack,omitempty"`           // local, quorum, all
+	InSyncAfter string `json:"in_sync_after,omitempty"` // as in time.ParseDuration; 1s to 1h
+}
+
+// GroupProbeRequest asks for a write that changes nothing.
+type GroupProbeRequest struct {
+	Ack string `json:"ack,omitempty"` // local, quorum, all; default: the group's
 }
 
 // DirBind adds a node to a files group, or moves where it keeps it.

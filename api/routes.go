@@ -91,6 +91,14 @@ func RouteGroupRecover() Route {
 	return Route{Method: http.MethodPost, Path: "/v1/groups/{group}/recover", Request: GroupRecover{}, Response: GroupRecovered{}}
 }
 
+func RouteGroupProbe() Route {
+	return Route{Method: http.MethodPost, Path: "/v1/groups/{group}/probe", Request: GroupProbeRequest{}, Response: GroupProbe{}}
+}
+
+func RouteGroupToken() Route {
+	return Route{Method: http.MethodGet, Path: "/v1/groups/{group}/tokens/{token}", Request: None{}, Response: GroupToken{}}
+}
+
 func RouteDirCreate() Route {
 	return Route{Method: http.MethodPost, Path: "/v1/dirs", Request: DirCreate{}, Response: Done{}}
 }
@@ -132,7 +140,7 @@ func Routes() []Route {
 	return []Route{
 		RouteVersion(), RouteStatus(), RouteNodes(),
 		RouteTokens(), RouteTokenCreate(), RouteTokenRevoke(),
-		RouteGroups(), RouteGroup(), RouteGroupTransfer(), RouteGroupSet(), RouteGroupRecover(),
+		RouteGroups(), RouteGroup(), RouteGroupTransfer(), RouteGroupProbe(), RouteGroupToken(), RouteGroupSet(), RouteGroupRecover(),
 		RouteDirCreate(), RouteDirStatus(), RouteDirBind(), RouteDirUnbind(), RouteDirConfirm(),
 		RouteDirList(), RouteDirConflicts(), RouteDirWait(), RouteDirVerify(),
 	}

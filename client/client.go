@@ -116,6 +116,16 @@ func (c *Client) GroupRecover(ctx context.Context, group string, req api.GroupRe
 	return call[api.GroupRecovered](ctx, c, api.RouteGroupRecover(), req, group)
 }
 
+// GroupProbe writes an entry that changes nothing and tells how it was answered.
+func (c *Client) GroupProbe(ctx context.Context, group string, req api.GroupProbeRequest) (api.GroupProbe, error) {
+	return call[api.GroupProbe](ctx, c, api.RouteGroupProbe(), req, group)
+}
+
+// GroupToken tells what became of a write that was answered ACCEPTED.
+func (c *Client) GroupToken(ctx context.Context, group, token string) (api.GroupToken, error) {
+	return call[api.GroupToken](ctx, c, api.RouteGroupToken(), nil, group, token)
+}
+
 func (c *Client) DirCreate(ctx context.Context, req api.DirCreate) (api.Done, error) {
 	return call[api.Done](ctx, c, api.RouteDirCreate(), req)
 }

@@ -46,15 +46,26 @@ func (a *app) groupCommand() *cobra.Command {
 			return doneResult(d), err
 		}),
 	}
-	return a.noun("group", "Look at groups and who leads them", "  lockstep group list", list, show, a.groupRecover(), transfer, a.groupSet())
+	return a.noun("group", "Look at groups and who leads them", "  lockstep group list", list, show, a.groupRecover(), transfer,
+		a.groupSet(), a.groupProbe(), a.groupToken())
 }
 
 func (a *app) groupSet() *cobra.Command {
 	var req api.GroupSet
 	c := &cobra.Command{
-		Use:   "set GROUP --topology TOPOLOGY",
-		Short: "Change how a group's observers are fed",
-		Long: `Change how a group's observers, the members that do not vote, are fed:
+		Use:   "set GROUP [--ack ACK] [--in-sync-after TIME] [--topology TOPOLOGY]",
+		Short: "Change settings of a group",
+		Long: `Change settings of a group. They take effect at once, for what is written from then on.
+
+--ack, what must have happened before a write is answered:
+
+  local   the leader has it on its disk: ACCEPTED, a failover may lose it
+  quorum  a majority has it, and the leader has applied it: COMMITTED
+  all     every member of the in-sync set has it too: COMMITTED_ALL
+
+--in-sync-after, how long a member may lag or be down before it leaves the in-sync set (5s).
+
+--topology, how observers, the members that do not vote, are fed:
 
   star    each by a voter
   chain   one by the other, in chains of at most eight
@@ -62,10 +73,10 @@ func (a *app) groupSet() *cobra.Command {
   auto    tree:8, which is a star for as many as eight
 
 Observers move to their new upstream one by one, without a gap.`,
-		Example: "  lockstep group set web --topology tree:4",
+		Example: "  lockstep group set web --ack all --in-sync-after 10s\n  lockstep group set web --topology tree:4",
 		Args:    wants,
 		RunE: asking(a, func(ctx context.Context, c *client.Client, args []string) (doneResult, error) {
-			if req.Topology == "" {
+			if req == (api.GroupSet{}) {
 				return doneResult{}, &api.Error{Code: api.CodeUsage, Op: "group set", Subject: args[0], Why: "nothing is to be changed",
 					Hint: "for instance: lockstep group set " + args[0] + " --topology chain"}
 			}
@@ -73,7 +84,10 @@ Observers move to their new upstream one by one, without a gap.`,
 			return doneResult(d), err
 		}),
 	}
-	c.Flags().StringVar(&req.Topology, "topology", "", "star, chain, tree:K or auto")
+	f := c.Flags()
+	f.StringVar(&req.Ack, "ack", "", "local, quorum or all")
+	f.StringVar(&req.InSyncAfter, "in-sync-after", "", "from 1s to 1h")
+	f.StringVar(&req.Topology, "topology", "", "star, chain, tree:K or auto")
 	return c
 }
 
@@ -101,7 +115,7 @@ func (g groupShown) text(w io.Writer) error {
 		_, err = fmt.Fprintf(w, ", topology %s", g.Topology)
 	}
 	if err == nil {
-		_, err = io.WriteString(w, "\n\n")
+		_, err = io.WriteString(w, "\n"+inSyncLine(g)+"\n")
 	}
 	if err != nil {
 		return err

@@ -1,8 +1,10 @@
 package control
 
 import (
+	"fmt"
 	"path"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/lockstep-sync/lockstep/api"
@@ -25,6 +27,9 @@ func checkName(name string) string {
 
 const topologies = "star, chain, tree:K with K from 2 to 64, auto"
 
+// acks are the values of a group's ack.
+const acks = "local, quorum, all"
+
 // checkSettings fills in defaults and refuses what nobody implements.
 func checkSettings(s *State, g *Group) *api.Error {
 	refuse := func(what, value, allowed string) *api.Error {
@@ -36,7 +41,7 @@ func checkSettings(s *State, g *Group) *api.Error {
 		g.Ack = "quorum"
 	case "local", "quorum", "all":
 	default:
-		return refuse("ack", g.Ack, "local, quorum, all")
+		return refuse("ack", g.Ack, acks)
 	}
 	switch g.Mode {
 	case "":
@@ -107,4 +112,48 @@ func (x *execution) checkBinding(op, node, dir string) (*Node, string, *api.Erro
 
 func within(dir, base string) bool {
 	return dir == base || strings.HasPrefix(dir, base+"/")
+}
+
+// Bounds of SetGroup.InSyncAfter: below it, a member would leave the set for every pause of a busy machine.
+const (
+	minInSyncAfter = time.Second
+	maxInSyncAfter = time.Hour
+)
+
+func (x *execution) setGroup(c *SetGroup) (Result, error) {
+	const op = "group set"
+	g, ok := x.s.GroupNamed(c.Group)
+	if !ok {
+		return refuse(api.CodeNotFound, op, c.Group, "no such group", "lockstep group list shows them"), nil
+	}
+	var set []string
+	change := func(setting, to string) { set = append(set, setting+" "+to) }
+	if c.Topology != "" && c.Topology != g.Topology {
+		if _, ok := parseTopology(c.Topology); !ok {
+			return refuse(api.CodeUsage, op, g.Name, "unknown topology "+c.Topology, "use one of: "+topologies), nil
+		}
+		g.Topology = c.Topology
+		change("topology", c.Topology)
+	}
+	switch c.Ack {
+	case "", g.Ack:
+	case "local", "quorum", "all":
+		g.Ack = c.Ack
+		change("ack", c.Ack)
+	default:
+		return refuse(api.CodeUsage, op, g.Name, "unknown ack "+c.Ack, "use one of: "+acks), nil
+	}
+	if c.InSyncAfter != 0 && c.InSyncAfter != g.InSyncBound() {
+		if c.InSyncAfter < minInSyncAfter || c.InSyncAfter > maxInSyncAfter {
+			return refuse(api.CodeUsage, op, g.Name, fmt.Sprintf("%s is no time after which a member leaves the in-sync set", c.InSyncAfter),
+				fmt.Sprintf("give one from %s to %s", minInSyncAfter, maxInSyncAfter)), nil
+		}
+		g.InSyncAfter = c.InSyncAfter
+		change("in-sync-after", c.InSyncAfter.String())
+	}
+	if len(set) == 0 {
+		return Result{Group: g.ID}, nil
+	}
+	x.what = fmt.Sprintf("group %s: %s", g.Name, strings.Join(set, ", "))
+	return Result{Group: g.ID}, x.put(idKey(tagGroup, g.ID), *g)
 }

@@ -3,6 +3,7 @@ package control
 import (
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"github.com/lockstep-sync/lockstep/api"
 )
@@ -19,7 +20,8 @@ type Command struct {
 	CreateGroup *CreateGroup `json:"create_group,omitempty"`
 	Bind        *Bind        `json:"bind,omitempty"`
 	Unbind      *Unbind      `json:"unbind,omitempty"`
-	SetTopology *SetTopology `json:"set_topology,omitempty"`
+	SetGroup    *SetGroup    `json:"set_group,omitempty"`
+	SetInSync   *SetInSync   `json:"set_in_sync,omitempty"`
 	ForkGroup   *ForkGroup   `json:"fork_group,omitempty"`
 }
 
@@ -78,10 +80,13 @@ type Unbind struct {
 	Node  string `json:"node"`
 }
 
-// SetTopology changes how a group's observers are fed; the control group's, too.
-type SetTopology struct {
+// SetGroup changes settings of a group, the control group's too; what is empty stays as it is.
+type SetGroup struct {
 	Group    string `json:"group"`
-	Topology string `json:"topology"`
+	Topology string `json:"topology,omitempty"` // how observers are fed
+	Ack      string `json:"ack,omitempty"`
+	// InSyncAfter is how long a member may lag or be down before it leaves the in-sync set.
+	InSyncAfter time.Duration `json:"in_sync_after,omitempty"`
 }
 
 // Result is what the proposer is told.

@@ -43,10 +43,12 @@ func (x *execution) run(c *Command) (Result, error) {
 		return x.bind(c.Bind)
 	case c.Unbind != nil:
 		return x.unbind(c.Unbind)
-	case c.SetTopology != nil:
-		return x.setTopology(c.SetTopology)
 	case c.ForkGroup != nil:
 		return x.forkGroup(c.ForkGroup)
+	case c.SetGroup != nil:
+		return x.setGroup(c.SetGroup)
+	case c.SetInSync != nil:
+		return x.setInSync(c.SetInSync)
 	}
 	return refuse(api.CodeUsage, "control", "", "an unknown command", "upgrade the nodes that are older"), nil
 }
@@ -70,7 +72,7 @@ func (x *execution) init(c *Init) (Result, error) {
 	g := Group{
 		ID: ControlGroup, Name: KindControl, Kind: KindControl, Ack: "quorum", History: c.History, Created: x.now,
 		Initial: []uint64{1}, Members: []Member{{Replica: 1, Node: 1, Role: RoleVoter}}, NextReplica: 2,
-		Topology: "auto",
+		Topology: "auto", InSync: InSync{Version: 1, Replicas: []uint64{1}, Since: x.now, Why: "the group is new"},
 	}
 	c.Cluster.Created = x.now
 	x.what = "cluster created by " + n.Name
@@ -221,6 +223,7 @@ func (x *execution) createGroup(c *CreateGroup) (Result, error) {
 			g.Initial = append(g.Initial, m.Replica)
 		}
 	}
+	g.InSync = InSync{Version: 1, Replicas: slices.Clone(g.Initial), Since: x.now, Why: "the group is new"}
 	x.what = fmt.Sprintf("files group %s created on %d nodes", g.Name, len(g.Members))
 	if c.Restore != nil {
 		if e := x.fork("restore", &g, c.Restore); e != nil {
@@ -268,23 +271,6 @@ func (x *execution) unbind(c *Unbind) (Result, error) {
 	}
 	g.Members = slices.Delete(g.Members, i, i+1)
 	x.what = fmt.Sprintf("group %s unbound from %s", g.Name, n.Name)
-	return Result{Group: g.ID}, x.put(idKey(tagGroup, g.ID), *g)
-}
-
-func (x *execution) setTopology(c *SetTopology) (Result, error) {
-	const op = "group set"
-	g, ok := x.s.GroupNamed(c.Group)
-	if !ok {
-		return refuse(api.CodeNotFound, op, c.Group, "no such group", "lockstep group list shows them"), nil
-	}
-	if _, ok := parseTopology(c.Topology); !ok || c.Topology == "" {
-		return refuse(api.CodeUsage, op, g.Name, "unknown topology "+c.Topology, "use one of: "+topologies), nil
-	}
-	if g.Topology == c.Topology {
-		return Result{Group: g.ID}, nil
-	}
-	x.what = fmt.Sprintf("topology of group %s set to %s", g.Name, c.Topology)
-	g.Topology = c.Topology
 	return Result{Group: g.ID}, x.put(idKey(tagGroup, g.ID), *g)
 }
 

@@ -95,6 +95,8 @@ func (x *execution) fork(op string, g *Group, c *ForkGroup) *api.Error {
 	f := c.Fork
 	f.Seed, f.Time = g.Members[i].Replica, x.now
 	g.Fork = &f
+	g.InSync = InSync{Version: g.InSync.Version + 1, Replicas: []uint64{f.Seed}, History: c.To, Since: x.now,
+		Why: "the group began a new history with " + n.Name}
 	return nil
 }
 

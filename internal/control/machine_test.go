@@ -38,7 +38,7 @@ func nextCommand(rng *rand.Rand, r kv.Reader, index uint64) []byte {
 		return encode(c)
 	}
 	token := fmt.Sprintf("t%d", rng.IntN(5))
-	switch rng.IntN(10) {
+	switch rng.IntN(11) {
 	case 0, 1:
 		expires := time.Unix(0, 1_700_000_000_000_000_000).Add(time.Duration(rng.IntN(100*60)) * time.Minute)
 		c.AddToken = &control.Token{ID: token, SecretHash: "h", Expires: expires}
@@ -55,7 +55,11 @@ func nextCommand(rng *rand.Rand, r kv.Reader, index uint64) []byte {
 	case 8:
 		c.Unbind = &control.Unbind{Group: group(), Node: node()}
 	case 9:
-		c.SetTopology = &control.SetTopology{Group: group(), Topology: []string{"star", "chain", "tree:2", "auto", "ring", ""}[rng.IntN(6)]}
+		c.SetGroup = &control.SetGroup{Group: group(), Topology: []string{"star", "chain", "tree:2", "auto", "ring", ""}[rng.IntN(6)],
+			Ack: []string{"", "all", "local", "some"}[rng.IntN(4)], InSyncAfter: time.Duration(rng.IntN(3)) * time.Second}
+	case 10:
+		c.SetInSync = &control.SetInSync{Group: rng.Uint64N(5), Term: rng.Uint64N(4), Version: rng.Uint64N(4), Why: "test",
+			Replicas: []uint64{1, 2, 3}[rng.IntN(3):]}
 	}
 	return encode(c)
 }

@@ -58,21 +58,23 @@ type Member struct {
 
 // Group is one replicated data set.
 type Group struct {
-	ID          uint64    `json:"id"`
-	Name        string    `json:"name"`
-	Kind        string    `json:"kind"`
-	Ack         string    `json:"ack"`                // local, quorum, all
-	Conflict    string    `json:"conflict,omitempty"` // keep-both, first, newest, prefer:NODE
-	Mode        string    `json:"mode,omitempty"`     // readwrite, readonly
-	Topology    string    `json:"topology,omitempty"`
-	History     [16]byte  `json:"history"`
-	Origin      [16]byte  `json:"origin,omitzero"` // the first history, if it was forked
-	Fork        *Fork     `json:"fork,omitempty"`  // the last one
-	Created     time.Time `json:"created"`
-	Initial     []uint64  `json:"initial"` // replicas that started the group
-	Members     []Member  `json:"members"` // in the order in which they came
-	NextReplica uint64    `json:"next_replica"`
-	Deleted     bool      `json:"deleted,omitempty"`
+	ID          uint64        `json:"id"`
+	Name        string        `json:"name"`
+	Kind        string        `json:"kind"`
+	Ack         string        `json:"ack"`                // local, quorum, all
+	Conflict    string        `json:"conflict,omitempty"` // keep-both, first, newest, prefer:NODE
+	Mode        string        `json:"mode,omitempty"`     // readwrite, readonly
+	Topology    string        `json:"topology,omitempty"`
+	History     [16]byte      `json:"history"`
+	Origin      [16]byte      `json:"origin,omitzero"` // the first history, if it was forked
+	Fork        *Fork         `json:"fork,omitempty"`  // the last one
+	Created     time.Time     `json:"created"`
+	InSync      InSync        `json:"in_sync,omitzero"`
+	InSyncAfter time.Duration `json:"in_sync_after,omitempty"` // 0: DefaultInSyncAfter
+	Initial     []uint64      `json:"initial"`                 // replicas that started the group
+	Members     []Member      `json:"members"`                 // in the order in which they came
+	NextReplica uint64        `json:"next_replica"`
+	Deleted     bool          `json:"deleted,omitempty"`
 }
 
 // Token lets servers join until it expires or is revoked.

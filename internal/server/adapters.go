@@ -33,7 +33,7 @@ func (l groupLog) Propose(ctx context.Context, payload []byte) (uint64, []byte, 
 
 // ack is at least quorum: what a binding must know of its change is the machine's result.
 func (l groupLog) ack() core.Ack {
-	if l.h.group.Ack == "all" {
+	if g, ok := l.h.n.ctl.state().Group(l.h.group.ID); ok && g.Ack == "all" {
 		return core.AckAll
 	}
 	return core.AckQuorum

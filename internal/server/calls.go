@@ -27,6 +27,7 @@ const (
 	methodLead    = "server.lead"    // hand leadership of a group to a node
 	methodLogEnd  = "server.logend"  // how far this node's replica goes
 	methodRecover = "server.recover" // begin a new history with this node's replica
+	methodFate    = "server.fate"    // what became of an accepted write
 )
 
 // groupRequest is what most methods take.
@@ -81,6 +82,7 @@ func (n *node) registerCalls() {
 	handle(n, methodLead, n.leadHere)
 	handle(n, methodLogEnd, n.logEndHere)
 	handle(n, methodRecover, n.recoverHere)
+	handle(n, methodFate, n.fateHere)
 }
 
 // call asks a node, this one included.

@@ -12,6 +12,7 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/control"
 	"github.com/lockstep-sync/lockstep/internal/engine"
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/engine/replica"
 	"github.com/lockstep-sync/lockstep/internal/kv"
 	"github.com/lockstep-sync/lockstep/internal/machine"
 )
@@ -24,6 +25,8 @@ type member interface {
 	Barrier(context.Context) (uint64, error)
 	WaitApplied(context.Context, uint64) error
 	Catchup() engine.Catchup
+	Line() replica.Line
+	Fate(context.Context, core.Position) core.Fate
 }
 
 // controlPlane is the control group as the node sees it.

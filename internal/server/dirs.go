@@ -35,12 +35,6 @@ func (n *node) DirCreate(ctx context.Context, req api.DirCreate) error {
 	return err
 }
 
-// GroupSet changes how a group's observers are fed.
-func (n *node) GroupSet(ctx context.Context, group string, req api.GroupSet) error {
-	_, err := n.ctl.propose(ctx, &control.Command{By: n.id.Name(), SetTopology: &control.SetTopology{Group: group, Topology: req.Topology}})
-	return err
-}
-
 // DirBind adds a node's directory to a files group.
 func (n *node) DirBind(ctx context.Context, group, name, dir string) error {
 	if err := n.checkBinding(ctx, "dir bind", name, dir); err != nil {

@@ -44,7 +44,7 @@ func (n *node) startControl(ctx context.Context, init *control.Init) error {
 		n.ctl.obs, n.ctl.self = obs, obs
 		return nil
 	}
-	cfg := engine.GroupConfig{ID: control.ControlGroup, Replica: n.self, Machine: machine, Nodes: n.controlNodes()}
+	cfg := engine.GroupConfig{ID: control.ControlGroup, Replica: n.self, Machine: machine, Nodes: n.controlNodes(), InSync: true}
 	if init != nil { // only the first start of the first node begins with nothing
 		cfg.Initial, cfg.History = []uint64{1}, init.History
 	}

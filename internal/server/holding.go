@@ -115,7 +115,8 @@ func (n *node) startHolding(g *control.Group, m control.Member, nodes map[uint64
 		})
 		h.member = h.obs
 	} else {
-		cfg := engine.GroupConfig{ID: g.ID, Replica: m.Replica, Machine: machine, Differ: differ{}, Nodes: nodes, History: g.History, Floor: h.floor}
+		cfg := engine.GroupConfig{ID: g.ID, Replica: m.Replica, Machine: machine, Differ: differ{}, Nodes: nodes, History: g.History,
+			Floor: h.floor, InSync: true}
 		if contains(g.Initial, m.Replica) {
 			cfg.Initial = g.Initial
 		}

@@ -162,6 +162,7 @@ func (n *node) run(ctx context.Context, listener net.Listener, init *control.Ini
 	tasks.Go(func() { n.followControl(running) })
 	tasks.Go(func() { n.followForks(running) })
 	tasks.Go(func() { n.driveMemberships(running) })
+	tasks.Go(func() { n.driveInSync(running) })
 	tasks.Go(func() { n.trimMemory(running) })
 
 	door, err := httpdoor.Open(running, httpdoor.Config{

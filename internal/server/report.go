@@ -23,6 +23,7 @@ type report struct {
 	Configured []uint64     `json:"configured,omitempty"`
 	Digest     string       `json:"digest,omitempty"`
 	Dir        *api.DirNode `json:"dir,omitempty"`
+	Losses     uint64       `json:"losses,omitempty"` // writes that it accepted as the leader and lost, ever
 	Files      uint64       `json:"files"`
 	Bytes      uint64       `json:"bytes"`
 }
@@ -37,17 +38,20 @@ func (n *node) reportHere(ctx context.Context, req groupRequest) (report, error)
 		if n.ctl.self == nil {
 			return report{}, errStarting
 		}
-		return reportMember(n.ctl.self, n.ctl.grp, n.ctl.obs), nil
+		return reportMember(n.ctl.self, n.ctl.grp, n.ctl.obs)
 	}
 	h, err := n.holding(req.Group)
 	if err != nil {
 		return report{}, err
 	}
-	r := reportMember(h.member, h.grp, h.obs)
+	r, err := reportMember(h.member, h.grp, h.obs)
+	if err != nil {
+		return r, err
+	}
 	return r, h.describe(&r)
 }
 
-func reportMember(m member, grp *engine.Group, obs *engine.Observer) report {
+func reportMember(m member, grp *engine.Group, obs *engine.Observer) (report, error) {
 	at, how := m.Applied(), m.Catchup()
 	r := report{Mode: "live", Why: how.Why, Applied: at.Index, Commit: at.Index, Term: at.Term, Role: control.RoleObserver}
 	if how.Mode != "live" {
@@ -56,7 +60,7 @@ func reportMember(m member, grp *engine.Group, obs *engine.Observer) report {
 	}
 	if grp == nil {
 		r.Leader, r.Commit = 0, max(at.Index, obs.SourceApplied())
-		return r
+		return r, nil
 	}
 	st := grp.Fresh()
 	r.Term, r.Commit = st.Term, max(st.Commit, at.Index)
@@ -71,7 +75,9 @@ func reportMember(m member, grp *engine.Group, obs *engine.Observer) report {
 	case contains(st.Learners, grp.Replica()):
 		r.Role = "learner"
 	}
-	return r
+	var err error
+	r.Losses, err = grp.Losses()
+	return r, err
 }
 
 var errStarting = &api.Error{Code: api.CodeUnavailable, Op: "group", Why: "the node is starting", Hint: "try again in a second"}
@@ -100,12 +106,15 @@ func (n *node) survey(ctx context.Context, g *control.Group) []report {
 
 // describeGroup puts the members' reports together. The one with the highest term knows best who leads.
 func (n *node) describeGroup(g *control.Group, reports []report) api.Group {
-	out := api.Group{Name: g.Name, Kind: g.Kind, Ack: g.Ack, Topology: g.Topology, Replicas: []api.Replica{}}
+	out := api.Group{Name: g.Name, Kind: g.Kind, Ack: g.Ack, Topology: g.Topology, Replicas: []api.Replica{},
+		InSync: api.InSync{Version: g.InSync.Version, Nodes: n.namesOf(g, g.InSync.Replicas), Since: g.InSync.Since, Why: g.InSync.Why,
+			After: g.InSyncBound().String()}}
 	for _, r := range reports {
 		if r.Mode != "down" && r.Leader != 0 && r.Term >= out.Term {
 			out.Term, out.Leader = r.Term, n.nameOf(r.Leader)
 		}
 		out.Commit = max(out.Commit, r.Commit)
+		out.Losses += r.Losses
 	}
 	for i, r := range reports {
 		rep := api.Replica{Node: n.nameOf(g.Members[i].Node), Role: r.Role, Mode: r.Mode, Why: r.Why, Applied: r.Applied}

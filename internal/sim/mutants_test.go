@@ -67,9 +67,9 @@ var mutants = []mutant{
 		why: "states hold entries that another leader replaces",
 	},
 	{
-		name: "all means a quorum", file: "engine/core/propose.go",
-		old: "		everywhere = min(everywhere, pr.Match)\n",
-		new: "		everywhere = min(everywhere, max(pr.Match, g.applied))\n",
+		name: "all means a quorum", file: "engine/core/insync.go",
+		old: "			index = min(index, pr.Match)\n",
+		new: "			index = min(index, max(pr.Match, g.applied))\n",
 		why: "COMMITTED_ALL is said of a write that a member does not have",
 	},
 	{

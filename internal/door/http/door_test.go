@@ -91,6 +91,12 @@ func TestEveryRoute(t *testing.T) {
 		{"group set", func(ctx context.Context, c *client.Client) (any, error) {
 			return c.GroupSet(ctx, g, api.GroupSet{Topology: "tree:4"})
 		}, []any{"group set", g, api.GroupSet{Topology: "tree:4"}}},
+		{"probe", func(ctx context.Context, c *client.Client) (any, error) {
+			return c.GroupProbe(ctx, g, api.GroupProbeRequest{Ack: "all"})
+		}, []any{"probe", g, api.GroupProbeRequest{Ack: "all"}}},
+		{"token", func(ctx context.Context, c *client.Client) (any, error) {
+			return c.GroupToken(ctx, g, "00.1.2.3")
+		}, []any{"token", g, "00.1.2.3"}},
 		{"create", func(ctx context.Context, c *client.Client) (any, error) {
 			return c.DirCreate(ctx, api.DirCreate{Name: "web", Paths: map[string]string{"n1": `/a\xff`}})
 		}, []any{"create", api.DirCreate{Name: "web", Paths: map[string]string{"n1": "/a\xff"}}}},

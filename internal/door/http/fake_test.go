@@ -48,6 +48,12 @@ func (n *fakeNode) TokenCreate(_ context.Context, ttl time.Duration) (api.Token,
 }
 func (n *fakeNode) TokenList(context.Context) ([]api.Token, error) { return nil, n.note("tokens") }
 func (n *fakeNode) TokenRevoke(_ context.Context, id string) error { return n.note("revoke", id) }
+func (n *fakeNode) GroupProbe(_ context.Context, g string, r api.GroupProbeRequest) (api.GroupProbe, error) {
+	return api.GroupProbe{Group: g}, n.note("probe", g, r)
+}
+func (n *fakeNode) GroupToken(_ context.Context, g, token string) (api.GroupToken, error) {
+	return api.GroupToken{Group: g, Token: token}, n.note("token", g, token)
+}
 func (n *fakeNode) TransferLeader(_ context.Context, g, node string) error {
 	return n.note("transfer", g, node)
 }

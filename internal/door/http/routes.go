@@ -23,6 +23,9 @@ func (m *router) routes(n Node) {
 	plain(m, api.RouteTokens(), func(ctx context.Context, _ none) (any, error) { return n.TokenList(ctx) })
 	plain(m, api.RouteGroups(), func(ctx context.Context, _ none) (any, error) { return n.Groups(ctx) })
 	plain(m, api.RouteGroup(), func(ctx context.Context, r none) (any, error) { return n.Group(ctx, r.PathValue("group")) })
+	plain(m, api.RouteGroupToken(), func(ctx context.Context, r none) (any, error) {
+		return n.GroupToken(ctx, r.PathValue("group"), r.PathValue("token"))
+	})
 	plain(m, api.RouteDirStatus(), func(ctx context.Context, r none) (any, error) { return n.DirStatus(ctx, r.PathValue("group")) })
 	plain(m, api.RouteDirConflicts(), func(ctx context.Context, r none) (any, error) {
 		return n.DirConflicts(ctx, r.PathValue("group"))
@@ -60,10 +63,14 @@ func (m *router) changes(n Node) {
 	})
 	plain(m, api.RouteGroupSet(), func(ctx context.Context, r request[api.GroupSet]) (any, error) {
 		group := r.PathValue("group")
-		if err := required("group set", "topology", r.Body.Topology); err != nil {
-			return nil, err
+		if r.Body == (api.GroupSet{}) {
+			return nil, &api.Error{Code: api.CodeUsage, Op: "group set", Subject: group, Why: "nothing is to be changed",
+				Hint: "give topology, ack or in_sync_after"}
 		}
-		return done("group set", group, "observers of "+group+" are fed by topology "+r.Body.Topology, n.GroupSet(ctx, group, r.Body))
+		return done("group set", group, group+": "+settings(r.Body), n.GroupSet(ctx, group, r.Body))
+	})
+	plain(m, api.RouteGroupProbe(), func(ctx context.Context, r request[api.GroupProbeRequest]) (any, error) {
+		return n.GroupProbe(ctx, r.PathValue("group"), r.Body)
 	})
 	plain(m, api.RouteGroupRecover(), func(ctx context.Context, r request[api.GroupRecover]) (any, error) {
 		return n.GroupRecover(ctx, r.PathValue("group"), r.Body)
@@ -126,6 +133,17 @@ func required(op, what, value string) error {
 		return usage(op, what, "must not be empty", "")
 	}
 	return nil
+}
+
+// settings says what is set to what.
+func settings(s api.GroupSet) string {
+	var list []string
+	for _, p := range [][2]string{{"ack", s.Ack}, {"in-sync-after", s.InSyncAfter}, {"topology", s.Topology}} {
+		if p[1] != "" {
+			list = append(list, p[0]+" "+p[1])
+		}
+	}
+	return strings.Join(list, ", ")
 }
 
 func tokenTTL(s string) (time.Duration, error) {
