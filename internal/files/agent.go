@@ -129,6 +129,7 @@ type Agent struct {
 
 	rechecks rechecks
 	durable  atomic.Uint64 // placed index of the last checkpoint
+	floor    atomic.Uint64 // see Floor
 }
 
 // New opens the binding: work area, contents, placer, placed table. It fails if Root is not the binding of
@@ -220,6 +221,7 @@ func (a *Agent) open() (err error) {
 		return err
 	}
 	a.durable.Store(durable)
+	a.floor.Store(durable)
 	return nil
 }
 
@@ -335,8 +337,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	running.Go(func() { a.timeLoop(ctx) })
 	running.Wait()
 	a.shipping.close()
-	a.keepInline(a.board.unplaced())
-	err := errors.Join(a.store.Sync(), a.checkpoint(true))
+	_, err := a.stageUnplaced()
+	err = errors.Join(err, a.checkpoint(true))
 	if cause := context.Cause(ctx); cause != nil && cause != ctx.Err() {
 		err = errors.Join(cause, err)
 	}
@@ -376,15 +378,14 @@ func (a *Agent) broken(err error) {
 
 // Changed implements manifest.Config.Changed.
 func (a *Agent) Changed(index uint64, changes []manifest.Changed) {
-	if a.board.commit(index, changes) {
-		return
-	}
-	a.keepInline(changes)
+	all := a.board.commit(index, changes) || a.keepInline(changes)
+	a.board.took(index, all)
 }
 
 // keepInline stages contents that rode in entries: a walk over the manifest brings their paths back, but not
-// them.
-func (a *Agent) keepInline(changes []manifest.Changed) {
+// them. It reports whether all are staged.
+func (a *Agent) keepInline(changes []manifest.Changed) bool {
+	all := true
 	for i := range changes {
 		c := &changes[i]
 		if len(c.Inline) == 0 || len(c.Inline) > content.SmallMax {
@@ -392,8 +393,10 @@ func (a *Agent) keepInline(changes []manifest.Changed) {
 		}
 		if err := a.store.Put(c.Node.Hash, c.Inline); err != nil {
 			a.log.Warn("a content has to be fetched later", "path", c.Path, "err", err)
+			all = false
 		}
 	}
+	return all
 }
 
 // replay stages the contents that rode in entries which the state includes but the disk perhaps does not.

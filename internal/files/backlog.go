@@ -6,8 +6,15 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 )
 
+// epochsMany is how many epochs of placing may be open without a thought.
+const epochsMany = 4096
+
 // placingEpoch returns the epoch of what has to be placed for the state at index.
 func (b *board) placingEpoch(index uint64) *epoch {
+	if n := len(b.placing.open); n > 2*b.compacted+epochsMany { // a path that cannot be placed holds all after it
+		b.placing.compact()
+		b.compacted = len(b.placing.open)
+	}
 	ep := b.placing.current(index)
 	if ep.left == 0 {
 		ep.begun = b.now()
@@ -45,14 +52,49 @@ func (b *board) backlog() (paths int, bytes int64, since time.Time) {
 	return paths, b.behindSize, since
 }
 
-// unplaced returns the contents that came with entries and are not on disk yet.
-func (b *board) unplaced() (out []manifest.Changed) {
+// unplaced returns the wants whose contents came with entries and are not on disk yet, and the index up to which
+// those that are not among them are on disk or staged.
+func (b *board) unplaced() (index uint64, out []*want) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, st := range b.paths {
-		if st.want != nil && st.want.Inline != nil {
-			out = append(out, st.want.Changed)
+		for _, w := range []*want{st.want, st.placing} {
+			if w != nil && w.Inline != nil {
+				out = append(out, w)
+			}
 		}
 	}
-	return out
+	if b.lost > b.placing.ended {
+		return 0, out
+	}
+	return b.taken, out
+}
+
+// took says whether the contents that came with entries up to index are in wants or staged: all, or that some of
+// the entry at index are not, which then has to stay in the log until everything is placed.
+func (b *board) took(index uint64, all bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.taken = max(b.taken, index)
+	if !all {
+		b.lost = max(b.lost, index)
+	}
+}
+
+func (b *board) takenIndex() uint64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.taken
+}
+
+// staged says that the contents of wants are staged: those that still wait need not hold them.
+func (b *board) staged(wants []*want) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, w := range wants {
+		if st := b.paths[w.Path]; st != nil && st.want == w {
+			b.inlineSize -= len(w.Inline)
+			w.Inline = nil
+		}
+	}
 }

@@ -53,7 +53,10 @@ type board struct {
 	looking    epochs // marks are flush numbers
 	flush      uint64
 	placing    epochs
+	compacted  int    // epochs of placing that the last compaction left
 	committed  uint64 // index up to which Changed was called
+	taken      uint64 // index up to which contents that came with entries are in wants, on disk or staged,
+	lost       uint64 // except for some of this one
 	inlineSize int    // bytes of content that wait with wants
 	behind     bool   // events were dropped: the manifest has to be walked
 	behindSize int64  // bytes of files that wait to be placed
@@ -74,6 +77,7 @@ type pathState struct {
 	lookEpochs []*epoch // of the look that waits
 	heldEpochs []*epoch // of the look that runs
 	want       *want    // the newest one that waits
+	placing    *want    // the one that the placer has
 	wantQueued bool
 	afterLook  bool // the want waits for a look
 }
@@ -403,7 +407,7 @@ func (b *board) takeWants(n int) []*want {
 		}
 		st.claim = placed
 		out = append(out, st.want)
-		st.want = nil
+		st.placing, st.want = st.want, nil
 	}
 	return out
 }
@@ -413,7 +417,7 @@ func (b *board) placeDone(w *want) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	st := b.paths[w.Path]
-	st.claim = free
+	st.claim, st.placing = free, nil
 	b.count(w, -1)
 	finish(w.epochs)
 	if b.placing.settle() {
@@ -427,7 +431,7 @@ func (b *board) placeAgain(w *want, lookFirst bool, at time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	st := b.paths[w.Path]
-	st.claim = free
+	st.claim, st.placing = free, nil
 	w.tries++
 	if newer := st.want; newer != nil {
 		newer.epochs = append(newer.epochs, w.epochs...)

@@ -61,7 +61,7 @@ func (a *Agent) timeLoop(ctx context.Context) {
 func (a *Agent) checkpoint(clean bool) error {
 	index := a.board.placedIndex()
 	if index <= a.durable.Load() && !clean {
-		return nil
+		return a.spareLog()
 	}
 	if err := unix.Syncfs(a.root.Fd()); err != nil {
 		return fmt.Errorf("checkpoint: syncfs: %w", err)
@@ -86,11 +86,49 @@ func (a *Agent) checkpoint(clean bool) error {
 		return fmt.Errorf("checkpoint: %w", err)
 	}
 	a.durable.Store(index)
+	a.floor.Store(max(index, a.floor.Load()))
 	return nil
 }
 
-// Floor is the index up to which everything is durably on this node's disk: the log is needed above it only.
-func (a *Agent) Floor() uint64 { return a.durable.Load() }
+// spareLog lets the log go on being cut while something cannot be placed: what it would be needed for, the
+// contents that came with entries and are not on disk, is staged durably instead.
+func (a *Agent) spareLog() error {
+	if a.board.takenIndex() <= a.floor.Load() {
+		return nil
+	}
+	upTo, err := a.stageUnplaced()
+	if err != nil || upTo <= a.floor.Load() {
+		return err
+	}
+	if err := unix.Syncfs(a.root.Fd()); err != nil { // what was placed beyond the placed index
+		return fmt.Errorf("checkpoint: syncfs: %w", err)
+	}
+	a.floor.Store(upTo)
+	return nil
+}
+
+// stageUnplaced stages the contents that came with entries and wait, durably, and returns the index up to which all
+// are staged or were placed; 0 if some could not be.
+func (a *Agent) stageUnplaced() (index uint64, err error) {
+	index, wants := a.board.unplaced()
+	changes := make([]manifest.Changed, len(wants))
+	for i, w := range wants {
+		changes[i] = w.Changed
+	}
+	all := a.keepInline(changes)
+	if err := a.store.Sync(); err != nil {
+		return 0, fmt.Errorf("stage contents that are not placed: %w", err)
+	}
+	if !all {
+		return 0, nil
+	}
+	a.board.staged(wants)
+	return index, nil
+}
+
+// Floor is the index up to which everything is durably on this node's disk, placed or staged: the log is needed
+// above it only.
+func (a *Agent) Floor() uint64 { return a.floor.Load() }
 
 // Placed is the index up to which everything is on this node's disk.
 func (a *Agent) Placed() uint64 { return a.board.placedIndex() }

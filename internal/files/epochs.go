@@ -41,6 +41,25 @@ func (e *epochs) settle() bool {
 	return true
 }
 
+// compact merges epochs of which nothing is left into the one before: they end together. It is for epochs that
+// nobody waits for by a mark in between.
+func (e *epochs) compact() {
+	if len(e.open) < 2 {
+		return
+	}
+	kept := e.open[:1]
+	for _, ep := range e.open[1 : len(e.open)-1] {
+		if ep.left == 0 {
+			kept[len(kept)-1].mark = ep.mark
+		} else {
+			kept = append(kept, ep)
+		}
+	}
+	kept = append(kept, e.open[len(e.open)-1])
+	clear(e.open[len(kept):])
+	e.open = kept
+}
+
 // finish takes one piece of work from each.
 func finish(list []*epoch) {
 	for _, ep := range list {

@@ -200,10 +200,14 @@ func (a *Agent) fetch(ctx context.Context, tasks []place.Task, results []place.R
 	for _, w := range missing {
 		lacking[w.Hash] = true
 	}
+	full := errors.Is(err, content.ErrNoSpace)
 	kept := again[:0]
 	for _, i := range again {
-		if !lacking[tasks[i].Want.Hash] {
+		switch {
+		case !lacking[tasks[i].Want.Hash]:
 			kept = append(kept, i)
+		case full: // members have it, but there is no room for it here
+			results[i] = place.Result{Code: place.Failed, Err: content.ErrNoSpace}
 		}
 	}
 	return kept

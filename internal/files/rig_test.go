@@ -32,6 +32,7 @@ type farm struct {
 	mu      sync.Mutex
 	clock   int64
 	entries []machine.Command // index i+1
+	cut     uint64            // entries up to this index cannot be replayed
 	policy  manifest.Policy
 }
 
@@ -220,7 +221,7 @@ func (nd *node) Barrier(ctx context.Context) (uint64, error) {
 
 func (nd *node) Replay(_ context.Context, after, upTo uint64, fn func([]byte) error) error {
 	nd.f.mu.Lock()
-	entries := nd.f.entries[after:upTo]
+	entries := nd.f.entries[min(max(after, nd.f.cut), upTo):upTo]
 	nd.f.mu.Unlock()
 	for _, c := range entries {
 		if err := fn(c.Payload); err != nil {
