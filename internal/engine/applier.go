@@ -93,10 +93,9 @@ func (g *Group) apply(a *core.Apply) error {
 	if err != nil {
 		return err
 	}
-	g.catchup.applied(a.Entries)
+	g.catchup.reached(g.rep.Applied().Index)
 	g.box.applied(appliedBatch{a, results})
 	g.moved.broadcast()
-	g.feeds.publish(a.Entries)
 	return nil
 }
 

@@ -50,6 +50,8 @@ type Config struct {
 	// Fault is called once when storage fails. The node must stop at once: what was on its way to the disk
 	// is in an unknown state and a retry could lie (fsync reports an error only once).
 	Fault func(error)
+	// SnapshotRate bounds the bytes a second of all states that this node sends; 0: no bound.
+	SnapshotRate uint64
 	// Forked is called when another node says that it follows another history; it must not block. nil: nobody
 	// listens.
 	Forked func(Forked)
@@ -60,12 +62,14 @@ type Engine struct {
 	cfg    Config
 	writer *writer
 	ids    atomic.Uint64 // handles of proposals, batches, reads
+	pace   pace
 
-	mu       sync.RWMutex
-	groups   map[uint64]*Group
-	replicas map[uint64]*replica.Replica // of groups and observers
-	told     map[[2]uint64]time.Time     // (node, group) → when it was told of another history
-	closed   bool
+	mu        sync.RWMutex
+	groups    map[uint64]*Group
+	observers map[uint64]*Observer
+	replicas  map[uint64]*replica.Replica // of groups and observers
+	told      map[[2]uint64]time.Time     // (node, group) → when it was told of another history
+	closed    bool
 
 	stopping context.Context
 	stop     context.CancelFunc
@@ -82,8 +86,9 @@ func Open(cfg Config) *Engine {
 		cfg.Tick = 100 * time.Millisecond
 	}
 	e := &Engine{
-		cfg: cfg, groups: map[uint64]*Group{}, replicas: map[uint64]*replica.Replica{}, told: map[[2]uint64]time.Time{},
+		cfg: cfg, groups: map[uint64]*Group{}, observers: map[uint64]*Observer{}, replicas: map[uint64]*replica.Replica{}, told: map[[2]uint64]time.Time{},
 	}
+	e.pace.rate = cfg.SnapshotRate
 	e.stopping, e.stop = context.WithCancel(context.Background())
 	e.ids.Store(cfg.Seed &^ 0xffffffff)
 	e.writer = newWriter(cfg.Logs, e.failed)
@@ -142,6 +147,9 @@ func (e *Engine) Deliver(from, wire uint64, msgs []*raftpb.Message) {
 	g.learnSender(from, msgs)
 	g.box.receive(msgs)
 }
+
+// SnapshotBytes is how many bytes of states this node has sent, ever.
+func (e *Engine) SnapshotBytes() uint64 { return e.pace.total() }
 
 // PeerDown tells every group that a node's process is known to be gone (not merely slow).
 func (e *Engine) PeerDown(node uint64) {

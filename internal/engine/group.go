@@ -52,6 +52,7 @@ type Group struct {
 	waiters map[uint64]*waiter
 	offers  map[uint64]bool // followers that were told to pull a snapshot
 	pulling bool            // this replica is installing one
+	decided bool            // how it catches up with the present leader
 	ticks   int
 
 	nodesMu sync.RWMutex
@@ -62,7 +63,8 @@ type Group struct {
 	moved   *signal // broadcast when applied moved
 	catchup catchupLog
 	pins    pinSet
-	feeds   feedSet
+	pulls   pullSet
+	src     *source
 
 	stopping context.Context
 	stop     context.CancelFunc
@@ -135,6 +137,10 @@ func (e *Engine) openGroup(cfg GroupConfig) (*Group, error) {
 		moved:   newSignal(),
 	}
 	g.stopping, g.stop = context.WithCancel(context.Background())
+	g.src = &source{
+		eng: e, group: cfg.ID, voter: true, lg: g.lg, rep: rep, log: logPrefix{log}, differ: cfg.Differ, moved: g.moved,
+		between: g.onApplier, path: g.path, news: g.news, stopping: g.stopping,
+	}
 	g.catchup.start(rep.Applied().Index)
 	g.SetNodes(cfg.Nodes)
 	c.Hurry()
@@ -294,6 +300,7 @@ func (g *Group) feed(m *mail) {
 }
 
 func (g *Group) receive(m *raftpb.Message) {
+	g.heard(m)
 	if m.GetType() == raftpb.MsgSnap {
 		g.startInstall(m)
 		return
@@ -351,6 +358,9 @@ func (g *Group) publish() {
 	before := g.status.Load()
 	if before != nil && before.Role == role && before.Leader == leader && before.Term == term {
 		return
+	}
+	if before == nil || before.Leader != leader {
+		g.decided = false
 	}
 	g.refresh()
 	g.lg.Info("role", "role", role.String(), "leader", leader, "term", term)
@@ -412,7 +422,7 @@ func (g *Group) Digest() (machine.Digest, core.Position, error) {
 // close stops the replica without giving up leadership first (HandOver does that).
 func (g *Group) close() {
 	g.stop()
-	g.feeds.closeAll()
+	g.src.cutAll()
 	g.box.close()
 	g.jobs.close()
 	g.tasks.Wait()

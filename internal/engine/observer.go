@@ -1,16 +1,18 @@
 package engine
 
 import (
-	"bufio"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/lockstep-sync/lockstep/internal/engine/catchup"
+	"go.etcd.io/raft/v3/raftpb"
+
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
 	"github.com/lockstep-sync/lockstep/internal/engine/replica"
 	"github.com/lockstep-sync/lockstep/internal/kv"
@@ -22,153 +24,133 @@ type ObserverConfig struct {
 	ID      uint64
 	Machine machine.Machine
 	Differ  Differ  // optional, as in GroupConfig
-	Members Members // the sources to choose from
+	Members Members // the voters: for reads, and to be fed by when no other source can
+	// Sources are the nodes to be fed by, the best first: an upstream and fallbacks. nil: the voters alone. It is asked
+	// again whenever the observer looks for a source; Reconsider makes it look.
+	Sources func() []uint64
 	// FollowForks: a source of another history is believed. Else its state is refused until the owner has brought
 	// the replica to that history (Engine.Rebase).
 	FollowForks bool
+	// TailBytes of applied entries are kept in memory for those that are fed from here; default 16 MiB.
+	TailBytes int
 }
 
-// Observer follows a group from a feed: it keeps the replicated state but no log, and holds committed entries
-// only. One goroutine, which alone touches the machine.
+// Observer follows a group from a feed: it keeps the replicated state but no log, and holds committed entries only.
+// It feeds others in turn, from what it remembers of the entries. Two goroutines: the worker, which alone touches the
+// machine, and the follower, which finds a source and stays with it.
 type Observer struct {
-	cfg ObserverConfig
-	eng *Engine
-	rep *replica.Replica
-	lg  *slog.Logger
+	cfg  ObserverConfig
+	eng  *Engine
+	rep  *replica.Replica
+	lg   *slog.Logger
+	jobs *applyQueue
+	src  *source
+	tail *tail
 
-	moved   *signal
+	moved   *signal // applied or path have changed
+	look    chan struct{}
 	catchup catchupLog
-	commit  atomic.Uint64 // what the source had applied when it last spoke
-	heard   atomic.Int64  // when, Unix ns of this node
-	source  atomic.Uint64 // node
-	digests chan chan digestAnswer
+	route   atomic.Pointer[[]uint64] // own path to the voters, itself first; empty: cut off
+	latest  atomic.Pointer[news]     // the newest news of a source
+	logged  string                   // of the follower: the last failure that was logged
 
 	stopping context.Context
 	stop     context.CancelFunc
 	tasks    sync.WaitGroup
 }
 
-type digestAnswer struct {
-	digest machine.Digest
-	at     core.Position
-	err    error
-}
+// defaultTail is ObserverConfig.TailBytes if that is 0.
+const defaultTail = 16 << 20
 
 // Observe starts an observer.
 func (e *Engine) Observe(cfg ObserverConfig) (*Observer, error) {
+	if cfg.TailBytes == 0 {
+		cfg.TailBytes = defaultTail
+	}
 	rep, err := replica.Open(kv.Prefixed(e.cfg.State, groupPrefix(cfg.ID)), cfg.Machine)
 	if err != nil {
 		return nil, fmt.Errorf("engine: observe group %d: %w", cfg.ID, err)
 	}
 	o := &Observer{
-		cfg: cfg, eng: e, rep: rep, moved: newSignal(), digests: make(chan chan digestAnswer),
+		cfg: cfg, eng: e, rep: rep, jobs: newApplyQueue(), tail: newTail(cfg.TailBytes, rep.Applied()),
+		moved: newSignal(), look: make(chan struct{}, 1),
 		lg: e.cfg.Log.With("group", cfg.ID, "role", "observer"),
 	}
 	if cfg.FollowForks {
 		rep.FollowForks()
 	}
-	e.register(cfg.ID, rep)
-	o.catchup.start(rep.Applied().Index)
+	o.route.Store(&[]uint64{})
+	o.latest.Store(&news{applied: rep.Applied().Index, commit: rep.Applied().Index})
 	o.stopping, o.stop = context.WithCancel(context.Background())
-	o.tasks.Go(o.run)
+	o.src = &source{
+		eng: e, group: cfg.ID, lg: o.lg, rep: rep, log: o.tail, differ: cfg.Differ, moved: o.moved,
+		between: o.between, path: o.path, news: o.news, stopping: o.stopping,
+	}
+	o.catchup.start(rep.Applied().Index)
+	if err := e.enterObserver(o); err != nil {
+		return nil, err
+	}
+	o.tasks.Go(o.worker)
+	o.tasks.Go(o.follow)
 	return o, nil
 }
 
-// Close stops following and waits.
+func (e *Engine) enterObserver(o *Observer) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	_, runs := e.groups[o.cfg.ID]
+	if _, too := e.observers[o.cfg.ID]; runs || too {
+		return fmt.Errorf("engine: group %d runs already", o.cfg.ID)
+	}
+	e.observers[o.cfg.ID] = o
+	e.replicas[o.cfg.ID] = o.rep
+	return nil
+}
+
+// Close stops following and waits. Who is fed from here is sent away.
 func (o *Observer) Close() {
+	o.eng.mu.Lock()
+	if o.eng.observers[o.cfg.ID] == o {
+		delete(o.eng.observers, o.cfg.ID)
+	}
+	o.eng.mu.Unlock()
 	o.stop()
+	o.src.cutAll()
+	o.jobs.close()
 	o.tasks.Wait()
 	o.eng.unregister(o.cfg.ID, o.rep)
 	o.moved.broadcast()
 }
 
-// run attaches to one source after the other for as long as the observer lives.
-func (o *Observer) run() {
-	var pause backoff
-	for try := 0; o.stopping.Err() == nil; try++ {
-		voters := o.cfg.Members.Voters()
-		if len(voters) > 0 {
-			source := voters[try%len(voters)]
-			before := o.rep.Applied().Index
-			err := o.follow(source)
-			if o.stopping.Err() != nil {
-				return
-			}
-			o.lg.Info("feed ended", "source", source, "err", err)
-			if o.rep.Applied().Index > before {
-				pause = backoff{}
-			}
+// worker runs what touches the machine, one after the other.
+func (o *Observer) worker() {
+	for range o.jobs.wake {
+		jobs, ended := o.jobs.take()
+		for _, j := range jobs {
+			j.call()
 		}
-		pause.wait(o.stopping, nil)
-	}
-}
-
-// follow stays with one source until the feed breaks.
-func (o *Observer) follow(source uint64) error {
-	conn, err := o.eng.cfg.Transport.Open(o.stopping, source, ServiceFeed)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	stop := context.AfterFunc(o.stopping, func() { conn.Close() })
-	defer stop()
-	at := o.rep.Applied()
-	err = writeJSON(conn, hello{Group: o.cfg.ID, Cluster: o.eng.cfg.Cluster, Line: o.rep.Line(), Index: at.Index, Term: at.Term})
-	if err != nil {
-		return err
-	}
-	in := bufio.NewReaderSize(conn, 256<<10)
-	if err := conn.SetReadDeadline(time.Now().Add(feedDeadline)); err != nil {
-		return err
-	}
-	var plan catchup.Plan
-	if err := readJSON(in, &plan); err != nil {
-		return err
-	}
-	o.source.Store(source)
-	switch plan.Mode {
-	case catchup.Diff:
-		o.catchup.begin(modeDiff, plan.Why)
-	case catchup.Snap, catchup.Diverged:
-		o.catchup.begin(modeSnap, plan.Why)
-		return o.pull(source)
-	default:
-		return fmt.Errorf("%s (%s): %s", plan.Mode, plan.Rule, plan.Why)
-	}
-	frames := make(chan []byte, 4)
-	broken := make(chan error, 1)
-	left := make(chan struct{})
-	defer close(left)
-	o.tasks.Go(func() { broken <- readFeed(conn, in, frames, left) })
-	return o.applyFeed(conn, frames, broken)
-}
-
-// applyFeed applies entries in order, and answers digests between two frames.
-func (o *Observer) applyFeed(conn deadlineWriter, frames <-chan []byte, broken <-chan error) error {
-	for {
-		select {
-		case body := <-frames:
-			if err := o.apply(conn, body); err != nil {
-				return err
-			}
-		case reply := <-o.digests:
-			d, err := o.rep.Digest()
-			reply <- digestAnswer{d, o.rep.Applied(), err}
-		case err := <-broken:
-			return err
-		case <-o.stopping.Done():
-			return ErrClosed
+		if ended {
+			return
 		}
 	}
 }
 
-func (o *Observer) apply(conn deadlineWriter, body []byte) error {
-	commit, _, entries, err := decodeEntries(body)
-	if err != nil {
-		return err
+// between runs f on the worker, between two batches.
+func (o *Observer) between(f func() error) error {
+	result := make(chan error, 1)
+	if !o.jobs.call(func() { result <- f() }) {
+		return ErrClosed
 	}
-	o.commit.Store(commit)
-	o.heard.Store(o.eng.cfg.Now().UnixNano())
+	select {
+	case err := <-result:
+		return err
+	case <-o.stopping.Done():
+		return ErrClosed
+	}
+}
+
+// apply executes entries that follow the state; what the state covers already is left out. For the worker.
+func (o *Observer) apply(entries []*raftpb.Entry) error {
 	applied := o.rep.Applied().Index
 	for len(entries) > 0 && entries[0].GetIndex() <= applied {
 		entries = entries[1:]
@@ -177,36 +159,70 @@ func (o *Observer) apply(conn deadlineWriter, body []byte) error {
 		return nil
 	}
 	if entries[0].GetIndex() != applied+1 {
-		return fmt.Errorf("engine: feed jumps from %d to %d", applied, entries[0].GetIndex())
+		return fmt.Errorf("engine: the feed jumps from %d to %d", applied, entries[0].GetIndex())
 	}
 	if _, err := o.rep.Apply(entries, nil); err != nil {
-		o.eng.failed(err)
+		if !errors.Is(err, replica.ErrDamaged) {
+			o.eng.failed(err)
+		} else if bad := o.rep.Reload(); bad != nil { // garbage of the source: the state is as it was, memory may not be
+			o.eng.failed(bad)
+		}
 		return err
 	}
-	o.catchup.applied(entries)
-	o.moved.broadcast()
-	if err := conn.SetWriteDeadline(time.Now().Add(feedDeadline)); err != nil {
-		return err
-	}
-	return writeFrame(conn, frameAck, binary.BigEndian.AppendUint64(nil, o.rep.Applied().Index))
-}
-
-func (o *Observer) pull(source uint64) error {
-	conn, err := o.eng.cfg.Transport.Open(o.stopping, source, ServiceSnapshot)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	stop := context.AfterFunc(o.stopping, func() { conn.Close() })
-	defer stop()
-	if _, err := conn.Write(binary.BigEndian.AppendUint64(nil, o.cfg.ID)); err != nil {
-		return err
-	}
-	if err := restoreFrom(o.rep, o.cfg.Differ, conn); err != nil {
-		return fmt.Errorf("install the snapshot of node %d: %w", source, err)
-	}
+	o.tail.append(entries, o.src.lacking(o.rep.Applied().Index+1))
 	o.moved.broadcast()
 	return nil
+}
+
+// Reconsider makes the observer look whether it is fed by the best of its sources; to be called when they change.
+func (o *Observer) Reconsider() {
+	select {
+	case o.look <- struct{}{}:
+	default:
+	}
+}
+
+// candidates are the nodes to be fed by, in the order in which they are asked.
+func (o *Observer) candidates() (nodes []uint64) {
+	var all []uint64
+	if o.cfg.Sources != nil {
+		all = o.cfg.Sources()
+	}
+	for _, n := range append(slices.Clone(all), o.cfg.Members.Voters()...) {
+		if n != o.eng.cfg.Node && !slices.Contains(nodes, n) {
+			nodes = append(nodes, n)
+		}
+	}
+	return nodes
+}
+
+func (o *Observer) path() []uint64 { return *o.route.Load() }
+
+// setPath takes the path of the upstream; empty: there is none.
+func (o *Observer) setPath(upstream []uint64) {
+	var own []uint64
+	if len(upstream) > 0 {
+		own = append([]uint64{o.eng.cfg.Node}, upstream...)
+	}
+	if !slices.Equal(own, o.path()) {
+		o.route.Store(&own)
+		o.catchup.set(func(l *Catchup) { l.Hops = max(0, len(own)-1) })
+		o.moved.broadcast()
+	}
+}
+
+func (o *Observer) news() news {
+	n := *o.latest.Load()
+	n.applied = o.rep.Applied().Index
+	n.commit = max(n.commit, n.applied)
+	return n
+}
+
+// Catchup says how this observer is fed.
+func (o *Observer) Catchup() Catchup {
+	c := o.catchup.get()
+	c.Feeds = o.src.count()
+	return c
 }
 
 // Applied is the position that the state covers.
@@ -215,19 +231,37 @@ func (o *Observer) Applied() core.Position { return o.rep.Applied() }
 // View returns the machine's state at one point in time; the caller closes it.
 func (o *Observer) View() kv.View { return o.rep.View() }
 
-// Digest of the machine's state and the position that it is of; an error while no source is attached.
-func (o *Observer) Digest() (machine.Digest, core.Position, error) {
-	reply := make(chan digestAnswer, 1)
+// digestPatience is how long Digest waits for its turn: a state may be on its way.
+const digestPatience = 3 * time.Second
+
+// Digest of the machine's state and the position that it is of; an error while another state is being installed.
+func (o *Observer) Digest() (d machine.Digest, at core.Position, err error) {
+	type answer struct {
+		d   machine.Digest
+		at  core.Position
+		err error
+	}
+	reply := make(chan answer, 1)
+	if !o.jobs.call(func() {
+		d, err := o.rep.Digest()
+		reply <- answer{d, o.rep.Applied(), err}
+	}) {
+		return d, at, ErrClosed
+	}
+	patience := time.NewTimer(digestPatience)
+	defer patience.Stop()
 	select {
-	case o.digests <- reply:
-		a := <-reply
-		return a.digest, a.at, a.err
-	case <-time.After(feedDeadline):
-		return machine.Digest{}, core.Position{}, fmt.Errorf("engine: group %d: no source attached", o.cfg.ID)
+	case a := <-reply:
+		return a.d, a.at, a.err
+	case <-patience.C:
+		return d, at, fmt.Errorf("engine: group %d: its state is being replaced", o.cfg.ID)
 	case <-o.stopping.Done():
-		return machine.Digest{}, core.Position{}, ErrClosed
+		return d, at, ErrClosed
 	}
 }
+
+// askPatience is how long a voter may take to answer a read.
+const askPatience = 3 * time.Second
 
 // Barrier returns an index that covers everything committed before the call, once the local state does.
 func (o *Observer) Barrier(ctx context.Context) (uint64, error) {
@@ -249,7 +283,7 @@ func (o *Observer) Barrier(ctx context.Context) (uint64, error) {
 
 // ask asks one voter for an index that covers what is committed now.
 func (o *Observer) ask(ctx context.Context, voter uint64) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, feedDeadline)
+	ctx, cancel := context.WithTimeout(ctx, askPatience)
 	defer cancel()
 	return o.eng.cfg.Transport.Call(ctx, voter, MethodRead, binary.BigEndian.AppendUint64(nil, wireGroup(o.cfg.ID, o.rep.Line().History)))
 }
@@ -271,5 +305,5 @@ func (o *Observer) WaitApplied(ctx context.Context, index uint64) error {
 	}
 }
 
-// SourceApplied is what the source had applied when it last spoke.
-func (o *Observer) SourceApplied() uint64 { return o.commit.Load() }
+// SourceApplied is the highest index that is known to be committed.
+func (o *Observer) SourceApplied() uint64 { return o.news().commit }

@@ -13,8 +13,9 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/engine/ranges"
 	"github.com/lockstep-sync/lockstep/internal/engine/replica"
-
 	"github.com/lockstep-sync/lockstep/internal/kv"
 )
 
@@ -37,7 +38,24 @@ type Differ interface {
 	// ServeDiff answers the learner's questions about view until it has enough.
 	ServeDiff(view kv.Reader, rw io.ReadWriter) error
 	// FetchDiff writes to tx what turns local into the state that the other side serves.
-	FetchDiff(local kv.Reader, rw io.ReadWriter, tx kv.Tx) error
+	FetchDiff(local kv.Reader, rw io.ReadWriter, w replica.Writer) error
+}
+
+// rangeDiffer serves machines without a Differ of their own.
+type rangeDiffer struct{}
+
+func (rangeDiffer) ServeDiff(view kv.Reader, rw io.ReadWriter) error { return ranges.Serve(view, rw) }
+
+func (rangeDiffer) FetchDiff(local kv.Reader, rw io.ReadWriter, w replica.Writer) error {
+	return ranges.Fetch(local, rw, w)
+}
+
+// differOr is d, or what does for every machine.
+func differOr(d Differ) Differ {
+	if d == nil {
+		return rangeDiffer{}
+	}
+	return d
 }
 
 // pinSet holds the log positions that snapshots in flight still need entries after.
@@ -92,7 +110,7 @@ func (g *Group) offerSnapshot(m *raftpb.Message) {
 		case <-g.stopping.Done():
 			return
 		}
-		if !g.feeds.pulling(node) {
+		if !g.pulls.any(node) {
 			g.box.call(func() { g.offerEnded(to, false) })
 		}
 	})
@@ -122,12 +140,12 @@ func (g *Group) startInstall(m *raftpb.Message) {
 	if !ok {
 		return
 	}
-	g.pulling = true
-	why := fmt.Sprintf("the leader's log no longer holds entry %d", g.rep.Applied().Index+1)
+	g.pulling, g.decided = true, true
+	rule, why := "R5", fmt.Sprintf("the leader's log no longer holds entry %d", g.rep.Applied().Index+1)
 	if g.rep.Applied().Index == 0 {
-		why = "the replica is new"
+		rule, why = "R7", "the replica is new"
 	}
-	g.catchup.begin(modeSnap, why)
+	g.catchup.begin(Catchup{Mode: ModeSnap, Rule: rule, Why: why, From: g.rep.Applied().Index, To: m.GetSnapshot().GetMetadata().GetIndex()})
 	g.tasks.Go(func() {
 		err := g.pull(node)
 		if err != nil {
@@ -184,10 +202,15 @@ func (g *Group) onApplier(f func() error) error {
 // notice that they lack what the state has brought.
 func (g *Group) restore(conn net.Conn) error {
 	before := g.rep.Applied()
-	err := restoreFrom(g.rep, g.cfg.Differ, conn)
+	in := &counted{Reader: bufio.NewReaderSize(&strict{conn, snapSilence}, 256<<10), note: g.catchup.received}
+	err := restoreFrom(g.rep, g.cfg.Differ, readWriter{in, &strict{conn, snapSilence}})
 	if g.rep.Applied() != before {
-		g.feeds.closeAll()
+		g.src.cutAll()
 	}
+	if err != nil {
+		return err
+	}
+	_, err = conn.Write([]byte{1})
 	return err
 }
 
@@ -204,7 +227,8 @@ func (e *Engine) ServeSnapshot(ctx context.Context, from uint64, conn net.Conn) 
 	if !ok || !ours(tag, g.Line().History) {
 		return
 	}
-	err := g.serveSnapshot(from, conn)
+	release, err := g.serveSnapshot(from, conn)
+	defer release()
 	if err != nil {
 		g.lg.Warn("snapshot not sent", "to", from, "err", err)
 	}
@@ -215,41 +239,60 @@ func (e *Engine) ServeSnapshot(ctx context.Context, from uint64, conn net.Conn) 
 			}
 		}
 	})
+	if err == nil { // what follows the state stays in the log until raft feeds the member from there
+		conn.Close()
+		g.untilFed(from)
+	}
 }
 
-func (g *Group) serveSnapshot(to uint64, conn net.Conn) error {
-	defer g.feeds.beginPull(to)()
+// serveSnapshot sends the state and waits until it is installed. What follows it stays in the log until release.
+func (g *Group) serveSnapshot(to uint64, conn net.Conn) (release func(), err error) {
+	defer g.pulls.begin(to)()
 	view := g.rep.StateView()
 	defer view.Close()
 	at, err := g.rep.PositionOf(view)
 	if err != nil {
-		return err
+		return func() {}, err
 	}
-	defer g.pins.add(at.Index)()
-	if err := serveState(g.rep, g.cfg.Differ, view, conn); err != nil {
-		return err
+	release = g.pins.add(at.Index)
+	in := bufio.NewReader(&strict{conn, confirmAfter})
+	if err := serveState(g.rep, g.cfg.Differ, view, readWriter{in, g.eng.pace.wrap(conn, g.stopping)}); err != nil {
+		return release, err
 	}
-	// The member confirms that the state is installed; only then is the log unpinned.
-	if err := conn.SetReadDeadline(time.Now().Add(installPatience)); err != nil {
-		return err
+	if _, err := in.ReadByte(); err != nil {
+		return release, fmt.Errorf("wait for the installation: %w", err)
 	}
-	var ok [1]byte
-	if _, err := io.ReadFull(conn, ok[:]); err != nil {
-		return fmt.Errorf("wait for the installation: %w", err)
-	}
-	return nil
+	return release, nil
 }
 
-// serveState sends the state in view: whole, or as an exchange about differences.
-func serveState(rep *replica.Replica, d Differ, view kv.View, conn net.Conn) error {
-	conn = impatient{conn}
-	out := bufio.NewWriterSize(conn, 256<<10)
-	if d == nil {
-		if err := rep.WriteSnapshot(view, out); err != nil {
-			return err
+// untilFed returns once the replica on a node is fed by entries, or after snapshotPatience.
+func (g *Group) untilFed(node uint64) {
+	patience := time.NewTimer(snapshotPatience)
+	defer patience.Stop()
+	look := time.NewTicker(fedLook)
+	defer look.Stop()
+	for {
+		for _, p := range g.Fresh().Peers {
+			if n, ok := g.NodeOf(p.Replica); ok && n == node && p.State == core.Replicating {
+				return
+			}
 		}
-		return out.Flush()
+		select {
+		case <-look.C:
+		case <-patience.C:
+			return
+		case <-g.stopping.Done():
+			return
+		}
 	}
+}
+
+// fedLook is how often the leader looks whether a member that got a state is fed.
+const fedLook = 100 * time.Millisecond
+
+// serveState sends the state in view: the engine's part, then an exchange about what differs in the machine's.
+func serveState(rep *replica.Replica, d Differ, view kv.View, rw io.ReadWriter) error {
+	out := bufio.NewWriterSize(rw, 256<<10)
 	if err := rep.WriteEngineState(view, out); err != nil {
 		return err
 	}
@@ -260,29 +303,56 @@ func serveState(rep *replica.Replica, d Differ, view kv.View, conn net.Conn) err
 	if err != nil {
 		return err
 	}
-	return d.ServeDiff(state, conn)
+	return differOr(d).ServeDiff(state, rw)
 }
 
-// restoreFrom installs what serveState sends and confirms it.
-func restoreFrom(rep *replica.Replica, d Differ, conn net.Conn) error {
-	in := bufio.NewReaderSize(conn, 256<<10)
-	var err error
-	if d == nil {
-		err = rep.Restore(in)
-	} else {
-		err = rep.RestoreDiff(in, func(local kv.Reader, tx kv.Tx) error {
-			return d.FetchDiff(local, readWriter{in, conn}, tx)
-		})
-	}
-	if err != nil {
-		return err
-	}
-	_, err = conn.Write([]byte{1})
-	return err
+// restoreFrom installs what serveState sends.
+func restoreFrom(rep *replica.Replica, d Differ, rw readWriter) error {
+	return rep.RestoreDiff(rw.Reader, func(local kv.Reader, w replica.Writer) error {
+		return differOr(d).FetchDiff(local, rw, w)
+	})
 }
 
 // readWriter reads through a buffer and writes directly.
 type readWriter struct {
 	io.Reader
 	io.Writer
+}
+
+// counted tells how much was read, and reads single bytes without reading ahead of its buffer.
+type counted struct {
+	*bufio.Reader
+	note func(bytes int)
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	c.note(n)
+	return n, err
+}
+
+// pullSet counts the state streams that are open, by node.
+type pullSet struct {
+	mu   sync.Mutex
+	open map[uint64]int
+}
+
+func (p *pullSet) begin(node uint64) (end func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.open == nil {
+		p.open = map[uint64]int{}
+	}
+	p.open[node]++
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.open[node]--
+	}
+}
+
+func (p *pullSet) any(node uint64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.open[node] > 0
 }

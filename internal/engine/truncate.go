@@ -33,7 +33,7 @@ func (g *Group) truncate() {
 		return
 	}
 	to = min(to, last, g.rep.Applied().Index, g.followersHave()) // a state being installed is ahead of the log
-	to = g.feeds.ackedFloor(g.pins.floor(to))
+	to = g.src.needed(g.pins.floor(to))
 	if g.cfg.Floor != nil {
 		to = min(to, g.cfg.Floor())
 	}

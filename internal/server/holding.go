@@ -19,6 +19,7 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/control"
 	"github.com/lockstep-sync/lockstep/internal/engine"
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/engine/replica"
 	"github.com/lockstep-sync/lockstep/internal/files"
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 	"github.com/lockstep-sync/lockstep/internal/files/place"
@@ -417,8 +418,8 @@ type differ struct{}
 
 func (differ) ServeDiff(view kv.Reader, rw io.ReadWriter) error { return manifest.ServeDiff(view, rw) }
 
-func (differ) FetchDiff(local kv.Reader, rw io.ReadWriter, tx kv.Tx) error {
-	_, err := manifest.FetchDiff(local, rw, tx.Set, tx.Delete)
+func (differ) FetchDiff(local kv.Reader, rw io.ReadWriter, w replica.Writer) error {
+	_, err := manifest.FetchDiff(local, rw, w.Set, w.Delete)
 	return err
 }
 

@@ -8,6 +8,7 @@ import (
 	"strconv"
 
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/engine/replica"
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 	"github.com/lockstep-sync/lockstep/internal/kv"
 	"github.com/lockstep-sync/lockstep/internal/machine"
@@ -47,7 +48,7 @@ func (manifestDiffer) ServeDiff(view kv.Reader, rw io.ReadWriter) error {
 	return manifest.ServeDiff(view, rw)
 }
 
-func (manifestDiffer) FetchDiff(local kv.Reader, rw io.ReadWriter, tx kv.Tx) error {
+func (manifestDiffer) FetchDiff(local kv.Reader, rw io.ReadWriter, tx replica.Writer) error {
 	_, err := manifest.FetchDiff(local, rw, tx.Set, tx.Delete)
 	return err
 }

@@ -16,7 +16,7 @@ import (
 // differ is what a machine's differences are found with; nil: it has none.
 type differ interface {
 	ServeDiff(view kv.Reader, rw io.ReadWriter) error
-	FetchDiff(local kv.Reader, rw io.ReadWriter, tx kv.Tx) error
+	FetchDiff(local kv.Reader, rw io.ReadWriter, tx replica.Writer) error
 }
 
 // transfer is a whole state on its way: at the source's position when it was begun.
@@ -74,7 +74,7 @@ func (t *transfer) restore(rep *replica.Replica) bool {
 }
 
 // converse runs both ends; they alternate strictly, so nothing depends on how the goroutine is scheduled.
-func (t *transfer) converse(local kv.Reader, tx kv.Tx) error {
+func (t *transfer) converse(local kv.Reader, tx replica.Writer) error {
 	here, there := net.Pipe()
 	served := make(chan struct{})
 	go func() {

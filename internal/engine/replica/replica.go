@@ -12,6 +12,7 @@
 //	e/position            slot, position, time, configuration
 //	e/terms               in which term what is covered was committed (core.Terms)
 //	e/doubtful            this replica's state is not what the others have (Quarantine); local
+//	e/spare               what an interrupted transfer has left in the other slot (stage)
 //	e/lost                how many writes this replica accepted and lost; local
 //	e/s/<slot><client>    a session; without a client: how many were evicted
 //	m/ or n/              the machine's state, by slot
@@ -130,7 +131,19 @@ func OpenLimited(store kv.Store, m machine.Machine, limits Limits) (*Replica, er
 	if err := r.load(); err != nil {
 		return nil, fmt.Errorf("open replica: %w", err)
 	}
+	if err := r.dropStale(); err != nil {
+		return nil, fmt.Errorf("open replica: %w", err)
+	}
 	return r, nil
+}
+
+// Reload forgets what is in memory and loads the state again: what an Apply that has failed leaves is undefined. For
+// the applier.
+func (r *Replica) Reload() error {
+	if err := r.load(); err != nil {
+		return fmt.Errorf("load replica again: %w", err)
+	}
+	return nil
 }
 
 func (r *Replica) load() error {

@@ -453,7 +453,7 @@ func TestRestoreDiff(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = dst.RestoreDiff(&stream, func(local kv.Reader, tx kv.Tx) error {
+	err = dst.RestoreDiff(&stream, func(local kv.Reader, tx Writer) error {
 		return remote.Scan(nil, nil, func(k, v []byte) error {
 			if old, found, err := local.Get(k); err != nil || found && bytes.Equal(old, v) {
 				return err

@@ -286,44 +286,8 @@ func (r *Replica) Restore(stream io.Reader) error {
 	}
 	b := r.store.Batch()
 	defer b.Discard()
-	if err := r.state.slot.clear(b); err != nil {
+	if err := clearSpare(b, r.state.slot); err != nil {
 		return fmt.Errorf("restore snapshot at %d: %w", next.at.Index, err)
-	}
-	return r.install(b, next)
-}
-
-// RestoreDiff is Restore with the machine's part brought up to date in place: stream carries what
-// WriteEngineState wrote, then fetch writes to tx what turns local, the machine's present state, into the one
-// at that position. For the applier.
-func (r *Replica) RestoreDiff(stream io.Reader, fetch func(local kv.Reader, tx kv.Tx) error) error {
-	in := newSnapshotReader(stream)
-	next, wanted, err := r.beginRestore(in, r.state.slot)
-	if err != nil || !wanted {
-		return err
-	}
-	b := r.store.Batch()
-	defer b.Discard()
-	sessions := next.slot.sessions()
-	if err := b.DeleteRange(sessions, kv.PrefixEnd(sessions)); err != nil {
-		return fmt.Errorf("restore difference to %d: %w", next.at.Index, err)
-	}
-	var failed error
-	err = in.records(func(tag byte, key, value []byte) error {
-		if tag != tagSession {
-			return fmt.Errorf("record of kind %d", tag)
-		}
-		failed = b.Set(append(next.slot.sessions(), key...), value)
-		return failed
-	})
-	if err != nil && failed == nil {
-		return fmt.Errorf("restore difference to %d: %w: %w", next.at.Index, ErrSnapshot, err)
-	}
-	if err == nil {
-		prefix := next.slot.machine()
-		err = fetch(kv.PrefixedReader(r.store, prefix), kv.PrefixedTx(b, prefix))
-	}
-	if err != nil {
-		return fmt.Errorf("restore difference to %d: %w", next.at.Index, err)
 	}
 	return r.install(b, next)
 }
@@ -381,7 +345,7 @@ type chunks struct {
 // begin drops what an interrupted restore may have left.
 func (c *chunks) begin() error {
 	c.batch = c.store.Batch()
-	c.failed = c.slot.clear(c.batch)
+	c.failed = clearSpare(c.batch, c.slot)
 	return c.failed
 }
 
