@@ -59,6 +59,7 @@ func arrows() []arrow {
 		{"internal/engine", []string{"internal/engine/...", "internal/machine", "internal/kv"}},
 		{"internal/engine/core", nil},
 		{"internal/engine/catchup", nil},
+		{"internal/engine/ranges", []string{"internal/kv"}},
 		{"internal/engine/replica", []string{"internal/engine/core", "internal/machine", "internal/kv"}},
 		{"internal/engine/logstore/...", []string{"internal/engine/logstore", "internal/kv/guard", "internal/vfs"}},
 		{"internal/engine/transport", []string{"api", "internal/access"}},

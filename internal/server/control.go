@@ -76,6 +76,13 @@ func (c *controlPlane) group() *engine.Group {
 	return c.grp
 }
 
+// observer is the control group's observer here; nil while voting.
+func (c *controlPlane) observer() *engine.Observer {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.obs
+}
+
 // closeControl stops observing the control group; a voter's replica belongs to the engine.
 func (n *node) closeControl() {
 	n.ctl.mu.Lock()

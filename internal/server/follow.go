@@ -37,6 +37,7 @@ func (n *node) startControl(ctx context.Context, init *control.Init) error {
 	if role == control.RoleObserver {
 		obs, err := n.eng.Observe(engine.ObserverConfig{
 			ID: control.ControlGroup, Machine: machine, Members: controlVoters{n}, FollowForks: true,
+			Sources: func() []uint64 { return n.sourcesOf(control.ControlGroup) },
 		})
 		if err != nil {
 			return err
@@ -173,6 +174,8 @@ func (n *node) agree(ctx context.Context, st *control.State) error {
 			next.Role = m.Role
 			if grp := n.ctl.group(); grp != nil {
 				grp.SetNodes(n.controlNodes())
+			} else if obs := n.ctl.observer(); obs != nil {
+				obs.Reconsider()
 			}
 			continue
 		}

@@ -81,6 +81,8 @@ func (n *node) hold(ctx context.Context, g *control.Group, m control.Member) err
 	if ok && h.replica == m.Replica && h.path == m.Path {
 		if h.grp != nil {
 			h.grp.SetNodes(nodes)
+		} else {
+			h.obs.Reconsider()
 		}
 		return nil
 	}
@@ -113,6 +115,7 @@ func (n *node) startHolding(g *control.Group, m control.Member, nodes map[uint64
 	if m.Role == control.RoleObserver {
 		h.obs, err = n.eng.Observe(engine.ObserverConfig{
 			ID: g.ID, Machine: machine, Differ: differ{}, Members: groupVoters{n, g.ID},
+			Sources: func() []uint64 { return n.sourcesOf(g.ID) },
 		})
 		h.member = h.obs
 	} else {

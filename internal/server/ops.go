@@ -71,7 +71,9 @@ func (n *node) Status(ctx context.Context) (api.Status, error) {
 			continue
 		}
 		reports := n.survey(ctx, g)
-		out.Groups = append(out.Groups, n.describeGroup(g, reports))
+		shown := n.describeGroup(g, reports)
+		out.Groups = append(out.Groups, shown)
+		out.Warnings = append(out.Warnings, feedWarnings(shown)...)
 		if g.Kind == control.KindFiles {
 			d := n.describeDir(g, reports)
 			out.Dirs = append(out.Dirs, d)

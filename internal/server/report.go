@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/control"
@@ -12,9 +11,16 @@ import (
 
 // report is a node's account of its part of a group.
 type report struct {
-	Role    string `json:"role"`
-	Mode    string `json:"mode"`
-	Why     string `json:"why"`
+	Role string `json:"role"`
+	Mode string `json:"mode"`
+	Why  string `json:"why"`
+	Rule string `json:"rule,omitempty"`
+	// How the member is fed: see engine.Catchup.
+	Upstream uint64 `json:"upstream,omitempty"`
+	Hops     int    `json:"hops,omitempty"`
+	Feeds    int    `json:"feeds,omitempty"`
+	Received uint64 `json:"received,omitempty"`
+
 	Leader  uint64 `json:"leader"` // node; 0: none known
 	Term    uint64 `json:"term"`
 	Commit  uint64 `json:"commit"`
@@ -53,11 +59,8 @@ func (n *node) reportHere(ctx context.Context, req groupRequest) (report, error)
 
 func reportMember(m member, grp *engine.Group, obs *engine.Observer) (report, error) {
 	at, how := m.Applied(), m.Catchup()
-	r := report{Mode: "live", Why: how.Why, Applied: at.Index, Commit: at.Index, Term: at.Term, Role: control.RoleObserver}
-	if how.Mode != "live" {
-		r.Why = fmt.Sprintf("caught up by %s: %s", how.Mode, how.Why)
-		r.Mode = how.Mode
-	}
+	r := report{Applied: at.Index, Commit: at.Index, Term: at.Term, Role: control.RoleObserver}
+	r.feed(how)
 	if grp == nil {
 		r.Leader, r.Commit = 0, max(at.Index, obs.SourceApplied())
 		return r, nil
@@ -66,9 +69,6 @@ func reportMember(m member, grp *engine.Group, obs *engine.Observer) (report, er
 	r.Term, r.Commit = st.Term, max(st.Commit, at.Index)
 	r.Leader, _ = grp.NodeOf(st.Leader)
 	r.Role, r.Configured = "follower", configured(st)
-	if r.Applied >= r.Commit {
-		r.Mode = "live" // how it came here stays in Why
-	}
 	switch {
 	case st.Role == core.Leader:
 		r.Role = "leader"
@@ -117,7 +117,11 @@ func (n *node) describeGroup(g *control.Group, reports []report) api.Group {
 		out.Losses += r.Losses
 	}
 	for i, r := range reports {
-		rep := api.Replica{Node: n.nameOf(g.Members[i].Node), Role: r.Role, Mode: r.Mode, Why: r.Why, Applied: r.Applied}
+		rep := api.Replica{Node: n.nameOf(g.Members[i].Node), Role: r.Role, Mode: r.Mode, Why: r.Why, Applied: r.Applied,
+			Rule: r.Rule, Hops: r.Hops, Feeds: r.Feeds, Received: r.Received}
+		if r.Upstream != 0 {
+			rep.Upstream = n.nameOf(r.Upstream)
+		}
 		if r.Mode != "down" {
 			rep.LagEntries = out.Commit - min(out.Commit, r.Applied)
 		}
