@@ -276,7 +276,7 @@ func (n *nemesis) downtime(w *world) int64 {
 
 // crash ends a process; most of its peers notice soon. It comes back.
 func (n *nemesis) crash(w *world, h *host, down int64) bool {
-	if !h.up {
+	if !h.up || n.over {
 		return false
 	}
 	h.crash()
