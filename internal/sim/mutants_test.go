@@ -15,7 +15,7 @@ import (
 
 var (
 	allMutants  = flag.Bool("sim.mutants", false, "plant every bug, not only the quick ones")
-	mutantSeeds = flag.Int("sim.mutantseeds", 2000, "seeds within which a planted bug must be seen")
+	mutantSeeds = flag.Int("sim.mutantseeds", 10000, "seeds within which a planted bug must be seen")
 	onlyMutant  = flag.String("sim.mutant", "", "plant this bug only")
 )
 
@@ -156,6 +156,78 @@ var mutants = []mutant{
 		new: "	return c.Base <= cur.Version\n",
 		why: "a concurrent version is overwritten unseen",
 	},
+	{
+		name: "damaged snapshot believed", file: "engine/replica/snapshot.go",
+		old: "	if !bytes.Equal(got, want) {\n",
+		new: "	if len(got) != len(want) {\n",
+		why: "a state that was altered on its way is put in force",
+	},
+	{
+		name: "old sessions stay after a difference was fetched", file: "engine/replica/snapshot.go",
+		old: "	if err := b.DeleteRange(sessions, kv.PrefixEnd(sessions)); err != nil {\n",
+		new: "	if err := error(nil); err != nil {\n",
+		why: "a replica that was brought up to date remembers sessions that the others have forgotten",
+	},
+	{
+		name: "evicted session comes back", file: "engine/replica/sessions.go",
+		old: "		if err := tx.Delete(append(key[:n], client[:]...)); err != nil {\n",
+		new: "		if err := error(nil); client[0] > 0 || err != nil {\n",
+		why: "after a restart a replica evicts others than its peers do",
+	},
+	{
+		name: "sessions in the order of their names", file: "engine/replica/sessions.go",
+		old: "		return cmp.Or(cmp.Compare(a.used.index, b.used.index), cmp.Compare(a.used.ordinal, b.used.ordinal))\n",
+		new: "		return bytes.Compare(a.client[:], b.client[:])\n",
+		why: "after a restart a replica evicts others than its peers do",
+	},
+	{
+		name: "answers to an earlier run's reads believed", file: "engine/core/read.go",
+		old: "	if len(ctx) != 24 || binary.BigEndian.Uint64(ctx[8:]) != nonce {\n",
+		new: "	if len(ctx) != 24 || nonce == 0 {\n",
+		why: "a read is answered by a round that began before it was asked",
+	},
+	{
+		name: "messages that no peer may send are taken", file: "engine/core/group.go",
+		old: "	case raft.IsLocalMsg(t), t == raftpb.MsgProp,",
+		new: "	case t == raftpb.MsgProp,",
+		why: "a peer can make a replica campaign, or believe that its disk has written",
+	},
+	{
+		name: "an entry left out of DIFF", file: "engine/catchup/plan.go",
+		old: "	return Plan{Mode: Diff, From: at + 1, To: s.Commit, Bytes: bytes,",
+		new: "	return Plan{Mode: Diff, From: at + 2, To: s.Commit, Bytes: bytes,",
+		why: "an observer lacks an entry and starts over for ever",
+	},
+	{
+		name: "DIFF from a log that was cut", file: "engine/catchup/plan.go",
+		old: "	if l.Index+1 < s.First {\n",
+		new: "	if l.Index+3 < s.First {\n",
+		why: "what the log no longer holds is promised, or taken for a divergence",
+	},
+	{
+		name: "a stale source is taken for a diverged member", file: "engine/catchup/plan.go",
+		old: "	if l.Index > s.Commit {\n",
+		new: "	if l.Index > s.Commit+100 {\n",
+		why: "a member that is ahead of its source is thrown away",
+	},
+	{
+		name: "deleted entries stay after a difference was fetched", file: "files/manifest/fetch.go",
+		old: "		if err := l.del(k); err != nil {\n			return err\n		}\n	}\n	for _, d := range goneDirs",
+		new: "		if err := error(nil); len(k) == 0 || err != nil {\n			return err\n		}\n	}\n	for _, d := range goneDirs",
+		why: "a replica that was brought up to date holds files that are deleted",
+	},
+	{
+		name: "accepted writes forgotten with the leadership", file: "engine/core/fate.go",
+		old: "	if entry.Index > covered.Index {\n		if covered.Term > entry.Term {\n",
+		new: "	if entry.Index > covered.Index {\n		if covered.Term >= entry.Term {\n",
+		why: "a write is said to be lost and is committed afterwards",
+	},
+	{
+		name: "terms missing from the snapshot", file: "engine/replica/snapshot.go",
+		old: "	out.field(st.terms.Append(nil))\n",
+		new: "	out.field(nil)\n",
+		why: "what became of accepted writes is no longer known",
+	},
 }
 
 // TestMutants plants bugs, one at a time, and wants the simulator to see each of them.
@@ -200,7 +272,7 @@ func plant(t *testing.T, m mutant, file, source string) {
 	if out, err := exec.CommandContext(t.Context(), "go", "test", "-c", "-overlay", overlay, "-o", binary, ".").CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, binary, "-test.run=^TestSim$", "-sim.failfast",
 		fmt.Sprint("-sim.seeds=", *mutantSeeds))
