@@ -1,10 +1,12 @@
 # Every target needs Go, git and make; the tests also need rsync, as an independent judge.
 GO     ?= go
 SEEDS  ?= 10000
+FROM   ?= 0
+DURATION ?= 30m
 FUZZ   ?= 30s
 BINARY := bin/lockstep
 
-.PHONY: help build test race demo sim mutants bench bench-engine lint fmt fuzz
+.PHONY: help build test race demo sim mutants track-record torture bench bench-engine lint fmt fuzz
 
 help: ## print this list
 	@echo 'make TARGET:'
@@ -27,6 +29,9 @@ sim: ## the simulator over SEEDS=n seeds (10000)
 
 mutants: ## the bugs planted for the simulator, each of which it must catch
 	$(GO) test ./internal/sim -run '^TestMutants$$' -count=1 -timeout 0 -v -sim.mutants
+
+torture: ## real processes killed, stopped, cut off, out of space, with wrong clocks, for DURATION=d (30m)
+	$(GO) test ./test -run '^TestTorture$$' -count=1 -timeout 0 -v -torture.duration=$(DURATION)
 
 bench: build ## side by side with the peers that are installed
 	$(GO) run ./bench -lockstep $(BINARY)

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -40,6 +41,16 @@ type Node struct {
 	exited  chan error
 	logFile string
 	args    []string
+	under   []string
+	env     []string
+}
+
+// Place is where a node runs; the zero value is beside the others, below the farm's directory.
+type Place struct {
+	Dir    string   // everything of the node is below it
+	Listen string   // HOST:PORT
+	Under  []string // a command that runs the node's, as in `ip netns exec NAME`
+	Env    []string // in addition to this process's
 }
 
 // Start runs size nodes with n1 as the first and waits until all are up.
@@ -55,17 +66,27 @@ func Start(ctx context.Context, binary, dir string, size int, args ...string) (*
 
 // Add starts one more node; the first makes the cluster, others join it.
 func (f *Farm) Add(ctx context.Context, args ...string) (*Node, error) {
+	return f.AddAt(ctx, Place{}, args...)
+}
+
+// AddAt is Add at a place of the caller's choice.
+func (f *Farm) AddAt(ctx context.Context, at Place, args ...string) (*Node, error) {
 	name := fmt.Sprintf("n%d", len(f.Nodes)+1)
+	if at.Dir == "" {
+		at.Dir = filepath.Join(f.Dir, name)
+	}
 	n := &Node{
-		Name: name, Data: filepath.Join(f.Dir, name, "data"), Tree: filepath.Join(f.Dir, name, "tree"),
-		logFile: filepath.Join(f.Dir, name, "log"), args: args,
+		Name: name, Data: filepath.Join(at.Dir, "data"), Tree: filepath.Join(at.Dir, "tree"), Listen: at.Listen,
+		logFile: filepath.Join(f.Dir, name+".log"), args: args, under: at.Under, env: at.Env,
 	}
 	if err := os.MkdirAll(n.Tree, 0o755); err != nil {
 		return nil, err
 	}
 	var err error
-	if n.Listen, err = freeAddress(); err != nil {
-		return nil, err
+	if n.Listen == "" {
+		if n.Listen, err = freeAddress(); err != nil {
+			return nil, err
+		}
 	}
 	if n.API, err = freeAddress(); err != nil {
 		return nil, err
@@ -105,7 +126,9 @@ func (f *Farm) Run(n *Node, join string, extra ...string) error {
 		return err
 	}
 	defer log.Close()
-	n.cmd = exec.Command(f.Binary, append(args, extra...)...)
+	line := slices.Concat(n.under, []string{f.Binary}, args, extra)
+	n.cmd = exec.Command(line[0], line[1:]...)
+	n.cmd.Env = append(os.Environ(), n.env...)
 	n.cmd.Stdout, n.cmd.Stderr = log, log
 	n.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := n.cmd.Start(); err != nil {
@@ -113,7 +136,9 @@ func (f *Farm) Run(n *Node, join string, extra ...string) error {
 	}
 	n.exited = make(chan error, 1)
 	go func(cmd *exec.Cmd, exited chan<- error) { exited <- cmd.Wait() }(n.cmd, n.exited)
-	n.Client, err = client.New("unix://" + filepath.Join(n.Data, "lockstep.sock"))
+	if n.Client == nil { // it stays good over restarts
+		n.Client, err = client.New("unix://" + filepath.Join(n.Data, "lockstep.sock"))
+	}
 	return err
 }
 
@@ -161,6 +186,20 @@ func (n *Node) Signal(sig syscall.Signal, wait bool) error {
 
 // Running reports whether the process was started and not yet ended by us.
 func (n *Node) Running() bool { return n.cmd != nil }
+
+// Ended reports whether the process has ended by itself, and reaps it.
+func (n *Node) Ended() bool {
+	if n.cmd == nil {
+		return false
+	}
+	select {
+	case <-n.exited:
+		n.cmd = nil
+		return true
+	default:
+		return false
+	}
+}
 
 // PID of the process, 0 if it does not run.
 func (n *Node) PID() int {
