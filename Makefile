@@ -25,7 +25,10 @@ demo: build ## a whole cluster on this machine, on real files
 	$(BINARY) demo
 
 sim: ## the simulator over SEEDS=n seeds (10000)
-	$(GO) test ./internal/sim -run '^TestSim$$' -count=1 -timeout 0 -v -sim.seeds=$(SEEDS)
+	$(GO) test ./internal/sim -run '^TestSim$$' -count=1 -timeout 0 -v -sim.from=$(FROM) -sim.seeds=$(SEEDS)
+
+track-record: ## the simulator over the next SEEDS=n seeds, written into docs/TRACK_RECORD.md
+	$(GO) test ./internal/sim -run '^TestSim$$' -count=1 -timeout 0 -v -sim.record -sim.seeds=$(SEEDS)
 
 mutants: ## the bugs planted for the simulator, each of which it must catch
 	$(GO) test ./internal/sim -run '^TestMutants$$' -count=1 -timeout 0 -v -sim.mutants

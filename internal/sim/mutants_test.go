@@ -188,9 +188,9 @@ var mutants = []mutant{
 	},
 	{
 		name: "messages that no peer may send are taken", file: "engine/core/group.go",
-		old: "	case raft.IsLocalMsg(t), t == raftpb.MsgProp,",
-		new: "	case t == raftpb.MsgProp,",
-		why: "a peer can make a replica campaign, or believe that its disk has written",
+		old: ", t == raftpb.MsgForgetLeader, t == raftpb.MsgTransferLeader:",
+		new: ":",
+		why: "a peer can make a replica forget its leader, or a leader hand over",
 	},
 	{
 		name: "an entry left out of DIFF", file: "engine/catchup/plan.go",

@@ -2,12 +2,15 @@ package sim
 
 import (
 	"bytes"
+	"errors"
 	"flag"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"testing"
 	"time"
 )
@@ -17,6 +20,8 @@ var (
 	seeds    = flag.Uint64("sim.seeds", 300, "how many seeds to run")
 	from     = flag.Uint64("sim.from", 0, "the first seed")
 	failFast = flag.Bool("sim.failfast", false, "stop at the first seed that fails")
+	record   = flag.Bool("sim.record", false, "go on where docs/track-record.json ends, and write the run into it")
+	rewrite  = flag.Bool("sim.rewrite", false, "make docs/TRACK_RECORD.md anew")
 	inShard  = flag.Bool("sim.shard", false, "this process is one of several")
 )
 
@@ -24,6 +29,9 @@ var (
 // the process's.
 func TestSim(t *testing.T) {
 	shards := uint64(runtime.GOMAXPROCS(0))
+	if *record {
+		*from = readRecord(t).Next()
+	}
 	switch {
 	case *oneSeed >= 0:
 		report, err := Run(uint64(*oneSeed))
@@ -31,7 +39,7 @@ func TestSim(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-	case *inShard || shards == 1 || *seeds < 8*shards:
+	case *inShard || shards == 1 && !*record || *seeds < 8*shards:
 		runSeeds(t, *from, *seeds)
 	default:
 		runShards(t, shards)
@@ -41,7 +49,7 @@ func TestSim(t *testing.T) {
 // runShards gives each process its share.
 func runShards(t *testing.T, shards uint64) {
 	reports := make([]Report, shards)
-	share := (*seeds + shards - 1) / shards
+	share := (*seeds + shards - 1) / shards // the last one's may be smaller
 	begun := time.Now()
 	t.Run("shards", func(t *testing.T) {
 		for i := range shards {
@@ -57,10 +65,67 @@ func runShards(t *testing.T, shards uint64) {
 		sum.Add(r)
 	}
 	sum.Seed = *from
-	t.Logf("%s\n%.1f seeds/s, %.0f simulated s/s", &sum, float64(sum.Seeds)/time.Since(begun).Seconds(),
-		float64(sum.Simulated)/1000/time.Since(begun).Seconds())
+	wall := time.Since(begun).Seconds()
+	t.Logf("%s\n%.0f s, %.1f seeds/s, %.0f simulated s/s", &sum, wall, float64(sum.Seeds)/wall, float64(sum.Simulated)/1000/wall)
 	if sum.Seeds >= 100 {
 		wantEvents(t, sum)
+	}
+	if *record {
+		writeRecord(t, RecordedRun{
+			From: *from, Seeds: *seeds, Failed: *seeds - sum.Seeds, Seconds: math.Round(wall),
+			Simulated: sum.Simulated / 1000, Groups: sum.Groups, Tables: sum.Tables(),
+		})
+	}
+}
+
+const recordFile, recordPage = "../../docs/track-record.json", "../../docs/TRACK_RECORD.md"
+
+func readRecord(t *testing.T) *Record {
+	r, err := ReadRecord(recordFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &r
+}
+
+func writeRecord(t *testing.T, run RecordedRun) {
+	commit, err := exec.CommandContext(t.Context(), "git", "rev-parse", "--short", "HEAD").Output()
+	if err != nil {
+		t.Fatalf("which sources are these? %v", err)
+	}
+	run.Commit, run.Date = strings.TrimSpace(string(commit)), time.Now().UTC().Format(time.DateOnly)
+	r := readRecord(t)
+	r.Runs = append(r.Runs, run)
+	b, err := r.Encode()
+	if err == nil {
+		err = errors.Join(os.WriteFile(recordFile, b, 0o644), os.WriteFile(recordPage, []byte(r.Page()), 0o644))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The page that people read is made from the record and from nothing else.
+func TestTrackRecord(t *testing.T) {
+	r := readRecord(t)
+	if *rewrite {
+		if err := os.WriteFile(recordPage, []byte(r.Page()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	page, err := os.ReadFile(recordPage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(page) != r.Page() {
+		t.Errorf("docs/TRACK_RECORD.md is not what docs/track-record.json says: go test ./internal/sim -run TestTrackRecord -sim.rewrite")
+	}
+	next := uint64(0)
+	for _, run := range r.Runs {
+		if run.From < next {
+			t.Errorf("the run from seed %d overlaps an earlier one", run.From)
+		}
+		next = run.From + run.Seeds
 	}
 }
 
