@@ -14,6 +14,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
@@ -35,7 +36,10 @@ func (sink) Committed(uint64)                             {}
 func (sink) Restored(kv.Reader, uint64) error             { return nil }
 func (sink) Digest(kv.Tx) (machine.Digest, error)         { return machine.Digest{}, nil }
 
-const benchGroup = 2
+const (
+	benchGroup = 2
+	engineTime = 3 * time.Second
+)
 
 // voters runs three engines in this process, over TLS on loopback, each with a log of its own on disk.
 type voters struct {
@@ -187,7 +191,7 @@ func engineWorkload(s *engine.Session, proposers int, for_ time.Duration) (perSe
 func benchEngine(dir string, runs int) error {
 	fmt.Println("engine: 3 voters in one process, TLS on loopback, 256 B, quorum ack, sync on; the voters share one disk")
 	for _, proposers := range []int{1, 64, 256} {
-		var rates, p50s, p99s []float64
+		var rates, p50s, p99s, costs []float64
 		for run := range runs {
 			v, err := startVoters(filepath.Join(dir, fmt.Sprintf("engine-%d-%d", proposers, run)))
 			if err != nil {
@@ -197,7 +201,9 @@ func benchEngine(dir string, runs int) error {
 			if _, _, _, err = engineWorkload(s, proposers, 500*time.Millisecond); err == nil {
 				var rate float64
 				var p50, p99 time.Duration
-				rate, p50, p99, err = engineWorkload(s, proposers, 3*time.Second)
+				before := processorTime()
+				rate, p50, p99, err = engineWorkload(s, proposers, engineTime)
+				costs = append(costs, (processorTime()-before).Seconds()*1e6/(rate*engineTime.Seconds()))
 				rates, p50s, p99s = append(rates, rate), append(p50s, p50.Seconds()*1e3), append(p99s, p99.Seconds()*1e3)
 			}
 			v.stop()
@@ -205,9 +211,19 @@ func benchEngine(dir string, runs int) error {
 				return err
 			}
 		}
-		fmt.Printf("%4d proposers: %s writes/s, p50 %s ms, p99 %s ms\n", proposers, spread(rates), spread(p50s), spread(p99s))
+		fmt.Printf("%4d proposers: %s writes/s, p50 %s ms, p99 %s ms, %s µs of processor time a write\n",
+			proposers, spread(rates), spread(p50s), spread(p99s), spread(costs))
 	}
 	return nil
+}
+
+// processorTime is what this process has used.
+func processorTime() time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // spread is median [min–max].

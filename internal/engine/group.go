@@ -50,6 +50,8 @@ type Group struct {
 
 	// Owned by the loop.
 	waiters map[uint64]*waiter
+	held    []*waiter // proposals that wait for the entries on their way
+	flight  flight
 	offers  map[uint64]bool // followers that were told to pull a snapshot
 	pulling bool            // this replica is installing one
 	decided bool            // how it catches up with the present leader
@@ -291,9 +293,8 @@ func (g *Group) feed(m *mail) {
 	for _, msg := range m.messages {
 		g.receive(msg)
 	}
-	if len(m.proposals) > 0 {
-		g.propose(m.proposals)
-	}
+	g.held = append(g.held, m.proposals...)
+	g.proposeHeld()
 	for _, call := range m.calls {
 		call()
 	}
@@ -436,4 +437,8 @@ func (g *Group) abandon() {
 		delete(g.waiters, id)
 		w.done <- core.Answer{ID: id, Code: core.Unknown}
 	}
+	for _, w := range g.held {
+		w.done <- core.Answer{ID: w.proposal.ID, Code: core.Unknown}
+	}
+	g.held = nil
 }

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
@@ -42,7 +43,7 @@ func (g *Group) await(ctx context.Context, w *waiter) core.Answer {
 	case <-ctx.Done():
 	case <-g.ended:
 	}
-	if !g.box.call(func() { g.core.Expire(w.proposal.ID) }) {
+	if !g.box.call(func() { g.expire(w.proposal.ID) }) {
 		return core.Answer{ID: w.proposal.ID, Code: core.Unknown}
 	}
 	select {
@@ -53,14 +54,37 @@ func (g *Group) await(ctx context.Context, w *waiter) core.Answer {
 	}
 }
 
-// propose hands the queued proposals to the core as one batch.
-func (g *Group) propose(ws []*waiter) {
+// proposeHeld hands what waits to the core, if it is time.
+func (g *Group) proposeHeld() {
+	now := g.eng.cfg.Now()
+	g.flight.landed(g.core.InFlight(), now)
+	if g.flight.due(g.held) {
+		g.propose(now, g.held)
+		g.held = emptied(g.held)
+		g.flight.left(g.core.InFlight(), now)
+	}
+}
+
+// expire gives up on a proposal, read or change.
+func (g *Group) expire(id uint64) {
+	for i, w := range g.held {
+		if w.proposal.ID == id {
+			g.held = slices.Delete(g.held, i, i+1)
+			w.done <- core.Answer{ID: id, Code: core.Unknown}
+			return
+		}
+	}
+	g.core.Expire(id)
+}
+
+// propose hands proposals to the core as one batch.
+func (g *Group) propose(now time.Time, ws []*waiter) {
 	ps := make([]core.Proposal, len(ws))
 	for i, w := range ws {
 		g.waiters[w.proposal.ID] = w
 		ps[i] = w.proposal
 	}
-	g.core.Propose(g.eng.cfg.Now().UnixNano(), g.eng.ids.Add(1), ps)
+	g.core.Propose(now.UnixNano(), g.eng.ids.Add(1), ps)
 }
 
 func (g *Group) answer(a core.Answer) {

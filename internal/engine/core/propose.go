@@ -95,6 +95,9 @@ func (g *Group) Propose(now int64, batch uint64, ps []Proposal) {
 	}
 }
 
+// InFlight is the number of entries proposed here that are not applied yet or given up.
+func (g *Group) InFlight() int { return len(g.pending.live()) }
+
 // fill returns how many of ps, at least one, fit into an entry.
 func (g *Group) fill(ps []Proposal) int {
 	size := uint64(0)
