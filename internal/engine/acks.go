@@ -22,6 +22,11 @@ func (g *Group) CountInSync(term uint64, recorded core.InSync, proposed []uint64
 	}
 }
 
+// proposeOwn proposes a command of the engine itself.
+func (g *Group) proposeOwn(ctx context.Context, payload []byte) core.Answer {
+	return g.Propose(ctx, core.Proposal{Ack: core.AckQuorum, Engine: true, Payload: payload})
+}
+
 // Losses is how many writes this replica has answered Accepted, as the leader, that were never committed: what is
 // known of it, ever.
 func (g *Group) Losses() (uint64, error) { return g.rep.Losses() }

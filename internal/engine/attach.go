@@ -13,6 +13,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/lockstep-sync/lockstep/internal/engine/catchup"
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
 	"github.com/lockstep-sync/lockstep/internal/engine/replica"
 )
 
@@ -182,6 +183,9 @@ func (o *Observer) greet(node uint64, whole bool) (*link, error) {
 	l := &link{node: node, conn: conn}
 	l.stop = context.AfterFunc(o.stopping, func() { conn.Close() })
 	at := o.rep.Applied()
+	if o.rep.Quarantine() != nil {
+		at = core.Position{} // nothing of what it has counts
+	}
 	l.acked, l.durable = at.Index, at.Index
 	err = writeJSON(&strict{conn, planPatience}, frameHello, hello{
 		Version: feedVersion, Cluster: o.eng.cfg.Cluster, Group: o.cfg.ID, Line: o.rep.Line(),
@@ -277,6 +281,9 @@ func (o *Observer) takeWhole(l *link) error {
 	err := o.between(func() error {
 		before := o.rep.Applied()
 		err := restoreFrom(o.rep, o.cfg.Differ, readWriter{&counted{Reader: in, note: o.catchup.received}, conn})
+		if err == nil {
+			o.book.reset()
+		}
 		if o.rep.Applied() != before {
 			o.tail.reset(o.rep.Applied())
 			o.src.cutAll()
@@ -396,6 +403,9 @@ func (s *stay) step(tick <-chan time.Time) error {
 	case <-s.o.look:
 		s.seek(0)
 	case <-tick:
+		if s.o.rep.Quarantine() != nil {
+			return ErrQuarantined
+		}
 		s.sync()
 		s.seek(homeEvery)
 	case <-s.o.stopping.Done():

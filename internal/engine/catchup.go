@@ -71,6 +71,9 @@ func (c *catchupLog) get() Catchup {
 func (g *Group) Catchup() Catchup {
 	c := g.catchup.get()
 	c.Feeds = g.src.count()
+	if q := g.rep.Quarantine(); q != nil {
+		return Catchup{Mode: ModeDiverged, Rule: "R2", Why: q.String(), From: c.From, To: c.To, Received: c.Received, Feeds: c.Feeds}
+	}
 	st := g.Core()
 	if st.Role == core.Leader {
 		return Catchup{Mode: ModeLive, Why: "it leads the group", From: c.From, To: c.To, Feeds: c.Feeds}

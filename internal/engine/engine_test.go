@@ -52,6 +52,13 @@ func (counter) Digest(tx kv.Tx) (machine.Digest, error) {
 type mesh struct {
 	mu    sync.Mutex
 	nodes map[uint64]*Engine
+	shut  map[string]bool // services that nobody can open
+}
+
+func (m *mesh) refuse(service string, shut bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.shut = map[string]bool{service: shut}
 }
 
 type port struct {
@@ -79,7 +86,10 @@ func (p port) Send(to, group uint64, msgs []*raftpb.Message) {
 
 func (p port) Open(_ context.Context, to uint64, service string) (net.Conn, error) {
 	e := p.m.engine(to)
-	if e == nil {
+	p.m.mu.Lock()
+	shut := p.m.shut[service]
+	p.m.mu.Unlock()
+	if e == nil || shut {
 		return nil, errors.New("refused")
 	}
 	a, b := net.Pipe()
@@ -99,6 +109,8 @@ func (p port) Call(ctx context.Context, to uint64, method string, req []byte) ([
 	switch method {
 	case MethodRead:
 		return e.ServeRead(ctx, p.self, req)
+	case MethodDigest:
+		return e.ServeDigest(ctx, p.self, req)
 	case MethodLine:
 		return e.ServeLine(ctx, p.self, req)
 	}

@@ -68,6 +68,11 @@ type Group struct {
 	pulls   pullSet
 	src     *source
 
+	book       *digestBook
+	checks     checks       // owned by the loop
+	checkEvery atomic.Int64 // a duration
+	alarm      atomic.Pointer[string]
+
 	stopping context.Context
 	stop     context.CancelFunc
 	ended    chan struct{} // closed when the loop has ended
@@ -92,6 +97,9 @@ func (e *Engine) StartGroup(cfg GroupConfig) (*Group, error) {
 	e.replicas[cfg.ID] = g.rep
 	g.tasks.Go(g.loop)
 	g.tasks.Go(g.applier)
+	if g.rep.Quarantine() != nil {
+		g.tasks.Go(g.heal)
+	}
 	return g, nil
 }
 
@@ -137,7 +145,13 @@ func (e *Engine) openGroup(cfg GroupConfig) (*Group, error) {
 		ended:   make(chan struct{}),
 		changed: newSignal(),
 		moved:   newSignal(),
+		book:    newDigestBook(rep),
 	}
+	rep.Watch(replica.Hooks{
+		Marked: func(m replica.Mark) { g.book.marked(m, g.tasks.Go, func() { g.jobs.call(g.compare) }) },
+		Judged: func(v replica.Verdict) { g.book.judged(v); g.compare() },
+	})
+	g.SetCheckEvery(DefaultCheckEvery)
 	g.stopping, g.stop = context.WithCancel(context.Background())
 	g.src = &source{
 		eng: e, group: cfg.ID, voter: true, lg: g.lg, rep: rep, log: logPrefix{log}, differ: cfg.Differ, moved: g.moved,

@@ -50,6 +50,8 @@ type Observer struct {
 	moved   *signal // applied or path have changed
 	look    chan struct{}
 	catchup catchupLog
+	book    *digestBook
+	alarm   atomic.Pointer[string]
 	route   atomic.Pointer[[]uint64] // own path to the voters, itself first; empty: cut off
 	latest  atomic.Pointer[news]     // the newest news of a source
 	logged  string                   // of the follower: the last failure that was logged
@@ -73,9 +75,13 @@ func (e *Engine) Observe(cfg ObserverConfig) (*Observer, error) {
 	}
 	o := &Observer{
 		cfg: cfg, eng: e, rep: rep, jobs: newApplyQueue(), tail: newTail(cfg.TailBytes, rep.Applied()),
-		moved: newSignal(), look: make(chan struct{}, 1),
+		moved: newSignal(), look: make(chan struct{}, 1), book: newDigestBook(rep),
 		lg: e.cfg.Log.With("group", cfg.ID, "role", "observer"),
 	}
+	rep.Watch(replica.Hooks{
+		Marked: func(m replica.Mark) { o.book.marked(m, o.tasks.Go, func() { o.jobs.call(o.compare) }) },
+		Judged: func(v replica.Verdict) { o.book.judged(v); o.compare() },
+	})
 	if cfg.FollowForks {
 		rep.FollowForks()
 	}
@@ -171,6 +177,9 @@ func (o *Observer) apply(entries []*raftpb.Entry) error {
 	}
 	o.tail.append(entries, o.src.lacking(o.rep.Applied().Index+1))
 	o.moved.broadcast()
+	if o.rep.Quarantine() != nil {
+		return ErrQuarantined
+	}
 	return nil
 }
 

@@ -29,6 +29,9 @@ func (g *Group) Propose(ctx context.Context, p core.Proposal) core.Answer {
 		defer cancel()
 	}
 	p.ID = g.eng.ids.Add(1)
+	if g.rep.Quarantine() != nil { // what its machine says is not the group's word
+		return core.Answer{ID: p.ID, Code: core.Busy}
+	}
 	w := &waiter{proposal: p, done: make(chan core.Answer, 1)}
 	if !g.box.propose(w) {
 		return core.Answer{ID: p.ID, Code: core.Unknown}
@@ -98,6 +101,9 @@ func (g *Group) answer(a core.Answer) {
 // anywhere in the group before the call (raft's ReadIndex).
 func (g *Group) Barrier(ctx context.Context) (uint64, error) {
 	for {
+		if g.rep.Quarantine() != nil {
+			return 0, ErrQuarantined
+		}
 		changed := g.changed.wait()
 		w := &waiter{proposal: core.Proposal{ID: g.eng.ids.Add(1)}, done: make(chan core.Answer, 1)}
 		if !g.box.call(func() {

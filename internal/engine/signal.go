@@ -1,6 +1,9 @@
 package engine
 
-import "sync"
+import (
+	"sync"
+	"sync/atomic"
+)
 
 // signal is a broadcast: wait returns a channel that the next broadcast closes.
 type signal struct {
@@ -21,4 +24,12 @@ func (s *signal) broadcast() {
 	defer s.mu.Unlock()
 	close(s.ch)
 	s.ch = make(chan struct{})
+}
+
+// loadText reads a text that may not be there.
+func loadText(p *atomic.Pointer[string]) string {
+	if s := p.Load(); s != nil {
+		return *s
+	}
+	return ""
 }

@@ -210,6 +210,7 @@ func (g *Group) restore(conn net.Conn) error {
 	if err != nil {
 		return err
 	}
+	g.book.reset()
 	_, err = conn.Write([]byte{1})
 	return err
 }
@@ -247,6 +248,9 @@ func (e *Engine) ServeSnapshot(ctx context.Context, from uint64, conn net.Conn) 
 
 // serveSnapshot sends the state and waits until it is installed. What follows it stays in the log until release.
 func (g *Group) serveSnapshot(to uint64, conn net.Conn) (release func(), err error) {
+	if g.rep.Quarantine() != nil {
+		return func() {}, ErrQuarantined
+	}
 	defer g.pulls.begin(to)()
 	view := g.rep.StateView()
 	defer view.Close()

@@ -17,6 +17,7 @@ func (g *Group) tick() {
 	}
 	g.refresh()
 	g.truncate()
+	g.scheduleCheck()
 }
 
 // truncate cuts the log once it holds more than twice what is to be retained. It never cuts what is not

@@ -40,3 +40,10 @@ type Machine interface {
 	// do not change the digest and are rebuilt if absent.
 	Digest(tx kv.Tx) (Digest, error)
 }
+
+// Recomputer is a machine whose Digest believes memos that it stored. Recompute is the same digest, of the state in r,
+// from the records themselves: it finds what changed without the machine.
+type Recomputer interface {
+	Machine
+	Recompute(r kv.Reader) (Digest, error)
+}

@@ -283,6 +283,7 @@ func (n *node) registerServices() {
 	n.net.Handle(serviceContent, n.serveContent)
 	n.net.HandleCalls(engine.MethodPropose, n.eng.ServePropose)
 	n.net.HandleCalls(engine.MethodRead, n.eng.ServeRead)
+	n.net.HandleCalls(engine.MethodDigest, n.eng.ServeDigest)
 	n.net.HandleCalls(engine.MethodLine, n.eng.ServeLine)
 	n.net.HandleJoin(n.serveJoin)
 	n.registerCalls()

@@ -135,6 +135,11 @@ type Quarantine struct {
 	Agree       []uint64 // replicas that have Want
 }
 
+// String says it in words.
+func (q *Quarantine) String() string {
+	return fmt.Sprintf("its state after entry %d is not what the majority has; it is being replaced", q.Mark)
+}
+
 // Quarantine is the reason not to trust the state; nil: there is none.
 func (r *Replica) Quarantine() *Quarantine { return r.public.Load().quarantine }
 

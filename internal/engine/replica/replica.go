@@ -341,6 +341,12 @@ func (r *Replica) Digest() (machine.Digest, error) {
 // Sessions is how many sessions are remembered. For the applier.
 func (r *Replica) Sessions() int { return len(r.sessions.by) }
 
+// Recomputer is the machine if its Digest is not of the records themselves.
+func (r *Replica) Recomputer() (machine.Recomputer, bool) {
+	m, ok := r.machine.(machine.Recomputer)
+	return m, ok
+}
+
 // EngineDigest is of what the engine itself replicates: time and sessions. For the applier.
 func (r *Replica) EngineDigest() machine.Digest {
 	h := blake3.New()

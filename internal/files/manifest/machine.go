@@ -25,7 +25,7 @@ type Machine struct {
 	pending []Changed
 }
 
-var _ machine.Machine = (*Machine)(nil)
+var _ machine.Recomputer = (*Machine)(nil)
 
 // New returns a machine without state of its own.
 func New(cfg Config) *Machine { return &Machine{cfg: cfg} }
@@ -92,6 +92,17 @@ func (m *Machine) Restored(_ kv.Reader, index uint64) error {
 		m.cfg.Restored(index)
 	}
 	return nil
+}
+
+// Recompute implements machine.Recomputer.
+func (m *Machine) Recompute(r kv.Reader) (machine.Digest, error) {
+	g := newDigester(r, nil)
+	g.doubting = true
+	d, err := stateDigest(r, g)
+	if err != nil {
+		return machine.Digest{}, fmt.Errorf("manifest: recompute digest: %w", err)
+	}
+	return d, nil
 }
 
 // Digest implements machine.Machine. It covers everything that is replicated: versions, authors, counters

@@ -1,0 +1,198 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/engine/replica"
+)
+
+// A replica in quarantine goes on appending and voting: its log is not what differs. It does nothing with its state:
+// it hands leadership over, takes no proposals, answers no linearizable reads, and feeds nobody. It replaces the
+// state by that of a replica of the majority, whole, believing nothing of its own; then it is one of them again.
+
+// ErrQuarantined is returned by what a replica refuses because its state is not what the others have.
+var ErrQuarantined = errors.New("engine: this replica's state differs from that of the majority")
+
+// minAgree is how many must agree before anybody is in the wrong: a majority of one is none.
+const minAgree = 2
+
+// DefaultCheckEvery is how often replicas are compared if something was written.
+const DefaultCheckEvery = time.Minute
+
+// deepEvery: every so many comparisons the replicas read all records.
+const deepEvery = 60
+
+// whyReplaced is why a replica got a whole state although it had one.
+const whyReplaced = "its state differed from that of the majority"
+
+// checks is the leader's schedule of comparisons; owned by the loop.
+type checks struct {
+	term    uint64
+	last    time.Time // when the latest began
+	index   uint64    // up to where everything was compared
+	count   uint64
+	running bool
+}
+
+// SetCheckEvery sets how often replicas are compared while this one leads.
+func (g *Group) SetCheckEvery(d time.Duration) { g.checkEvery.Store(int64(d)) }
+
+// Quarantine is why this replica's state is not to be trusted; nil: there is no reason.
+func (g *Group) Quarantine() *replica.Quarantine { return g.rep.Quarantine() }
+
+// Quarantine is why this observer's state is not to be trusted; nil: there is no reason.
+func (o *Observer) Quarantine() *replica.Quarantine { return o.rep.Quarantine() }
+
+// Alarm says that the replicas differ and nobody knows who is right; empty: there is none.
+func (g *Group) Alarm() string { return loadText(&g.alarm) }
+
+// Alarm says that this observer differs from the group's only voter; empty: it does not.
+func (o *Observer) Alarm() string { return loadText(&o.alarm) }
+
+// scheduleCheck begins a comparison when one is due. On the loop.
+func (g *Group) scheduleCheck() {
+	role, _, term := g.core.Lead()
+	c, now := &g.checks, g.eng.cfg.Now()
+	if role != core.Leader {
+		return
+	}
+	if c.term != term {
+		*c = checks{term: term, last: now, running: c.running}
+		return
+	}
+	every := time.Duration(g.checkEvery.Load())
+	// A clock that went back must not put comparisons off.
+	due := now.Sub(c.last) >= every || now.Before(c.last)
+	if !due || c.running || g.rep.Applied().Index <= c.index || g.rep.Quarantine() != nil {
+		return
+	}
+	c.last, c.running = now, true
+	c.count++
+	deep := c.count%deepEvery == 0
+	g.tasks.Go(func() { g.check(deep) })
+}
+
+func (g *Group) check(deep bool) {
+	ctx, cancel := context.WithTimeout(g.stopping, deepPatience+2*markPatience)
+	defer cancel()
+	found, err := g.Check(ctx, deep)
+	if err != nil && ctx.Err() == nil {
+		g.lg.Info("replicas not compared", "err", err)
+	}
+	g.box.call(func() {
+		g.checks.running = false
+		if err == nil && len(found.Odd) == 0 {
+			g.checks.index = g.rep.Applied().Index
+		}
+	})
+}
+
+// raise says what a comparison found that nobody acts upon.
+func (g *Group) raise(c *Checkup) {
+	switch {
+	case c.Verdict == nil && len(c.Odd) > 0:
+		text := fmt.Sprintf("replicas %v have different states after entry %d and no majority agrees", c.Odd, c.Mark)
+		g.alarm.Store(&text)
+		g.lg.Error("replicas differ and no majority agrees: nothing is repaired", "mark", c.Mark, "replicas", c.Odd)
+	case c.Verdict != nil:
+		g.alarm.Store(nil)
+	}
+}
+
+// compare acts on the latest verdict. On the applier.
+func (g *Group) compare() {
+	v, found, odd := g.book.odd()
+	if !odd || g.rep.Quarantine() != nil {
+		return
+	}
+	if len(v.Agree) < minAgree {
+		text := fmt.Sprintf("the state after entry %d differs from that of the only voter", v.Mark)
+		g.alarm.Store(&text)
+		g.lg.Error("replicas differ and no majority agrees: nothing is repaired", "mark", v.Mark)
+		return
+	}
+	g.lg.Error("this replica's state differs from that of the majority: in quarantine until it is replaced",
+		"mark", v.Mark, "found", found.digest.String(), "want", v.Digest.String(), "err", found.err)
+	err := g.rep.Distrust(replica.Quarantine{Mark: v.Mark, Want: v.Digest, Found: found.digest, Agree: v.Agree})
+	if err != nil {
+		g.eng.failed(err)
+		return
+	}
+	g.src.cutAll()
+	g.tasks.Go(g.heal)
+}
+
+// heal replaces the state. It ends when that is done, or the group stops.
+func (g *Group) heal() {
+	var pause backoff
+	for try := 0; g.stopping.Err() == nil; try++ {
+		q := g.rep.Quarantine()
+		if q == nil {
+			return
+		}
+		sources := q.Agree
+		if len(sources) == 0 {
+			sources = g.Core().Voters
+		}
+		from := sources[try%len(sources)]
+		if err := g.healFrom(from); err != nil {
+			g.lg.Warn("state not replaced; trying the next replica", "from", from, "err", err)
+			pause.wait(g.stopping, g.changed.wait())
+		}
+	}
+}
+
+// healFrom gives up leadership, so that nobody waits for answers of a state that is replaced, and pulls.
+func (g *Group) healFrom(from uint64) error {
+	if from == g.cfg.Replica {
+		return errors.New("it is this replica")
+	}
+	node, ok := g.NodeOf(from)
+	if !ok {
+		return errors.New("nobody knows where it is")
+	}
+	if g.Fresh().Role == core.Leader {
+		ctx, cancel := context.WithTimeout(g.stopping, markPatience)
+		defer cancel()
+		if err := g.Transfer(ctx, from); err != nil {
+			return err
+		}
+	}
+	g.catchup.begin(Catchup{Mode: ModeSnap, Rule: "R2", Why: whyReplaced, From: g.rep.Applied().Index, Upstream: node})
+	if err := g.pull(node); err != nil {
+		return err
+	}
+	if q := g.rep.Quarantine(); q != nil {
+		return fmt.Errorf("its state ends before entry %d", g.rep.Applied().Index+1)
+	}
+	g.lg.Warn("quarantine over: the state was replaced", "from", from, "index", g.rep.Applied().Index)
+	g.moved.broadcast()
+	return nil
+}
+
+// compare acts on the latest verdict. The feed ends with the batch, or within a second, and then another state is taken
+// (see greet).
+func (o *Observer) compare() {
+	v, found, odd := o.book.odd()
+	if !odd || o.rep.Quarantine() != nil {
+		return
+	}
+	if len(v.Agree) < minAgree {
+		text := fmt.Sprintf("the state after entry %d differs from that of the only voter", v.Mark)
+		o.alarm.Store(&text)
+		o.lg.Error("replicas differ and no majority agrees: nothing is repaired", "mark", v.Mark)
+		return
+	}
+	o.lg.Error("this replica's state differs from that of the majority: in quarantine until it is replaced",
+		"mark", v.Mark, "found", found.digest.String(), "want", v.Digest.String(), "err", found.err)
+	err := o.rep.Distrust(replica.Quarantine{Mark: v.Mark, Want: v.Digest, Found: found.digest, Agree: v.Agree})
+	if err != nil {
+		o.eng.failed(err)
+		return
+	}
+	o.src.cutAll()
+}
