@@ -17,7 +17,7 @@ type flight struct {
 }
 
 const (
-	flightStep   = 2 * time.Millisecond // a way this much longer lets one more entry go
+	flightStep   = 5 * time.Millisecond // a way this much longer lets one more entry go
 	flightMemory = 10 * time.Second     // how long the shortest way counts
 	flightBytes  = 64 << 10             // so much goes at once: it is a batch already
 )
