@@ -81,6 +81,13 @@ func (b *board) took(index uint64, all bool) {
 	}
 }
 
+// looksPending says whether anything is looked at or on its way into the log, or waits for that without a time.
+func (b *board) looksPending() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.looks) > 0 || len(b.flying) > 0
+}
+
 func (b *board) takenIndex() uint64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -7,7 +7,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 	"github.com/lockstep-sync/lockstep/internal/files/place"
 )
 
@@ -41,6 +40,9 @@ type guard struct {
 	count   int64     // deletions in it that were decided or are on their way
 	base    int64     // files at its start
 	allowed bool      // confirmed: the window's deletions are meant
+	over    time.Time // since when too many are withheld; zero: they are not
+	again   time.Time // when they came again last
+	busy    time.Time // when something else was admitted last
 }
 
 // limit is how many deletions within a window are too many.
@@ -54,19 +56,54 @@ type counted struct {
 
 // admit counts the deletions among findings; ok is false when they are too many.
 func (g *guard) admit(found []finding) (c counted, ok bool) {
+	n := int64(0)
 	for i := range found {
-		if found[i].old.Stat.Kind == manifest.File && found[i].change.Node.Kind == manifest.Absent {
-			c.n++
+		if found[i].deletesFile() {
+			n++
 		}
 	}
-	if c.n == 0 {
-		return c, true
-	}
+	return g.admitLost(n, int(n) < len(found))
+}
+
+// admitLost is admit for n deletions; others says that there is something else to propose.
+func (g *guard) admitLost(n int64, others bool) (c counted, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	ok = g.addLocked(c.n)
+	if others {
+		g.busy = g.now()
+	}
+	if n == 0 {
+		return c, true
+	}
+	c.n, ok = n, g.addLocked(n)
 	c.window = g.since
+	if ok {
+		g.over = time.Time{}
+	} else {
+		g.again = g.now()
+		if g.over.IsZero() {
+			g.over = g.again
+		}
+	}
 	return c, ok
+}
+
+// overdue says whether what is withheld has been for graceTime with nothing else to do, or for graceMost.
+func (g *guard) overdue() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	now, quiet := g.now(), g.over
+	if g.busy.After(quiet) {
+		quiet = g.busy
+	}
+	return now.Sub(quiet) >= graceTime || now.Sub(g.over) >= graceMost
+}
+
+// limit is how many deletions are not too many in this window.
+func (g *guard) limit() int64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return limit(g.base)
 }
 
 // giveBack takes away what was counted for a proposal that failed: its deletions come again.
@@ -80,8 +117,9 @@ func (g *guard) giveBack(c counted) {
 
 func (g *guard) addLocked(n int64) bool {
 	now := g.now()
-	if now.Sub(g.since) > deletionsWindow {
-		g.since, g.count, g.base, g.allowed = now, 0, g.files.Load(), false
+	// What is withheld comes again every second and holds its window.
+	if now.Sub(g.since) > deletionsWindow && now.Sub(g.again) > deletionsWindow {
+		g.since, g.count, g.base, g.allowed, g.over = now, 0, g.files.Load(), false, time.Time{}
 	}
 	g.count += n
 	if g.allowed {
@@ -123,7 +161,7 @@ func (a *Agent) Confirm() error {
 		g.mu.Unlock()
 		return errors.New("no deletions wait to be confirmed")
 	}
-	g.reason, g.allowed, g.since, g.count = running, true, g.now(), 0
+	g.reason, g.allowed, g.since, g.count, g.over = running, true, g.now(), 0, time.Time{}
 	g.mu.Unlock()
 	a.status.solved(aboutBinding)
 	a.status.setMode("live", "")

@@ -89,3 +89,37 @@ func TestGuardGivesBack(t *testing.T) {
 		t.Errorf("%d are counted", g.deletions())
 	}
 }
+
+// TestMovedIsNotDeleted: a directory that holds most of the files is renamed, once while the agent runs and once while
+// it does not.
+func TestMovedIsNotDeleted(t *testing.T) {
+	const files = 400
+	f := newFarm(t, 2)
+	f.up()
+	f.flush()
+	nd := f.nodes[0]
+	for i := range 7 {
+		must(t, os.MkdirAll(nd.path(fmt.Sprintf("release/d%d", i)), 0o755))
+	}
+	for i := range files {
+		nd.write(fmt.Sprintf("release/d%d/f%d", i%7, i), fmt.Sprintf("content of %d", i))
+	}
+	f.flush()
+	must(t, os.Rename(nd.path("release"), nd.path("current")))
+	f.flush()
+	nd.down()
+	must(t, os.Rename(nd.path("current"), nd.path("previous")))
+	nd.up()
+	f.flush()
+	f.same()
+	for _, n := range f.nodes {
+		entries, err := os.ReadDir(n.path("previous"))
+		must(t, err)
+		if len(entries) != 7 {
+			t.Errorf("%s has %d of 7 directories", n.name, len(entries))
+		}
+		if st, err := n.agent.Status(); err != nil || len(st.Problems) > 0 {
+			t.Errorf("%s: %+v, %v", n.name, st.Problems, err)
+		}
+	}
+}

@@ -225,13 +225,7 @@ func (a *Agent) propose(ctx context.Context, found []finding) {
 		a.broken(err)
 		return
 	}
-	deletions, ok := a.guard.admit(found)
-	if !ok {
-		a.stop(stopDeletions, fmt.Sprintf("%d files would be deleted everywhere", a.guard.deletions()),
-			"look whether that is meant; then confirm it")
-		a.release(found, retryTime)
-		return
-	}
+	found, deletions := a.admit(found)
 	found, err = a.ship(ctx, found)
 	if err != nil {
 		a.proposeFailed(ctx, found, deletions, err)

@@ -98,20 +98,24 @@ func (a *Agent) scan(ctx context.Context, dir string, hold *epoch) error {
 		if d.Placed.Stat.Kind == manifest.File {
 			deleted++
 		}
-		if deleted > most && !a.guard.confirmed() {
-			return errTooMany
-		}
 		gone = append(gone, d.Path)
 		return nil
 	})
 	for _, p := range stats.Problems {
 		a.status.problem(p.Path, p.Err)
 	}
+	if err == nil && deleted > most && !a.guard.confirmed() {
+		few, err := a.lostBelow(ctx, most, gone)
+		if err != nil {
+			return err
+		}
+		if !few {
+			a.stop(stopDeletions, fmt.Sprintf("more than %d of %d files are gone", most, a.guard.files.Load()),
+				"look whether that is meant; then confirm it")
+			return nil
+		}
+	}
 	switch {
-	case errors.Is(err, errTooMany):
-		a.stop(stopDeletions, fmt.Sprintf("more than %d of %d files are gone", most, a.guard.files.Load()),
-			"look whether that is meant; then confirm it")
-		return nil
 	case err != nil && dir != "":
 		return nil // gone or replaced: the look at dir itself says so
 	case err != nil:
@@ -124,8 +128,6 @@ func (a *Agent) scan(ctx context.Context, dir string, hold *epoch) error {
 	}
 	return nil
 }
-
-var errTooMany = errors.New("too many files are gone")
 
 func (g *guard) confirmed() bool {
 	g.mu.Lock()

@@ -35,9 +35,10 @@ func (s *status) start(now func() time.Time) {
 
 // Keys of problems that are not of one path. No path contains NUL.
 const (
-	aboutBinding  = "\x00binding"
-	aboutProposed = "\x00proposed"
-	aboutSpace    = "\x00space"
+	aboutBinding   = "\x00binding"
+	aboutProposed  = "\x00proposed"
+	aboutSpace     = "\x00space"
+	aboutDeletions = "\x00deletions"
 )
 
 func (s *status) problem(path string, err error) { s.problemHint(path, err, "") }
