@@ -21,6 +21,7 @@ const (
 // Catchup says how a replica is fed, and the decision by which it last caught up.
 type Catchup struct {
 	Mode     string
+	By       string // ModeDiff or ModeSnap: how it last caught up; empty: it lacked nothing
 	Rule     string // R0 … R7; empty: nothing had to be decided
 	Why      string
 	From, To uint64 // applied index at the decision, and the one that ends catching up
@@ -47,7 +48,12 @@ func (c *catchupLog) set(change func(*Catchup)) {
 }
 
 // begin records a decision, at the decision.
-func (c *catchupLog) begin(l Catchup) { c.set(func(last *Catchup) { *last = l }) }
+func (c *catchupLog) begin(l Catchup) {
+	if l.Mode == ModeDiff && l.To > l.From || l.Mode == ModeSnap {
+		l.By = l.Mode
+	}
+	c.set(func(last *Catchup) { *last = l })
+}
 
 // received counts bytes of a state.
 func (c *catchupLog) received(n int) { c.set(func(l *Catchup) { l.Received += uint64(n) }) }

@@ -273,7 +273,7 @@ func TestNewMemberGetsASnapshotAndObserverAFeed(t *testing.T) {
 	if err := four.group.WaitApplied(ctx, at); err != nil {
 		t.Fatal(err)
 	}
-	if c := four.group.Catchup(); c.Mode != ModeSnap {
+	if c := four.group.Catchup(); c.By != ModeSnap {
 		t.Errorf("caught up by %s: %s", c.Mode, c.Why)
 	}
 	same(t, four.group, leader.group)

@@ -70,12 +70,6 @@ func (e *Engine) lineOf(group uint64) replica.Line {
 	return replica.Line{}
 }
 
-func (e *Engine) register(group uint64, rep *replica.Replica) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.replicas[group] = rep
-}
-
 func (e *Engine) unregister(group uint64, rep *replica.Replica) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -120,7 +120,7 @@ func TestRecoverALostMajority(t *testing.T) {
 	if err := three.group.WaitApplied(ctx, at.Index); err != nil {
 		t.Fatal(err)
 	}
-	if c := three.group.Catchup(); c.Mode != ModeSnap {
+	if c := three.group.Catchup(); c.By != ModeSnap {
 		t.Errorf("three came back by %s: %s", c.Mode, c.Why)
 	}
 	same(t, three.group, g)
@@ -175,7 +175,7 @@ func TestRebaseKeepsAStateBelowTheFork(t *testing.T) {
 		if err := members[node].group.WaitApplied(ctx, at.Index); err != nil {
 			t.Fatal(err)
 		}
-		if c := members[node].group.Catchup(); c.Mode == ModeSnap {
+		if c := members[node].group.Catchup(); c.By == ModeSnap {
 			t.Errorf("replica %d came back by %s: %s", node, c.Mode, c.Why)
 		}
 		same(t, members[node].group, g)

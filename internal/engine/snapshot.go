@@ -30,9 +30,6 @@ const ServiceSnapshot = "engine.snapshot"
 // snapshotPatience is how long a follower may take to begin pulling before raft may try again.
 const snapshotPatience = 10 * time.Second
 
-// installPatience is how long a member may take to install a state that it has received.
-const installPatience = 2 * time.Minute
-
 // Differ brings a machine's state up to another one by moving only what differs.
 type Differ interface {
 	// ServeDiff answers the learner's questions about view until it has enough.
@@ -167,6 +164,7 @@ func (g *Group) installed(m *raftpb.Message, err error) {
 	if err := g.core.Receive(m); err != nil {
 		g.lg.Warn("raft refused an installed snapshot", "err", err)
 	}
+	g.catchup.reached(meta.GetIndex())
 	g.moved.broadcast()
 }
 

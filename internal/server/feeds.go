@@ -23,6 +23,9 @@ func (n *node) sourcesOf(group uint64) []uint64 {
 // feed fills in how a member is fed.
 func (r *report) feed(how engine.Catchup) {
 	r.Mode, r.Rule, r.Why = how.Mode, how.Rule, how.Why
+	if how.By != "" && how.Mode == engine.ModeLive {
+		r.Why = "caught up by " + how.By + ": " + how.Why
+	}
 	r.Upstream, r.Hops, r.Feeds, r.Received = how.Upstream, how.Hops, how.Feeds, how.Received
 }
 

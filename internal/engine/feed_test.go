@@ -1,0 +1,535 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/engine/replica"
+	"github.com/lockstep-sync/lockstep/internal/kv"
+	"github.com/lockstep-sync/lockstep/internal/machine"
+)
+
+// chain is three voters and three observers behind one of them.
+func chain(t *testing.T) *farm {
+	f := newFarm(t, 3, nil)
+	f.write(5, 100)
+	f.observe(11, 1, 2, 3)
+	f.observe(12, 11, 1, 2)
+	f.observe(13, 12, 11, 2)
+	f.fedBy(11, 1, 1)
+	f.fedBy(12, 11, 2)
+	f.fedBy(13, 12, 3)
+	f.write(20, 100)
+	for _, n := range []uint64{11, 12, 13} {
+		f.reaches(n)
+	}
+	return f
+}
+
+// TestChainLosesItsMiddle: who was fed by it goes on within two seconds, by DIFF, through a fallback, and nothing is
+// lost or applied twice. A process that dies is noticed at once; a node that falls silent, by its silence.
+func TestChainLosesItsMiddle(t *testing.T) {
+	for name, silent := range map[string]bool{"killed": false, "silent": true} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				f := chain(t)
+				defer f.close()
+				began := time.Now()
+				limit := 100 * time.Millisecond
+				if silent {
+					f.fabric.setSilent(12, true)
+					limit = 2 * time.Second
+				} else {
+					f.kill(12)
+				}
+				f.write(1, 100)
+				f.reaches(13)
+				if gap := time.Since(began); gap > limit {
+					t.Errorf("13 was without news for %v", gap)
+				}
+				f.fedBy(13, 11, 2)
+				if c := f.observers[13].Catchup(); c.Rule != "R4" && c.Rule != "R3" {
+					t.Errorf("13 came back by %s: %s", c.Rule, c.Why)
+				}
+				f.write(10, 100)
+				f.reaches(13)
+				if silent {
+					f.fabric.setSilent(12, false)
+				} else {
+					f.observe(12, 11, 1, 2)
+				}
+				f.reaches(12)
+				f.fedBy(13, 12, 3) // home again
+				f.write(10, 100)
+				f.reaches(13)
+			})
+		})
+	}
+}
+
+// TestCutOffFromTheVoters: an upstream that lives but has lost its own way to the voters is left for a fallback that
+// has one.
+func TestCutOffFromTheVoters(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFarm(t, 3, nil)
+		defer f.close()
+		f.write(3, 100)
+		// 11 may use voter 1 only, which is going to be killed.
+		o, err := f.open(11).Observe(ObserverConfig{ID: testGroup, Machine: counter{}, Members: voters{1}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.observers[11] = o
+		f.observe(12, 11, 2, 3)
+		f.fedBy(12, 11, 2)
+		f.session = f.fabric.engine(2).NewSession(testGroup, f.voters, [16]byte{2})
+		f.kill(1)
+		f.write(1, 100)
+		began := time.Now()
+		f.reaches(12)
+		if gap := time.Since(began); gap > 4*time.Second {
+			t.Errorf("12 stayed with a source that is cut off for %v", gap)
+		}
+		f.fedBy(12, 2, 1)
+		if c := o.Catchup(); c.Mode != ModeDetached || c.Why == "" {
+			t.Errorf("11 is %s: %s", c.Mode, c.Why)
+		}
+	})
+}
+
+// TestRelayThatForgot: a relay that was restarted has no entries to offer; who lacks some gets them from a fallback,
+// as DIFF, not the whole state from the relay.
+func TestRelayThatForgot(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFarm(t, 3, nil)
+		defer f.close()
+		f.write(5, 100)
+		f.observe(11, 1)
+		f.observe(12, 11, 2)
+		f.fedBy(12, 11, 2)
+		f.kill(12)
+		f.write(30, 100)
+		f.reaches(11)
+		f.kill(11)
+		f.observe(11, 1)
+		f.fedBy(11, 1, 1)
+		o := f.observe(12, 11, 2)
+		f.until("12 is live again", func() bool { return o.Catchup().Mode == ModeLive })
+		if c := o.Catchup(); c.Rule != "R4" || c.Upstream != 2 {
+			t.Errorf("12 was fed by %d: %s %s", c.Upstream, c.Rule, c.Why)
+		}
+		f.reaches(12)
+		f.fedBy(12, 11, 2) // and goes home once it lacks nothing
+	})
+}
+
+// TestNoLoops: two observers that are told to feed each other do not.
+func TestNoLoops(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFarm(t, 3, nil)
+		defer f.close()
+		f.write(5, 100)
+		f.observe(11, 12, 1)
+		f.observe(12, 11, 2)
+		f.observe(13, 12, 11)
+		for range 20 {
+			f.write(2, 100)
+			for _, n := range []uint64{11, 12, 13} {
+				f.reaches(n)
+			}
+			wait(time.Second)
+			loop := func() bool { // for a moment, while both move at once, is no harm
+				a, b := f.observers[11].path(), f.observers[12].path()
+				return len(a) > 1 && len(b) > 1 && a[1] == 12 && b[1] == 11
+			}
+			for began := time.Now(); loop(); wait(10 * time.Millisecond) {
+				if time.Since(began) > time.Second {
+					t.Fatalf("a loop: %v", f.observers[11].path())
+				}
+			}
+		}
+	})
+}
+
+// TestDepthGuard: nobody is fed more than eight hops from a voter.
+func TestDepthGuard(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFarm(t, 1, nil)
+		defer f.close()
+		f.write(5, 100)
+		upstream := uint64(1)
+		for n := uint64(11); n <= 18; n++ {
+			f.observe(n, upstream, 1)
+			f.fedBy(n, upstream, int(n-10))
+			upstream = n
+		}
+		f.observe(19, 18, 1)
+		f.until("19 is fed by the voter", func() bool { c := f.observers[19].Catchup(); return c.Mode == ModeLive && c.Upstream == 1 })
+		f.write(5, 100)
+		f.reaches(19)
+		f.reaches(18)
+	})
+}
+
+// blocking is a machine whose Apply can be held.
+type blocking struct {
+	counter
+	hold chan struct{} // nil: it runs; closed: it runs again
+}
+
+func (b *blocking) Apply(tx kv.Tx, cmd machine.Command) ([]byte, error) {
+	<-b.hold
+	return b.counter.Apply(tx, cmd)
+}
+
+// TestSlowChild: one that takes nothing holds up neither its siblings nor its upstream, is cut off, lets the log go,
+// and gets what it lacks when it can.
+func TestSlowChild(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		held := make(chan struct{})
+		f := newFarm(t, 3, func(f *farm) {
+			f.config.RetainBytes = 1 << 20
+			f.machine = func(node uint64) machine.Machine {
+				if node == 12 {
+					return &blocking{hold: held}
+				}
+				return counter{}
+			}
+		})
+		defer f.close()
+		f.observe(11, 1)
+		f.observe(12, 11)
+		f.observe(13, 11)
+		f.fedBy(11, 1, 1)
+		f.fedBy(13, 11, 2)
+		f.until("12 is attached", func() bool { return f.observers[11].src.count() == 2 })
+		for range 40 {
+			f.write(4, 512<<10)
+			f.reaches(11)
+			f.reaches(13)
+			wait(time.Second)
+		}
+		f.until("12 is cut off", func() bool { return f.observers[11].src.count() == 1 })
+		first, err := f.groups[1].log.FirstIndex()
+		if err != nil || first < 50 {
+			t.Errorf("the log still begins at %d (%v): the slow child holds it", first, err)
+		}
+		close(held)
+		f.reaches(12)
+	})
+}
+
+// TestDivergedIsReplaced: a state that ends in another entry than the group's is not used any more and is replaced,
+// but only when a voter says so.
+func TestDivergedIsReplaced(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFarm(t, 3, nil)
+		defer f.close()
+		f.write(5, 100)
+		f.observe(11, 1)
+		f.observe(12, 11, 1)
+		f.fedBy(12, 11, 2)
+		f.reaches(12)
+		f.kill(12)
+		// An entry of a term that never was: 12 has something else at its last index.
+		rep, err := replica.Open(kv.Prefixed(f.states[12], groupPrefix(testGroup)), counter{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := rep.Applied()
+		if err := forge(f.states[12], core.Position{Term: at.Term + 9, Index: at.Index}); err != nil {
+			t.Fatal(err)
+		}
+		o := f.observe(12, 11, 1)
+		f.until("12 has another state", func() bool { return o.Catchup().Mode == ModeLive })
+		if c := o.Catchup(); c.Rule != "R2" && c.Rule != "R3" && c.Rule != "R4" {
+			t.Errorf("12 is fed by %s: %s", c.Rule, c.Why)
+		}
+		if got := o.Applied(); got.Term != at.Term {
+			t.Errorf("12 is still at %v", got)
+		}
+		if o.rep.Quarantine() != nil {
+			t.Error("12 is still in quarantine")
+		}
+		f.write(5, 100)
+		f.reaches(12)
+	})
+}
+
+// forge puts another position on a state.
+func forge(store kv.Store, at core.Position) error {
+	s := kv.Prefixed(store, groupPrefix(testGroup))
+	v, _, err := s.Get([]byte("e/position"))
+	if err != nil {
+		return err
+	}
+	v[2] = byte(at.Term) // version, slot, term: one byte each here
+	b := s.Batch()
+	if err := b.Set([]byte("e/position"), v); err != nil {
+		return err
+	}
+	return b.Commit()
+}
+
+// TestStateSurvivesInterruption: a state that breaks off goes on where it was, and is paced.
+func TestStateSurvivesInterruption(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const rate = 4 << 20
+		f := newFarm(t, 3, func(f *farm) { f.rate = rate })
+		defer f.close()
+		f.write(60, 512<<10) // 30 MiB
+		f.fabric.breakAt[11] = 20 << 20
+		began := time.Now()
+		o := f.observe(11, 1)
+		f.until("a state is on its way", func() bool { c := o.Catchup(); return c.Mode == ModeSnap && c.Received > 0 && c.Rule == "R7" })
+		f.reaches(11)
+		took, sent := time.Since(began), f.fabric.engine(1).SnapshotBytes()+f.fabric.engine(2).SnapshotBytes()+f.fabric.engine(3).SnapshotBytes()
+		if sent < 30<<20 || sent > 42<<20 {
+			t.Errorf("%d MiB were sent for 30 MiB in two pieces", sent>>20)
+		}
+		if least := time.Duration(float64(sent) / rate * 0.9 * float64(time.Second)); took < least {
+			t.Errorf("%d MiB came in %v, faster than allowed", sent>>20, took)
+		}
+		if f.fabric.opened[[2]uint64{11, 1}] < 3 {
+			t.Errorf("the connection did not break: %v", f.fabric.opened)
+		}
+	})
+}
+
+// TestStatePinsTheLog: while a learner gets a state, and until it is live, entries behind that state stay in the log,
+// however much is written meanwhile.
+func TestStatePinsTheLog(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFarm(t, 3, func(f *farm) { f.rate, f.config.RetainBytes = 1<<20, 256<<10 })
+		defer f.close()
+		f.write(20, 512<<10)
+		o := f.observe(11, 1)
+		f.until("a state is on its way", func() bool { return o.Catchup().Received > 0 })
+		at := f.index
+		for range 10 {
+			f.write(1, 512<<10)
+			wait(time.Second)
+		}
+		if first, err := f.groups[1].log.FirstIndex(); err != nil || first > at+1 {
+			t.Errorf("the log begins at %d (%v), the state is at %d or below", first, err, at)
+		}
+		f.reaches(11)
+		if got := f.fabric.opened[[2]uint64{11, 1}]; got != 2 {
+			t.Errorf("%d connections: the state did not do", got)
+		}
+		f.until("the log is cut", func() bool {
+			f.write(1, 512<<10)
+			first, err := f.groups[1].log.FirstIndex()
+			return err == nil && first > at
+		})
+	})
+}
+
+// TestBarrier: who is live is durable: whatever a crash leaves of its disk holds everything that ended catching up.
+func TestBarrier(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFarm(t, 3, nil)
+		defer f.close()
+		f.write(30, 100)
+		o := f.observe(11, 1)
+		f.until("it is live", func() bool { return o.Catchup().Mode == ModeLive })
+		crashed := f.states[11].Crash(func(int) int { return 0 })
+		rep, err := replica.Open(kv.Prefixed(crashed, groupPrefix(testGroup)), counter{})
+		if err != nil || rep.Applied().Index < f.index {
+			t.Errorf("after a crash it is at %v (%v), it was live at %d", rep.Applied(), err, f.index)
+		}
+		f.write(5, 100)
+		f.reaches(11)
+		f.until("the live entries are acknowledged as durable", func() bool { return f.groups[1].src.needed(f.index) == f.index })
+	})
+}
+
+// TestVoterGetsAStateAfterTruncation: a voter that was away for longer than the log is kept comes back by SNAP.
+func TestVoterGetsAStateAfterTruncation(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFarm(t, 3, func(f *farm) { f.config.RetainBytes = 64 << 10 })
+		defer f.close()
+		f.write(5, 100)
+		f.kill(3)
+		at := f.index
+		f.until("the logs are cut behind what 3 has", func() bool {
+			f.write(2, 64<<10)
+			cut := 0
+			for _, g := range f.groups {
+				if first, err := g.log.FirstIndex(); err == nil && first > at+1 {
+					cut++
+				}
+			}
+			return cut == 2
+		})
+		f.startVoter(3)
+		f.reaches(3)
+		g := f.groups[3]
+		f.until("3 is live", func() bool { return g.Catchup().Mode == ModeLive })
+		if c := g.Catchup(); c.Rule != "R5" || c.Upstream == 0 {
+			t.Errorf("3 came back by %s: %s, fed by %d", c.Rule, c.Why, c.Upstream)
+		}
+		f.write(5, 100)
+		f.reaches(3)
+	})
+}
+
+// TestModeIsOfTheDecision: a follower that lacked nothing is live by R3 at once, not by whatever is written next; one
+// that lacked entries says so.
+func TestModeIsOfTheDecision(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFarm(t, 3, nil)
+		defer f.close()
+		f.write(5, 100)
+		f.reaches(3)
+		f.kill(3)
+		f.write(7, 100)
+		f.startVoter(3)
+		f.reaches(3)
+		g := f.groups[3]
+		f.until("3 is live", func() bool { return g.Catchup().Mode == ModeLive })
+		if c := g.Catchup(); c.Rule != "R4" || !strings.Contains(c.Why, "missing") {
+			t.Errorf("3 came back by %s: %s", c.Rule, c.Why)
+		}
+	})
+}
+
+// TestAThousandObservers: in a tree of fan-out eight the voters send eight copies, and the last observer is four hops
+// away. Real protocol, simulated network.
+func TestAThousandObservers(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a thousand engines")
+	}
+	bubble(t, func(t *testing.T) {
+		const n, k = 1000, 8
+		f := newFarm(t, 3, func(f *farm) { f.tail = 64 << 10 })
+		defer f.close()
+		f.write(5, 100)
+		node := func(seat int) uint64 { return uint64(100 + seat) }
+		for i := range n {
+			if i < k {
+				f.observe(node(i), uint64(i%3+1))
+			} else {
+				f.observe(node(i), node(i/k-1), 1)
+			}
+		}
+		f.until("everybody is at home", func() bool {
+			for i := k; i < n; i++ {
+				if f.observers[node(i)].Catchup().Upstream != node(i/k-1) {
+					return false
+				}
+			}
+			return true
+		})
+		f.write(20, 100)
+		deepest := 0
+		for i := range n {
+			f.reaches(node(i))
+			deepest = max(deepest, f.observers[node(i)].Catchup().Hops)
+			if c := f.observers[node(i)].src.count(); c > k {
+				t.Errorf("observer %d feeds %d", i, c)
+			}
+		}
+		root := 0
+		for _, g := range f.groups {
+			root += g.src.count()
+		}
+		if root > k || deepest > 4 {
+			t.Errorf("the voters send %d copies, the last is %d hops away", root, deepest)
+		}
+	})
+}
+
+// TestGarbageIsRefused: what is no HELLO, is of another cluster or version, or too large, ends that connection alone,
+// with a reason.
+func TestGarbageIsRefused(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFarm(t, 1, nil)
+		defer f.close()
+		f.write(3, 100)
+		e := f.fabric.engine(1)
+		ask := func(send func(io.Writer)) (welcome, error) {
+			a, b := net.Pipe()
+			done := make(chan struct{})
+			go func() { defer close(done); defer b.Close(); e.ServeFeed(context.Background(), 9, b) }()
+			go func() { send(a) }()
+			var w welcome
+			err := readJSON(a, &w)
+			a.Close()
+			<-done
+			return w, err
+		}
+		good := hello{Version: feedVersion, Cluster: e.cfg.Cluster, Group: testGroup}
+		with := func(change func(*hello)) func(io.Writer) {
+			h := good
+			change(&h)
+			return func(w io.Writer) { _ = writeJSON(w, frameHello, h) }
+		}
+		for name, c := range map[string]struct {
+			send func(io.Writer)
+			why  string
+		}{
+			"another cluster": {with(func(h *hello) { h.Cluster[3]++ }), "another cluster"},
+			"another version": {with(func(h *hello) { h.Version++ }), "version"},
+			"another group":   {with(func(h *hello) { h.Group++ }), "does not hold"},
+			"good":            {with(func(*hello) {}), "empty"},
+		} {
+			if w, err := ask(c.send); err != nil || !strings.Contains(w.Plan.Why, c.why) {
+				t.Errorf("%s: %+v, %v", name, w.Plan, err)
+			}
+		}
+		for name, b := range map[string][]byte{
+			"garbage":    bytes.Repeat([]byte{0xa5}, 64),
+			"too large":  {0, 2, 0, 0, 0},
+			"not JSON":   {0, 0, 0, 1, 0, '{'},
+			"wrong kind": {0, 0, 0, 2, 1, '{', '}'},
+		} {
+			if w, err := ask(func(w io.Writer) { _, _ = w.Write(b) }); err == nil {
+				t.Errorf("%s: answered %+v", name, w)
+			}
+		}
+		f.write(3, 100)
+	})
+}
+
+// TestTopologyChanges: an observer goes over to another upstream when it is told to, without a gap.
+func TestTopologyChanges(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFarm(t, 3, nil)
+		defer f.close()
+		f.write(3, 100)
+		f.observe(11, 1)
+		upstream := make(chan uint64, 1)
+		upstream <- 2
+		o, err := f.open(12).Observe(ObserverConfig{ID: testGroup, Machine: counter{}, Members: f.voters, Sources: func() []uint64 {
+			n := <-upstream
+			upstream <- n
+			return []uint64{n}
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.observers[12] = o
+		f.fedBy(12, 2, 1)
+		<-upstream
+		upstream <- 11
+		began := time.Now()
+		o.Reconsider()
+		f.fedBy(12, 11, 2)
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("it took %v", took)
+		}
+		f.write(5, 100)
+		f.reaches(12)
+		if got := fmt.Sprint(o.path()); got != "[12 11 1]" {
+			t.Errorf("path %s", got)
+		}
+	})
+}
