@@ -44,8 +44,9 @@ func arrows() []arrow {
 		{"internal/cli", []string{"api", "client", "internal/cli/demo"}},
 		{"internal/cli/demo", []string{"api", "client"}},
 		{"internal/farm", []string{"api", "client"}},
-		{"internal/server", []string{"api", "internal/door/...", "internal/control", "internal/files/...", "internal/access", "internal/engine/...", "internal/machine", "internal/kv/...", "internal/vfs"}},
+		{"internal/server", []string{"api", "internal/door/...", "internal/backup", "internal/control", "internal/files/...", "internal/access", "internal/engine/...", "internal/machine", "internal/kv/...", "internal/vfs"}},
 		{"internal/door/http", []string{"api"}},
+		{"internal/backup", nil},
 
 		{"internal/control", []string{"api", "internal/machine", "internal/kv"}},
 		{"internal/files", []string{"api", "internal/files/...", "internal/machine", "internal/kv", "internal/vfs"}},

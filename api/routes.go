@@ -99,6 +99,16 @@ func RouteGroupToken() Route {
 	return Route{Method: http.MethodGet, Path: "/v1/groups/{group}/tokens/{token}", Request: None{}, Response: GroupToken{}}
 }
 
+// RouteBackup is answered by the backup itself, in MediaBackup.
+func RouteBackup() Route {
+	return Route{Method: http.MethodPost, Path: "/v1/backup", Request: BackupCreate{}, Response: None{}}
+}
+
+// RouteRestore takes a body in MediaBackup: Restore as one line of JSON, then what the backup holds of the group.
+func RouteRestore() Route {
+	return Route{Method: http.MethodPost, Path: "/v1/restore", Request: Restore{}, Response: Restored{}}
+}
+
 func RouteDirCreate() Route {
 	return Route{Method: http.MethodPost, Path: "/v1/dirs", Request: DirCreate{}, Response: Done{}}
 }
@@ -141,6 +151,7 @@ func Routes() []Route {
 		RouteVersion(), RouteStatus(), RouteNodes(),
 		RouteTokens(), RouteTokenCreate(), RouteTokenRevoke(),
 		RouteGroups(), RouteGroup(), RouteGroupTransfer(), RouteGroupProbe(), RouteGroupToken(), RouteGroupSet(), RouteGroupRecover(),
+		RouteBackup(), RouteRestore(),
 		RouteDirCreate(), RouteDirStatus(), RouteDirBind(), RouteDirUnbind(), RouteDirConfirm(),
 		RouteDirList(), RouteDirConflicts(), RouteDirWait(), RouteDirVerify(),
 	}

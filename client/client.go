@@ -126,6 +126,47 @@ func (c *Client) GroupToken(ctx context.Context, group, token string) (api.Group
 	return call[api.GroupToken](ctx, c, api.RouteGroupToken(), nil, group, token)
 }
 
+// Backup returns a backup as it is made; the caller verifies and closes it.
+func (c *Client) Backup(ctx context.Context, req api.BackupCreate) (io.ReadCloser, error) {
+	resp, err := c.send(ctx, api.RouteBackup(), api.MediaBackup, req, nil)
+	if err != nil {
+		return nil, err
+	}
+	return resp.Body, nil
+}
+
+// Restore makes a group out of what a backup holds of one, which body yields; nil for a dry run.
+func (c *Client) Restore(ctx context.Context, req api.Restore, body io.Reader) (api.Restored, error) {
+	var out api.Restored
+	r := api.RouteRestore()
+	line, err := json.Marshal(req)
+	if err != nil {
+		return out, fmt.Errorf("encode request for %s: %w", r.Pattern(), err)
+	}
+	if body == nil {
+		body = bytes.NewReader(nil)
+	}
+	all := io.MultiReader(bytes.NewReader(append(line, '\n')), body)
+	hr, err := http.NewRequestWithContext(ctx, r.Method, c.base+r.URL(), all)
+	if err != nil {
+		return out, badServer(c.server, err.Error())
+	}
+	hr.Header.Set("Accept", api.MediaJSON)
+	hr.Header.Set("Content-Type", api.MediaBackup)
+	resp, err := c.http.Do(hr)
+	if err != nil {
+		return out, c.broken(ctx, r, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return out, c.refused(r, resp)
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(&out); err != nil {
+		return out, c.broken(ctx, r, err)
+	}
+	return out, nil
+}
+
 func (c *Client) DirCreate(ctx context.Context, req api.DirCreate) (api.Done, error) {
 	return call[api.Done](ctx, c, api.RouteDirCreate(), req)
 }

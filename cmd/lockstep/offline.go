@@ -13,3 +13,8 @@ import (
 func offlineRecover(ctx context.Context, c cli.OfflineRecover) (api.OfflineRecovered, error) {
 	return server.OfflineRecover(ctx, c.Data, c.Confirm, slog.New(slog.DiscardHandler))
 }
+
+// backupFile reads a backup without a node.
+func backupFile(path string, progress func(api.Progress)) cli.BackupFile {
+	return server.BackupFile{Path: path, Progress: progress}
+}

@@ -12,8 +12,8 @@ import (
 	"github.com/zeebo/blake3"
 )
 
-// errGivenUp is what the reader of a content returns in place of io.EOF if its writer gave it up.
-var errGivenUp = errors.New("the content was given up while it was written")
+// ErrGivenUp is what the body of a content ends with, in place of io.EOF, if its writer gave it up.
+var ErrGivenUp = errors.New("the content was given up while it was written")
 
 // Handler is shown what a backup holds, in the file's order. A nil field: not of interest. Bodies may be read in
 // part; what they yield is verified once they returned io.EOF. Nothing may be put in force before Read returned
@@ -22,7 +22,7 @@ type Handler struct {
 	Header func(Header) error
 	// Part gets a part whose Length and Digest are not known yet.
 	Part func(p Part, body io.Reader) error
-	// Content gets a content. If body ends with an error, it was given up: forget it, return nil.
+	// Content gets a content. If body ends with ErrGivenUp, what it yielded is to be forgotten; that is no error.
 	Content func(h Hash, size uint64, body io.Reader) error
 	// Progress gets the bytes read so far.
 	Progress func(bytes uint64)
@@ -45,7 +45,7 @@ func Read(r io.Reader, h Handler) (Index, error) {
 	return rd.index, err
 }
 
-// ReadFragment reads what a fragment holds, up to its end and no byte further if r is an io.ByteReader.
+// ReadFragment reads what a fragment holds, up to its end and no byte further.
 func ReadFragment(r io.Reader, h Handler) error {
 	return readRecords(r, visitor{part: h.Part, content: h.Content})
 }
@@ -303,10 +303,10 @@ func (r *reader) content(n int, visit func(Hash, uint64, io.Reader) error) error
 			return err
 		}
 	}
-	if _, err := io.Copy(io.Discard, body); err != nil && !errors.Is(err, errGivenUp) {
+	if _, err := io.Copy(io.Discard, body); err != nil && !errors.Is(err, ErrGivenUp) {
 		return err
 	}
-	if errors.Is(body.err, errGivenUp) {
+	if errors.Is(body.err, ErrGivenUp) {
 		return nil
 	}
 	r.seen[body.want] = true
@@ -362,7 +362,7 @@ func (c *contentReader) verdict(n int) error {
 	case len(v) != 1 || v[0] > 1:
 		return c.r.damaged("a verdict of %x", v)
 	case v[0] == 0:
-		return errGivenUp
+		return ErrGivenUp
 	}
 	var sum Hash
 	c.hash.Sum(sum[:0])

@@ -183,7 +183,7 @@ func (o *Writer) Forward(r io.Reader) error {
 
 // noMatter drops the news that a content was given up.
 func noMatter(err error) error {
-	if errors.Is(err, errGivenUp) {
+	if errors.Is(err, ErrGivenUp) {
 		return nil
 	}
 	return err

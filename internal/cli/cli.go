@@ -33,6 +33,8 @@ type Env struct {
 	Serve func(ctx context.Context, cfg ServeConfig) error
 	// OfflineRecover lets a stopped node alone go on as the control group.
 	OfflineRecover func(ctx context.Context, cfg OfflineRecover) (api.OfflineRecovered, error)
+	// Backup reads a backup on disk; progress may be nil.
+	Backup func(path string, progress func(api.Progress)) BackupFile
 }
 
 // app is one run.
@@ -78,7 +80,7 @@ machine, or the one that --server names.`,
 	flags.StringVar(&a.server, "server", "", "node to talk to: unix:///PATH or HOST:PORT (default: the node of this machine; $LOCKSTEP_SERVER)")
 	flags.StringVarP(&a.output, "output", "o", "text", "text or json")
 	root.AddCommand(a.serveCommand(), a.demoCommand(), a.statusCommand(), a.nodeCommand(), a.tokenCommand(),
-		a.groupCommand(), a.dirCommand(), a.offlineCommand(), a.versionCommand(), a.completionCommand())
+		a.groupCommand(), a.dirCommand(), a.offlineCommand(), a.backupCommand(), a.restoreCommand(), a.versionCommand(), a.completionCommand())
 	root.SetHelpCommand(helpCommand())
 	return root
 }

@@ -17,13 +17,14 @@ const (
 // Fork says how a group's present history came to be. Up to Index, whose entry has Term, it is the same as Before.
 // Replica Seed began it, as the only voter; configuration changes up to index Start are void.
 type Fork struct {
-	Before [16]byte  `json:"before"`
-	Index  uint64    `json:"index"`
-	Term   uint64    `json:"term"`
-	Start  uint64    `json:"start"`
-	Seed   uint64    `json:"seed"`
-	Cause  string    `json:"cause"`
-	Time   time.Time `json:"time"`
+	Before  [16]byte  `json:"before"`
+	Index   uint64    `json:"index"`
+	Term    uint64    `json:"term"`
+	Start   uint64    `json:"start"`
+	Seed    uint64    `json:"seed"`
+	Cause   string    `json:"cause"`
+	Time    time.Time `json:"time"`
+	Members []uint64  `json:"members"` // the replicas that there were then
 	// Upload names what the seed was given to begin with (restore).
 	Upload string `json:"upload,omitempty"`
 }
@@ -93,7 +94,10 @@ func (x *execution) fork(op string, g *Group, c *ForkGroup) *api.Error {
 	g.Origin = g.origin()
 	g.History, g.Initial = c.To, nil // nobody starts this history with an empty log
 	f := c.Fork
-	f.Seed, f.Time = g.Members[i].Replica, x.now
+	f.Seed, f.Time, f.Members = g.Members[i].Replica, x.now, nil
+	for _, m := range g.Members {
+		f.Members = append(f.Members, m.Replica)
+	}
 	g.Fork = &f
 	g.InSync = InSync{Version: g.InSync.Version + 1, Replicas: []uint64{f.Seed}, History: c.To, Since: x.now,
 		Why: "the group began a new history with " + n.Name}

@@ -104,6 +104,20 @@ func (f *Farm) AddAt(ctx context.Context, at Place, args ...string) (*Node, erro
 	return n, f.WaitUp(ctx, n)
 }
 
+// Adopt starts a node on a data directory that holds its identity already, and counts it as one of the farm.
+func (f *Farm) Adopt(name, data, tree string) (*Node, error) {
+	n := &Node{Name: name, Data: data, Tree: tree, logFile: data + ".log"}
+	var err error
+	if n.Listen, err = freeAddress(); err != nil {
+		return nil, err
+	}
+	if n.API, err = freeAddress(); err != nil {
+		return nil, err
+	}
+	f.Nodes = append(f.Nodes, n)
+	return n, f.Run(n, "")
+}
+
 // Token asks the first node that runs for a join token.
 func (f *Farm) Token(ctx context.Context) (string, error) {
 	for _, n := range f.Nodes {

@@ -87,9 +87,11 @@ type Config struct {
 	Log     Log
 	Peers   Peers
 
-	Chunks   kv.Store // where chunks of large files are; nil: only old versions at the same path are used
-	Owner    bool     // set owners (running as root)
-	ReadOnly bool     // local changes are reverted, not proposed
+	Chunks kv.Store // where chunks of large files are; nil: only old versions at the same path are used
+	// Extra opens contents that this node has outside of the binding, those of a backup; nil: there are none.
+	Extra    func(h manifest.Hash) (content.Source, bool)
+	Owner    bool // set owners (running as root)
+	ReadOnly bool // local changes are reverted, not proposed
 	Ignore   func(rel string) bool
 
 	Watch      Watcher       // nil: watch.Open
@@ -269,6 +271,9 @@ func (a *Agent) openContent(h manifest.Hash, hint string) (content.Source, bool)
 			continue
 		}
 		return f, true
+	}
+	if a.cfg.Extra != nil {
+		return a.cfg.Extra(h)
 	}
 	return nil, false
 }

@@ -35,16 +35,30 @@ func lineOf(g *control.Group) replica.Line {
 	return line
 }
 
-// asideKey marks a binding whose files are to be compared with the group's, and set aside where they differ,
-// before they are taken up.
+// asideKey holds asideDue for a binding whose files are to be compared with the group's, and set aside where they
+// differ, before they are taken up; asideDone afterwards.
 func asideKey(group, replica uint64) []byte { return append(tablePrefix(group, replica), "aside"...) }
+
+const (
+	asideDue  = 1
+	asideDone = 2
+)
 
 // align brings what this node holds of a group, which does not run, to the group's history. It may be interrupted
 // anywhere and done again: the state is turned last.
 func (n *node) align(g *control.Group, m control.Member) error {
 	st, err := n.eng.Standing(g.ID)
-	if err != nil || st.At.Index == 0 || st.Line.History == g.History {
+	if err != nil || st.At.Index > 0 && st.Line.History == g.History {
 		return err
+	}
+	restored := g.Fork != nil && g.Fork.Cause == control.ForkRestore
+	switch {
+	case restored && g.Fork.Seed == m.Replica:
+		return n.importUpload(g, m)
+	case st.At.Index == 0 && restored && contains(g.Fork.Members, m.Replica):
+		return n.markAside(g, m)
+	case st.At.Index == 0:
+		return nil
 	}
 	line := lineOf(g)
 	table := kv.Prefixed(n.state, append(tablePrefix(g.ID, m.Replica), "t/"...))
@@ -83,7 +97,7 @@ func (n *node) forgetTable(g *control.Group, m control.Member) error {
 		return err
 	}
 	if g.Fork != nil && g.Fork.Cause == control.ForkRestore {
-		if err := b.Set(asideKey(g.ID, m.Replica), []byte{1}); err != nil {
+		if err := b.Set(asideKey(g.ID, m.Replica), []byte{asideDue}); err != nil {
 			return err
 		}
 	}
@@ -91,6 +105,15 @@ func (n *node) forgetTable(g *control.Group, m control.Member) error {
 		return err
 	}
 	return n.state.Sync()
+}
+
+// markAside is for a member that was part of a group when it was restored and has nothing of it yet; once is enough.
+func (n *node) markAside(g *control.Group, m control.Member) error {
+	_, marked, err := n.state.Get(asideKey(g.ID, m.Replica))
+	if err != nil || marked {
+		return err
+	}
+	return n.forgetTable(g, m)
 }
 
 // pause ends what runs of a group here and forgets nothing.

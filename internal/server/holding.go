@@ -133,6 +133,7 @@ func (n *node) startHolding(g *control.Group, m control.Member, nodes map[uint64
 	ctx, stop := context.WithCancel(context.Background())
 	h.stop = stop
 	h.tasks.Go(func() { h.keepAgent(ctx) })
+	h.tasks.Go(func() { h.dropUpload(ctx) })
 	return h, nil
 }
 
@@ -161,7 +162,7 @@ func (h *holding) floor() uint64 {
 // keepAgent has an agent whenever the directory can be used.
 func (h *holding) keepAgent(ctx context.Context) {
 	for ctx.Err() == nil {
-		a, err := h.openAgent()
+		a, err := h.openAgent(ctx)
 		if err == nil {
 			h.fault.Store(nil)
 			h.agent.Store(a)
@@ -185,16 +186,19 @@ func (h *holding) keepAgent(ctx context.Context) {
 	}
 }
 
-func (h *holding) openAgent() (*files.Agent, error) {
+func (h *holding) openAgent(ctx context.Context) (*files.Agent, error) {
 	table := kv.Prefixed(h.n.state, tablePrefix(h.group.ID, h.replica))
-	work, err := h.workDir(table)
+	work, err := h.workDir(kv.Prefixed(table, []byte("t/")))
 	if err != nil {
+		return nil, err
+	}
+	if err := h.setAside(ctx, work); err != nil {
 		return nil, err
 	}
 	return files.New(files.Config{
 		GroupID: h.markerID(), Created: h.group.Created, Node: h.n.id.Name(), Root: h.path, Work: work,
 		Table: kv.Prefixed(table, []byte("t/")), Chunks: kv.Prefixed(table, []byte("c/")),
-		Log: groupLog{h}, Peers: groupPeers{h}, Owner: os.Geteuid() == 0,
+		Log: groupLog{h}, Peers: groupPeers{h}, Extra: h.uploaded(), Owner: os.Geteuid() == 0,
 		Logger: h.n.log.With("group", h.group.Name),
 	})
 }

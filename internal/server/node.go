@@ -281,6 +281,8 @@ func (n *node) registerServices() {
 	n.net.Handle(engine.ServiceSnapshot, n.eng.ServeSnapshot)
 	n.net.Handle(engine.ServiceFeed, n.eng.ServeFeed)
 	n.net.Handle(serviceContent, n.serveContent)
+	n.net.Handle(serviceBackup, n.serveBackup)
+	n.net.Handle(serviceRestore, n.serveRestore)
 	n.net.HandleCalls(engine.MethodPropose, n.eng.ServePropose)
 	n.net.HandleCalls(engine.MethodRead, n.eng.ServeRead)
 	n.net.HandleCalls(engine.MethodDigest, n.eng.ServeDigest)

@@ -2,6 +2,7 @@ package httpdoor
 
 import (
 	"context"
+	"io"
 	"sync"
 	"time"
 
@@ -62,6 +63,20 @@ func (n *fakeNode) GroupSet(_ context.Context, g string, r api.GroupSet) error {
 }
 func (n *fakeNode) GroupRecover(_ context.Context, g string, r api.GroupRecover) (api.GroupRecovered, error) {
 	return api.GroupRecovered{Group: g}, n.note("group recover", g, r)
+}
+func (n *fakeNode) Backup(_ context.Context, r api.BackupCreate, w io.Writer) error {
+	if err := n.note("backup", r); err != nil {
+		return err
+	}
+	_, err := io.WriteString(w, "the backup")
+	return err
+}
+func (n *fakeNode) Restore(_ context.Context, r api.Restore, body io.Reader) (api.Restored, error) {
+	b, err := io.ReadAll(body)
+	if err != nil {
+		return api.Restored{}, err
+	}
+	return api.Restored{Group: r.As}, n.note("restore", r, string(b))
 }
 func (n *fakeNode) DirCreate(_ context.Context, r api.DirCreate) error { return n.note("create", r) }
 func (n *fakeNode) DirBind(_ context.Context, g, node, path string) error {

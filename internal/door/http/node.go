@@ -7,6 +7,7 @@ package httpdoor
 
 import (
 	"context"
+	"io"
 	"time"
 
 	"github.com/lockstep-sync/lockstep/api"
@@ -33,6 +34,11 @@ type Node interface {
 	TransferLeader(ctx context.Context, group, node string) error
 	GroupSet(ctx context.Context, group string, req api.GroupSet) error
 	GroupRecover(ctx context.Context, group string, req api.GroupRecover) (api.GroupRecovered, error)
+
+	// Backup writes a backup to w; after the first byte errors are in the backup as well.
+	Backup(ctx context.Context, req api.BackupCreate, w io.Writer) error
+	// Restore reads what a backup holds of the group from body. Paths in req are raw bytes.
+	Restore(ctx context.Context, req api.Restore, body io.Reader) (api.Restored, error)
 
 	DirCreate(ctx context.Context, req api.DirCreate) error
 	DirBind(ctx context.Context, group, node, path string) error

@@ -39,6 +39,7 @@ func (m *router) routes(n Node) {
 	})
 	m.changes(n)
 	m.longOnes(n)
+	m.backups(n)
 }
 
 // changes registers what changes the cluster.

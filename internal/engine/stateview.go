@@ -1,0 +1,106 @@
+package engine
+
+import (
+	"fmt"
+	"io"
+
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
+	"github.com/lockstep-sync/lockstep/internal/engine/replica"
+	"github.com/lockstep-sync/lockstep/internal/kv"
+	"github.com/lockstep-sync/lockstep/internal/machine"
+)
+
+// StateView is a replica's whole state at one position, while the replica goes on. It is to be closed.
+type StateView struct {
+	At      core.Position
+	Line    replica.Line
+	Machine kv.Reader
+	rep     *replica.Replica
+	view    kv.View
+}
+
+// StateView takes one; any goroutine may.
+func (g *Group) StateView() (*StateView, error) { return viewOf(g.rep) }
+
+// StateView takes one; any goroutine may.
+func (o *Observer) StateView() (*StateView, error) { return viewOf(o.rep) }
+
+func viewOf(rep *replica.Replica) (*StateView, error) {
+	v := &StateView{rep: rep, view: rep.StateView()}
+	st, err := replica.ReadStanding(v.view)
+	if err == nil {
+		v.At, v.Line = st.At, st.Line
+		v.Machine, err = rep.MachineView(v.view)
+	}
+	if err != nil {
+		v.view.Close()
+		return nil, err
+	}
+	return v, nil
+}
+
+// Write writes the state as a snapshot (docs/en/formats/state.md).
+func (v *StateView) Write(w io.Writer) error { return v.rep.WriteSnapshot(v.view, w) }
+
+// Close releases the view.
+func (v *StateView) Close() error { return v.view.Close() }
+
+// Install replaces what this node has of a group, which does not run, by the state in a snapshot, and makes this
+// replica the only voter under a new history that forks from the snapshot's there. It may be interrupted anywhere
+// and done again; the replica is on the new history only once all is done.
+func (e *Engine) Install(cfg RecoverConfig, snapshot io.Reader) error {
+	fail := func(err error) error { return fmt.Errorf("engine: install a state for group %d: %w", cfg.Group, err) }
+	if err := e.StopGroup(cfg.Group, true); err != nil {
+		return err
+	}
+	store := kv.Prefixed(e.cfg.State, groupPrefix(cfg.Group))
+	rep, err := replica.Open(store, inert{})
+	if err != nil {
+		return fail(err)
+	}
+	if err := rep.Restore(snapshot); err != nil {
+		return fail(err)
+	}
+	at, before := rep.Applied(), rep.Line().History
+	if at != cfg.Fork || at.Index == 0 {
+		return fail(fmt.Errorf("it is at %v, not at %v", at, cfg.Fork))
+	}
+	conf := &raftpb.ConfState{Voters: []uint64{cfg.Replica}}
+	err = e.writer.do(func(s logstore.Store) error {
+		_, err := s.Create(cfg.Group, &raftpb.SnapshotMetadata{Index: &at.Index, Term: &at.Term, ConfState: conf})
+		return err
+	})
+	if err != nil {
+		return fail(err)
+	}
+	line := replica.Line{History: cfg.History, Before: before, Fork: at, Start: at.Index + 1, Seed: cfg.Replica}
+	return replica.Turn(store, line, conf)
+}
+
+// inert stands in for a machine while its state is only moved.
+type inert struct{}
+
+func (inert) Apply(kv.Tx, machine.Command) ([]byte, error) { return nil, errInert }
+func (inert) Committed(uint64)                             {}
+func (inert) Restored(kv.Reader, uint64) error             { return nil }
+func (inert) Digest(kv.Tx) (machine.Digest, error)         { return machine.Digest{}, errInert }
+
+var errInert = fmt.Errorf("engine: the group does not run")
+
+// ReadState loads the state that a snapshot holds into memory, verified: its position, its line, and the machine's
+// part.
+func ReadState(snapshot io.Reader) (core.Position, replica.Line, kv.Reader, error) {
+	store := kv.NewMemory()
+	rep, err := replica.Open(store, inert{})
+	if err == nil {
+		err = rep.Restore(snapshot)
+	}
+	if err != nil {
+		return core.Position{}, replica.Line{}, nil, fmt.Errorf("engine: read a state: %w", err)
+	}
+	r, err := rep.MachineView(store)
+	return rep.Applied(), rep.Line(), r, err
+}

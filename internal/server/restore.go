@@ -1,0 +1,393 @@
+package server
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lockstep-sync/lockstep/api"
+	"github.com/lockstep-sync/lockstep/internal/backup"
+	"github.com/lockstep-sync/lockstep/internal/control"
+	"github.com/lockstep-sync/lockstep/internal/engine"
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/files"
+	"github.com/lockstep-sync/lockstep/internal/files/content"
+	"github.com/lockstep-sync/lockstep/internal/files/manifest"
+)
+
+// A restore: one member, the seed, gets all that the backup holds of the group (an upload, DATA/restore/ID: the state,
+// and every content under its hash), durably. Then the control group decides: the group is made, or forked. The seed
+// installs the state under the new history (align) and places files from the upload, which it drops once all are on
+// disk; the others come by SNAP and fetch from it. Files that are in a member's directory and differ are set aside,
+// under kept/ in its work area.
+
+// serviceRestore is the transport service that takes an upload: its id (16 hex digits), then a fragment; answered by
+// one line of JSON, an api.Error or null.
+const serviceRestore = "server.restore"
+
+// Restore makes a group of this cluster out of what a backup holds of one; body is a fragment.
+func (n *node) Restore(ctx context.Context, req api.Restore, body io.Reader) (api.Restored, error) {
+	p, err := n.planRestore(ctx, &req)
+	if err != nil || req.DryRun {
+		return p.out, err
+	}
+	var id [8]byte
+	rand.Read(id[:])
+	upload := hex.EncodeToString(id[:])
+	if err := n.upload(ctx, p.seed, upload, body); err != nil {
+		return p.out, asAPIError("restore", req.Group, err)
+	}
+	f := &control.ForkGroup{Group: req.As, Node: p.out.Node, Fork: control.Fork{
+		Before: p.before, Index: req.Index, Term: req.Term, Start: req.Index + 1, Cause: control.ForkRestore, Upload: upload,
+	}}
+	rand.Read(f.To[:])
+	cmd := &control.Command{By: n.id.Name(), ForkGroup: f}
+	if p.living != nil {
+		f.Was = p.living.History
+	} else {
+		cmd = &control.Command{By: n.id.Name(), CreateGroup: &control.CreateGroup{
+			Name: req.As, Paths: req.Paths, Ack: req.Ack, Conflict: req.Conflict, Mode: req.Mode, Topology: req.Topology,
+			History: p.before, Restore: f,
+		}}
+	}
+	if _, err := n.ctl.propose(ctx, cmd); err != nil {
+		return p.out, err
+	}
+	p.out.History = hex.EncodeToString(f.To[:])
+	n.log.Warn("group restored from a backup", "group", req.As, "seed", p.out.Node, "history", p.out.History, "before", p.out.Before, "at", req.Index)
+	return p.out, nil
+}
+
+// restorePlan is what a restore would do.
+type restorePlan struct {
+	out    api.Restored
+	before [16]byte
+	seed   uint64
+	living *control.Group // that is replaced
+}
+
+func (n *node) planRestore(ctx context.Context, req *api.Restore) (p restorePlan, err error) {
+	const op = "restore"
+	refuse := func(code api.Code, subject, why, hint string) error {
+		return &api.Error{Code: code, Op: op, Subject: subject, Why: why, Hint: hint}
+	}
+	if !decodeHex(req.History, p.before[:]) || req.Index == 0 {
+		return p, refuse(api.CodeUsage, req.Group, "it has no position", "take it from the backup: lockstep restore FILE --group "+req.Group)
+	}
+	p.out = api.Restored{Group: req.As, Before: req.History, Fork: req.Index, Files: req.Files, Bytes: req.Bytes, DryRun: req.DryRun, Warnings: []string{}}
+	g, exists := n.ctl.state().GroupNamed(req.As)
+	switch {
+	case exists && g.Kind != control.KindFiles:
+		return p, refuse(api.CodeConflict, req.As, "the control group of a running cluster cannot be replaced",
+			"restore into a new cluster: lockstep restore FILE --data DIR")
+	case exists && !req.OverLiving:
+		return p, refuse(api.CodeConflict, req.As, "a group of this name lives here",
+			"restore beside it with --as NEWNAME, or give its present state up with --over-living")
+	case exists && len(req.Paths) > 0:
+		return p, refuse(api.CodeUsage, req.As, "the group exists and keeps its directories", "leave --path and --on out")
+	case exists:
+		p.living, p.out.Replaced = g, true
+		p.out.Paths = map[string]string{}
+		for _, m := range g.Members {
+			p.out.Paths[n.nameOf(m.Node)] = api.EscapePath(m.Path)
+		}
+		p.out.Warnings = append(p.out.Warnings, "the present state of "+req.As+" is given up; files that differ from the backup's are set aside on each node")
+	case len(req.Paths) == 0:
+		return p, refuse(api.CodeUsage, req.As, "it is not said where its files go", "say it with --path DIR --on NODE,…")
+	default:
+		p.out.Paths = map[string]string{}
+		for node, dir := range req.Paths {
+			p.out.Paths[node] = api.EscapePath(dir)
+		}
+		n.fitPolicy(req, &p)
+		if err := n.checkRestorePaths(ctx, req, &p); err != nil {
+			return p, err
+		}
+	}
+	return p, n.chooseSeed(ctx, &p)
+}
+
+// fitPolicy replaces a conflict policy that prefers a node which this cluster does not have.
+func (n *node) fitPolicy(req *api.Restore, p *restorePlan) {
+	name, ok := strings.CutPrefix(req.Conflict, "prefer:")
+	if !ok {
+		return
+	}
+	if _, known := n.ctl.state().NodeNamed(name); !known {
+		p.out.Warnings = append(p.out.Warnings, "its conflict policy, "+req.Conflict+", names no node of this cluster: it is keep-both now")
+		req.Conflict = "keep-both"
+	}
+}
+
+// checkRestorePaths makes sure that the directories can be bound, and hold nothing unless that was allowed.
+func (n *node) checkRestorePaths(ctx context.Context, req *api.Restore, p *restorePlan) error {
+	for _, name := range slices.Sorted(maps.Keys(req.Paths)) {
+		dir := req.Paths[name]
+		if err := n.checkBinding(ctx, "restore", name, dir); err != nil {
+			return err
+		}
+		node, ok := n.ctl.state().NodeNamed(name)
+		if !ok {
+			return &api.Error{Code: api.CodeNotFound, Op: "restore", Subject: name, Why: "no such node", Hint: "lockstep node list shows them"}
+		}
+		_, err := call(ctx, n, node.ID, methodEmpty, groupRequest{Path: dir},
+			func(_ context.Context, r groupRequest) (none, error) { return none{}, emptyHere(r.Path) })
+		var e *api.Error
+		switch {
+		case err == nil:
+		case !errors.As(err, &e) || e.Code != api.CodeConflict:
+			return err
+		case req.OverLiving:
+			p.out.Warnings = append(p.out.Warnings, name+":"+dir+" holds files: those that differ from the backup's are set aside")
+		default:
+			e.Op, e.Subject = "restore", name+":"+dir
+			return e
+		}
+	}
+	return nil
+}
+
+func emptyHere(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() != manifest.Reserved && e.Name() != "lost+found" {
+			return &api.Error{Code: api.CodeConflict, Op: "restore", Subject: dir, Why: "the directory holds files",
+				Hint: "choose an empty one, or add --over-living: files that differ from the backup's are then set aside"}
+		}
+	}
+	return nil
+}
+
+// chooseSeed takes this node if it is to hold the group, else the first that is up.
+func (n *node) chooseSeed(ctx context.Context, p *restorePlan) error {
+	names := slices.Sorted(maps.Keys(p.out.Paths))
+	if slices.Contains(names, n.id.Name()) {
+		p.out.Node, p.seed = n.id.Name(), n.self
+		return nil
+	}
+	for _, name := range names {
+		if node, ok := n.ctl.state().NodeNamed(name); ok && n.isUp(ctx, node.ID) {
+			p.out.Node, p.seed = name, node.ID
+			return nil
+		}
+	}
+	return &api.Error{Code: api.CodeUnavailable, Op: "restore", Subject: p.out.Group, Why: "none of the nodes that are to hold it is up",
+		Hint: "lockstep node list shows which are"}
+}
+
+func (n *node) uploadDir(id string) string { return n.data.sub(filepath.Join("restore", id)) }
+
+// upload brings a fragment to the seed.
+func (n *node) upload(ctx context.Context, seed uint64, id string, body io.Reader) error {
+	if seed == n.self {
+		return n.receiveUpload(id, body)
+	}
+	conn, err := n.net.Open(ctx, seed, serviceRestore)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	if _, err := io.Copy(conn, io.MultiReader(strings.NewReader(id), body)); err != nil {
+		return fmt.Errorf("send the backup to %s: %w", n.nameOf(seed), err)
+	}
+	var refused *api.Error
+	if err := json.NewDecoder(conn).Decode(&refused); err != nil {
+		return fmt.Errorf("send the backup to %s: no answer: %w", n.nameOf(seed), err)
+	}
+	if refused != nil {
+		return refused
+	}
+	return nil
+}
+
+// serveRestore takes an upload from another node.
+func (n *node) serveRestore(ctx context.Context, from uint64, conn net.Conn) {
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	in := bufio.NewReaderSize(conn, 1<<20)
+	var id [16]byte
+	if _, err := io.ReadFull(in, id[:]); err != nil {
+		return
+	}
+	var answer *api.Error
+	err := errors.New("an upload has 16 hex digits")
+	if raw := make([]byte, 8); decodeHex(string(id[:]), raw) {
+		err = n.receiveUpload(string(id[:]), in)
+	}
+	if err != nil {
+		n.log.Warn("upload not taken", "from", n.nameOf(from), "err", err)
+		answer = asAPIError("restore", "", err)
+	}
+	if err := json.NewEncoder(conn).Encode(answer); err != nil {
+		n.log.Warn("upload not answered", "to", n.nameOf(from), "err", err)
+	}
+}
+
+// receiveUpload stores a fragment durably; on error nothing of it stays.
+func (n *node) receiveUpload(id string, body io.Reader) (err error) {
+	dir := n.uploadDir(id)
+	if err := os.MkdirAll(filepath.Join(dir, "contents"), 0o700); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(dir))
+		}
+	}()
+	if free, err := content.Statfs(dir); err != nil || free < uploadReserve {
+		return &api.Error{Code: api.CodeFailed, Op: "restore", Subject: dir, Why: fmt.Sprintf("%d bytes are free", free), Hint: "make room under the data directory"}
+	}
+	state := false
+	err = backup.ReadFragment(body, backup.Handler{
+		Part: func(p backup.Part, r io.Reader) error {
+			state = state || p.Kind == backup.PartState
+			return writeFile(filepath.Join(dir, p.Kind), r)
+		},
+		Content: func(h backup.Hash, _ uint64, r io.Reader) error {
+			path := filepath.Join(dir, "contents", h.String())
+			err := writeFile(path, r)
+			if errors.Is(err, backup.ErrGivenUp) {
+				return os.Remove(path)
+			}
+			return err
+		},
+	})
+	if err == nil && !state {
+		err = errors.New("the upload holds no state")
+	}
+	if err != nil {
+		return fmt.Errorf("receive what the backup holds: %w", err)
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Syncfs(int(d.Fd())), d.Close())
+}
+
+// uploadReserve is what must be free for an upload to begin, in bytes.
+const uploadReserve = 64 << 20
+
+func writeFile(path string, r io.Reader) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, r)
+	return errors.Join(err, f.Close())
+}
+
+// importUpload makes the state of an upload this replica's, under the group's new history.
+func (n *node) importUpload(g *control.Group, m control.Member) error {
+	if err := n.forgetTable(g, m); err != nil {
+		return err
+	}
+	f, err := os.Open(filepath.Join(n.uploadDir(g.Fork.Upload), backup.PartState))
+	if err != nil {
+		return fmt.Errorf("what it is to be restored from is gone: restore it again: %w", err)
+	}
+	defer f.Close()
+	return n.eng.Install(engine.RecoverConfig{
+		Group: g.ID, Replica: m.Replica, History: g.History, Fork: core.Position{Term: g.Fork.Term, Index: g.Fork.Index},
+	}, f)
+}
+
+// uploaded opens contents of the upload that this replica began with, as long as it is there; nil: there was none.
+func (h *holding) uploaded() func(manifest.Hash) (content.Source, bool) {
+	f := h.group.Fork
+	if f == nil || f.Upload == "" || f.Seed != h.replica {
+		return nil
+	}
+	dir := filepath.Join(h.n.uploadDir(f.Upload), "contents")
+	return func(hash manifest.Hash) (content.Source, bool) {
+		c, err := os.Open(filepath.Join(dir, hash.String()))
+		return c, err == nil
+	}
+}
+
+// uploadPoll is how often a seed looks whether it has placed what it was given.
+const uploadPoll = time.Second
+
+// dropUpload removes the upload once everything in it is on disk.
+func (h *holding) dropUpload(ctx context.Context) {
+	f := h.group.Fork
+	if f == nil || f.Upload == "" || f.Seed != h.replica {
+		return
+	}
+	dir := h.n.uploadDir(f.Upload)
+	if _, err := os.Stat(dir); err != nil {
+		return
+	}
+	t := time.NewTicker(uploadPoll)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		if a := h.agent.Load(); a == nil || a.Floor() < f.Index {
+			continue
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			h.n.log.Warn("upload not removed", "path", dir, "err", err)
+		}
+		return
+	}
+}
+
+// setAside brings a binding in order that had files when its group was restored.
+func (h *holding) setAside(ctx context.Context, work string) error {
+	key := asideKey(h.group.ID, h.replica)
+	v, marked, err := h.n.state.Get(key)
+	if err != nil || !marked || len(v) != 1 || v[0] != asideDue {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, proposeTimeout)
+	defer cancel()
+	if _, err := h.member.Barrier(ctx); err != nil {
+		return fmt.Errorf("wait for what was restored: %w", err)
+	}
+	view := h.member.View()
+	defer view.Close()
+	aside := filepath.Join(work, "kept", "restore-"+hex.EncodeToString(h.group.History[:4]))
+	moved, err := files.SetAside(h.path, aside, view)
+	if err != nil {
+		return err
+	}
+	if moved > 0 {
+		h.n.log.Warn("files that were not as in the backup were set aside", "group", h.group.Name, "objects", moved, "kept", aside)
+	}
+	b := h.n.state.Batch()
+	defer b.Discard()
+	if err := b.Set(key, []byte{asideDone}); err != nil {
+		return err
+	}
+	if err := b.Commit(); err != nil {
+		return err
+	}
+	return h.n.state.Sync()
+}
