@@ -9,7 +9,7 @@
 // What is real: core.Group, replica.Replica with its snapshots and sessions, catchup.Decide, the machines and
 // the manifest's difference by digests, the in-memory twins of logstore and kv with their crash models. What is
 // simulated: time, network, the order and duration of disk writes, processes and connections (host, member and
-// observer play the part of the engine's runners), clients. Package whole runs the runners themselves.
+// observer play the part of the engine's runners), clients. The simulation of bubble runs the runners themselves.
 //
 // The package starts no goroutine of its own but for one end of a conversation about differences, which is a pure
 // function of the two states and ends before the event that began it. raft draws its election timeouts from

@@ -1,0 +1,216 @@
+package sim
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+
+	"github.com/lockstep-sync/lockstep/internal/engine"
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/kv"
+	"github.com/lockstep-sync/lockstep/internal/machine"
+)
+
+// bubbleGroup is a group of registers in a bubble, and what its clients saw.
+type bubbleGroup struct {
+	b  *bubble
+	id uint64
+
+	mu       sync.Mutex
+	values   uint64
+	sessions uint64
+	history  []porcupine.Operation
+	open     []porcupine.Operation // writes of unknown fate
+	acked    []uint64
+}
+
+func newBubbleGroup(b *bubble, id uint64) *bubbleGroup { return &bubbleGroup{b: b, id: id} }
+
+// start runs what the node has of the group.
+func (gr *bubbleGroup) start(l *life) error {
+	n, s := l.node, gr.b.shape
+	if n.id > uint64(s.voters) {
+		o, err := l.engine.Observe(engine.ObserverConfig{
+			ID: gr.id, Machine: swapper{}, Members: bubbleVoters(s.voters), TailBytes: s.tail,
+			Sources: func() []uint64 { return gr.b.sources(n.id) },
+		})
+		l.observers[gr.id] = o
+		return err
+	}
+	nodes := map[uint64]uint64{}
+	for _, v := range bubbleVoters(s.voters).Voters() {
+		nodes[v] = v
+	}
+	_, err := l.engine.StartGroup(engine.GroupConfig{
+		ID: gr.id, Replica: n.id, Machine: swapper{}, Nodes: nodes, Initial: bubbleVoters(s.voters).Voters(),
+		History: [16]byte{byte(gr.id)}, RetainBytes: s.retain,
+	})
+	return err
+}
+
+// replica is what both kinds offer.
+type bubbleReplica interface {
+	Applied() core.Position
+	View() kv.View
+	Barrier(context.Context) (uint64, error)
+	Digest() (machine.Digest, core.Position, error)
+}
+
+func (gr *bubbleGroup) at(l *life) (bubbleReplica, bool) {
+	if o := l.observers[gr.id]; o != nil {
+		return o, true
+	}
+	g, ok := l.engine.Group(gr.id)
+	return g, ok
+}
+
+// client writes and reads wherever a process runs, until ctx ends.
+func (gr *bubbleGroup) client(ctx context.Context, id int) {
+	for ctx.Err() == nil {
+		pause(ctx, gr.b.spread(300*time.Millisecond))
+		l := gr.b.nodes[gr.b.roll(len(gr.b.nodes))].running()
+		if l == nil {
+			continue
+		}
+		if gr.b.roll(2) == 0 {
+			gr.read(ctx, id, l)
+			continue
+		}
+		gr.mu.Lock()
+		gr.sessions++
+		session := [16]byte{byte(gr.id), byte(gr.sessions >> 8), byte(gr.sessions)}
+		gr.mu.Unlock()
+		s := l.engine.NewSession(gr.id, bubbleVoters(gr.b.shape.voters), session)
+		for range 1 + gr.b.roll(5) {
+			gr.write(ctx, id, s)
+		}
+	}
+}
+
+func (gr *bubbleGroup) write(ctx context.Context, id int, s *engine.Session) {
+	gr.mu.Lock()
+	gr.values++
+	in := seen{register: byte(gr.b.roll(registerCount)), write: true, value: gr.values}
+	gr.mu.Unlock()
+	ack := core.AckQuorum
+	switch gr.b.roll(8) {
+	case 0:
+		ack = core.AckAll
+	case 1:
+		ack, in.register = core.AckLocal, localRegister
+	}
+	payload := binary.BigEndian.AppendUint64([]byte{in.register}, in.value)
+	payload = append(payload, make([]byte, gr.b.roll(300))...)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
+	defer cancel()
+	op := porcupine.Operation{ClientId: id, Input: in, Call: time.Now().UnixNano()}
+	a, err := s.Propose(ctx, ack, payload)
+	op.Return = time.Now().UnixNano()
+	gr.mu.Lock()
+	defer gr.mu.Unlock()
+	switch {
+	case in.register == localRegister:
+	case err != nil:
+		gr.open = append(gr.open, op)
+	default:
+		op.Output = number(a.Result)
+		gr.history, gr.acked = append(gr.history, op), append(gr.acked, in.value)
+	}
+}
+
+func (gr *bubbleGroup) read(ctx context.Context, id int, l *life) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	defer context.AfterFunc(l.dead, cancel)()
+	r, ok := gr.at(l)
+	if !ok {
+		return
+	}
+	op := porcupine.Operation{ClientId: id, Input: seen{register: byte(gr.b.roll(registerCount))}, Call: time.Now().UnixNano()}
+	if _, err := r.Barrier(ctx); err != nil || l.dead.Err() != nil {
+		return
+	}
+	view := r.View()
+	defer view.Close()
+	v, _, err := view.Get(registerKey(op.Input.(seen).register))
+	if err != nil || l.dead.Err() != nil {
+		return
+	}
+	op.Output, op.Return = number(v), time.Now().UnixNano()
+	gr.mu.Lock()
+	defer gr.mu.Unlock()
+	gr.history = append(gr.history, op)
+}
+
+// level says whether every replica of the group is at one position with one digest.
+func (gr *bubbleGroup) level() error {
+	var at core.Position
+	var digest machine.Digest
+	for i, n := range gr.b.nodes {
+		l := n.running()
+		if l == nil {
+			return fmt.Errorf("node %d is down", n.id)
+		}
+		r, ok := gr.at(l)
+		if !ok {
+			return fmt.Errorf("node %d has no replica", n.id)
+		}
+		d, p, err := r.Digest()
+		if err != nil {
+			return fmt.Errorf("node %d: %w", n.id, err)
+		}
+		if i == 0 {
+			at, digest = p, d
+		}
+		if p != at {
+			return fmt.Errorf("node %d is at %+v, node 1 at %+v", n.id, p, at)
+		}
+		if d != digest {
+			fail("group %d at %+v: node %d has another digest than node 1", gr.id, at, n.id)
+		}
+	}
+	return nil
+}
+
+// check looks for everything that was acknowledged, and for an order that explains what clients saw.
+func (gr *bubbleGroup) check() error {
+	r, _ := gr.at(gr.b.nodes[0].running())
+	view := r.View()
+	defer view.Close()
+	has := func(v uint64) bool {
+		_, found, err := view.Get(valueKey(v))
+		must(err, "read value")
+		return found
+	}
+	for _, v := range gr.acked {
+		if !has(v) {
+			return fmt.Errorf("group %d: value %d was acknowledged and is not there", gr.id, v)
+		}
+	}
+	end := time.Now().UnixNano()
+	for _, op := range gr.open {
+		if has(op.Input.(seen).value) {
+			op.Return = end
+			gr.history = append(gr.history, op) // with no output: any will do
+		}
+	}
+	m := model
+	m.Step = func(state, input, output any) (bool, any) {
+		if output == nil {
+			return true, input.(seen).value
+		}
+		return model.Step(state, input, output)
+	}
+	for _, part := range model.Partition(gr.history) {
+		if !porcupine.CheckOperations(m, part) {
+			slices.SortFunc(part, func(a, b porcupine.Operation) int { return int(a.Return - b.Return) })
+			return fmt.Errorf("group %d: not linearizable: %v", gr.id, part)
+		}
+	}
+	return nil
+}
