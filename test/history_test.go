@@ -249,12 +249,12 @@ func (h *history) check(t *testing.T) {
 	}
 	for _, part := range byObject(h.files) {
 		if !porcupine.CheckOperations(fileModel, part) {
-			t.Errorf("a file with one author is not linearizable: %s", describe(fileModel, part))
+			t.Errorf("a file with one author is not linearizable: %s", contradictions(part))
 		}
 	}
 	for _, part := range byObject(h.names) {
 		if !explained(part) {
-			t.Errorf("a name was taken twice, or refused while it was free: %s", describe(nameModel, part))
+			t.Errorf("a name was taken twice, or refused while it was free: %+v", part)
 		}
 	}
 }
@@ -283,15 +283,36 @@ func explained(part []porcupine.Operation) bool {
 	return false
 }
 
-// describe lists the end of the shortest beginning that does not hold together.
-func describe(m porcupine.Model, part []porcupine.Operation) string {
-	n := 1
-	for n < len(part) && porcupine.CheckOperations(m, part[:n]) {
-		n++
-	}
+// contradictions of a file with one author, whose values grow: reads that go back behind a write that had ended, or
+// behind another read, and reads of what was not written yet.
+func contradictions(part []porcupine.Operation) string {
 	var out strings.Builder
-	for _, op := range part[max(0, n-12):n] {
-		fmt.Fprintf(&out, "\n  client %d %d–%d ms: %+v saw %v", op.ClientId, op.Call/1e6, op.Return/1e6, op.Input, op.Output)
+	show := func(what string, a, b porcupine.Operation) {
+		fmt.Fprintf(&out, "\n  %s: client %d %d–%d ms %+v saw %v; client %d %d–%d ms %+v saw %v", what,
+			a.ClientId, a.Call/1e6, a.Return/1e6, a.Input, a.Output, b.ClientId, b.Call/1e6, b.Return/1e6, b.Input, b.Output)
+	}
+	holds := func(op porcupine.Operation) int {
+		if in := op.Input.(access); in.write {
+			return in.value
+		}
+		return op.Output.(int)
+	}
+	for _, later := range part {
+		if later.Input.(access).write {
+			continue
+		}
+		var worst *porcupine.Operation
+		for i, before := range part {
+			if before.Return < later.Call && holds(before) > holds(later) && (worst == nil || holds(before) > holds(*worst)) {
+				worst = &part[i]
+			}
+			if in := before.Input.(access); in.write && in.value == later.Output && before.Call > later.Return {
+				show("read before it was written", later, before)
+			}
+		}
+		if worst != nil {
+			show("goes back", *worst, later)
+		}
 	}
 	return out.String()
 }
