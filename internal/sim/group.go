@@ -45,7 +45,9 @@ func (w *world) addGroup(id uint64) {
 	gr.founders = voters
 	gr.ledger.init(gr)
 	gr.ledger.confs = []*raftpb.ConfState{{Voters: voters}}
-	if r.IntN(3) == 0 {
+	if w.script != nil {
+		gr.work = w.script
+	} else if r.IntN(3) == 0 {
 		gr.work = newFiles(gr)
 	} else {
 		gr.work = newRegisters(gr)

@@ -96,6 +96,7 @@ type world struct {
 	nemesis
 	report Report
 	hash   uint64
+	script workload // of every group, instead of one that is drawn; nil: there is none
 }
 
 func newWorld(seed uint64) *world {
