@@ -87,6 +87,24 @@ type GroupProbe struct {
 	Seconds float64  `json:"seconds"`
 }
 
+// GroupCheck is one comparison of a group's replicas. Odd is who has another state than the majority of the voters; it
+// replaces it by itself. Without a majority (Agreed false) nothing is repaired.
+type GroupCheck struct {
+	Group   string           `json:"group"`
+	Index   uint64           `json:"index"` // the states are those after this entry
+	Deep    bool             `json:"deep"`
+	Agreed  bool             `json:"agreed"` // a majority of the voters has the same state
+	Odd     []string         `json:"odd"`
+	Missing []string         `json:"missing"` // did not answer
+	Nodes   []GroupCheckNode `json:"nodes"`
+}
+
+type GroupCheckNode struct {
+	Node   string `json:"node"`
+	Digest string `json:"digest"`          // empty: none
+	Error  string `json:"error,omitempty"` // why there is none
+}
+
 // Fates of an accepted write.
 const (
 	FateCommitted = "COMMITTED"

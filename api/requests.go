@@ -20,6 +20,12 @@ type GroupSet struct {
 	Topology    string `json:"topology,omitempty"`      // star, chain, tree:K, auto
 	Ack         string `json:"ack,omitempty"`           // local, quorum, all
 	InSyncAfter string `json:"in_sync_after,omitempty"` // as in time.ParseDuration; 1s to 1h
+	CheckEvery  string `json:"check_every,omitempty"`   // same; 1s to 24h
+}
+
+// GroupCheckRequest asks that a group's replicas compare their states now.
+type GroupCheckRequest struct {
+	Deep bool `json:"deep,omitempty"` // from all records, whatever was remembered of them
 }
 
 // GroupProbeRequest asks for a write that changes nothing.

@@ -95,6 +95,10 @@ func RouteGroupProbe() Route {
 	return Route{Method: http.MethodPost, Path: "/v1/groups/{group}/probe", Request: GroupProbeRequest{}, Response: GroupProbe{}}
 }
 
+func RouteGroupCheck() Route {
+	return Route{Method: http.MethodPost, Path: "/v1/groups/{group}/check", Request: GroupCheckRequest{}, Response: GroupCheck{}}
+}
+
 func RouteGroupToken() Route {
 	return Route{Method: http.MethodGet, Path: "/v1/groups/{group}/tokens/{token}", Request: None{}, Response: GroupToken{}}
 }
@@ -150,8 +154,8 @@ func Routes() []Route {
 	return []Route{
 		RouteVersion(), RouteStatus(), RouteNodes(),
 		RouteTokens(), RouteTokenCreate(), RouteTokenRevoke(),
-		RouteGroups(), RouteGroup(), RouteGroupTransfer(), RouteGroupProbe(), RouteGroupToken(), RouteGroupSet(), RouteGroupRecover(),
-		RouteBackup(), RouteRestore(),
+		RouteGroups(), RouteGroup(), RouteGroupTransfer(), RouteGroupProbe(), RouteGroupToken(), RouteGroupCheck(),
+		RouteGroupSet(), RouteGroupRecover(), RouteBackup(), RouteRestore(),
 		RouteDirCreate(), RouteDirStatus(), RouteDirBind(), RouteDirUnbind(), RouteDirConfirm(),
 		RouteDirList(), RouteDirConflicts(), RouteDirWait(), RouteDirVerify(),
 	}

@@ -121,6 +121,11 @@ func (c *Client) GroupProbe(ctx context.Context, group string, req api.GroupProb
 	return call[api.GroupProbe](ctx, c, api.RouteGroupProbe(), req, group)
 }
 
+// GroupCheck has a group's replicas compare their states now.
+func (c *Client) GroupCheck(ctx context.Context, group string, req api.GroupCheckRequest) (api.GroupCheck, error) {
+	return call[api.GroupCheck](ctx, c, api.RouteGroupCheck(), req, group)
+}
+
 // GroupToken tells what became of a write that was answered ACCEPTED.
 func (c *Client) GroupToken(ctx context.Context, group, token string) (api.GroupToken, error) {
 	return call[api.GroupToken](ctx, c, api.RouteGroupToken(), nil, group, token)

@@ -47,13 +47,13 @@ func (a *app) groupCommand() *cobra.Command {
 		}),
 	}
 	return a.noun("group", "Look at groups and who leads them", "  lockstep group list", list, show, a.groupRecover(), transfer,
-		a.groupSet(), a.groupProbe(), a.groupToken())
+		a.groupSet(), a.groupProbe(), a.groupToken(), a.groupCheck())
 }
 
 func (a *app) groupSet() *cobra.Command {
 	var req api.GroupSet
 	c := &cobra.Command{
-		Use:   "set GROUP [--ack ACK] [--in-sync-after TIME] [--topology TOPOLOGY]",
+		Use:   "set GROUP [--ack ACK] [--in-sync-after TIME] [--check-every TIME] [--topology TOPOLOGY]",
 		Short: "Change settings of a group",
 		Long: `Change settings of a group. They take effect at once, for what is written from then on.
 
@@ -64,6 +64,8 @@ func (a *app) groupSet() *cobra.Command {
   all     every member of the in-sync set has it too: COMMITTED_ALL
 
 --in-sync-after, how long a member may lag or be down before it leaves the in-sync set (5s).
+
+--check-every, how often the replicas compare their states, if something was written (1m).
 
 --topology, how observers, the members that do not vote, are fed:
 
@@ -87,6 +89,7 @@ Observers move to their new upstream one by one, without a gap.`,
 	f := c.Flags()
 	f.StringVar(&req.Ack, "ack", "", "local, quorum or all")
 	f.StringVar(&req.InSyncAfter, "in-sync-after", "", "from 1s to 1h")
+	f.StringVar(&req.CheckEvery, "check-every", "", "from 1s to 24h")
 	f.StringVar(&req.Topology, "topology", "", "star, chain, tree:K or auto")
 	return c
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -15,7 +16,62 @@ import (
 type (
 	probeResult api.GroupProbe
 	tokenFate   api.GroupToken
+	checkResult api.GroupCheck
 )
+
+func (a *app) groupCheck() *cobra.Command {
+	var req api.GroupCheckRequest
+	c := &cobra.Command{
+		Use:   "check GROUP [--deep]",
+		Short: "Have a group's replicas compare their states now",
+		Long: `Have a group's replicas compare their states now, as they do by themselves at intervals (group set --check-every).
+
+A replica whose state is not that of a majority of the voters replaces it by itself. Where no majority agrees nothing
+is repaired. Observers compare themselves with the majority, and are not listed here.
+
+The exit status is 0 if all that answered agree, else 8.`,
+		Example: "  lockstep group check web --deep",
+		Args:    wants,
+		RunE: asking(a, func(ctx context.Context, c *client.Client, args []string) (checkResult, error) {
+			r, err := c.GroupCheck(ctx, args[0], req)
+			return checkResult(r), err
+		}),
+	}
+	c.Flags().BoolVar(&req.Deep, "deep", false, "from all records, whatever was remembered of them")
+	return c
+}
+
+func (c checkResult) text(w io.Writer) error {
+	rows := [][]string{{"NODE", "STATE", "DIGEST"}}
+	for _, n := range c.Nodes {
+		state := "as the majority"
+		switch {
+		case n.Digest == "":
+			state = n.Error
+		case slices.Contains(c.Odd, n.Node):
+			state = "differs"
+		case !c.Agreed:
+			state = "no majority"
+		}
+		rows = append(rows, []string{n.Node, state, orDash(short(n.Digest))})
+	}
+	if _, err := fmt.Fprintf(w, "%s after entry %d\n\n", c.Group, c.Index); err != nil {
+		return err
+	}
+	return table(w, rows)
+}
+
+func (c checkResult) verdict() error {
+	if len(c.Odd) == 0 {
+		return nil
+	}
+	e := &api.Error{Code: api.CodeDamage, Op: "group check", Subject: c.Group, Why: "the state of " + strings.Join(c.Odd, ", ") + " differs from that of the majority",
+		Hint: "it is replaced by itself; look for damage on that node's disk"}
+	if !c.Agreed {
+		e.Why, e.Hint = "replicas differ and no majority agrees: nothing is repaired", "decide for one and bind the others again"
+	}
+	return e
+}
 
 func (a *app) groupProbe() *cobra.Command {
 	var req api.GroupProbeRequest

@@ -114,10 +114,13 @@ func within(dir, base string) bool {
 	return dir == base || strings.HasPrefix(dir, base+"/")
 }
 
-// Bounds of SetGroup.InSyncAfter: below it, a member would leave the set for every pause of a busy machine.
+// Bounds of SetGroup. Below minInSyncAfter, a member would leave the set for every pause of a busy machine.
 const (
 	minInSyncAfter = time.Second
 	maxInSyncAfter = time.Hour
+
+	minCheckEvery = time.Second
+	maxCheckEvery = 24 * time.Hour
 )
 
 func (x *execution) setGroup(c *SetGroup) (Result, error) {
@@ -150,6 +153,14 @@ func (x *execution) setGroup(c *SetGroup) (Result, error) {
 		}
 		g.InSyncAfter = c.InSyncAfter
 		change("in-sync-after", c.InSyncAfter.String())
+	}
+	if c.CheckEvery != 0 && c.CheckEvery != g.CheckInterval() {
+		if c.CheckEvery < minCheckEvery || c.CheckEvery > maxCheckEvery {
+			return refuse(api.CodeUsage, op, g.Name, fmt.Sprintf("replicas cannot be compared every %s", c.CheckEvery),
+				fmt.Sprintf("give an interval from %s to %s", minCheckEvery, maxCheckEvery)), nil
+		}
+		g.CheckEvery = c.CheckEvery
+		change("check-every", c.CheckEvery.String())
 	}
 	if len(set) == 0 {
 		return Result{Group: g.ID}, nil

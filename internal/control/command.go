@@ -87,6 +87,8 @@ type SetGroup struct {
 	Ack      string `json:"ack,omitempty"`
 	// InSyncAfter is how long a member may lag or be down before it leaves the in-sync set.
 	InSyncAfter time.Duration `json:"in_sync_after,omitempty"`
+	// CheckEvery is how often the replicas compare their states.
+	CheckEvery time.Duration `json:"check_every,omitempty"`
 }
 
 // Result is what the proposer is told.

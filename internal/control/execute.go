@@ -224,7 +224,7 @@ func (x *execution) createGroup(c *CreateGroup) (Result, error) {
 		}
 	}
 	g.InSync = InSync{Version: 1, Replicas: slices.Clone(g.Initial), Since: x.now, Why: "the group is new"}
-	x.what = fmt.Sprintf("files group %s created on %d nodes", g.Name, len(g.Members))
+	x.what = fmt.Sprintf("files group %s created on %s", g.Name, nodes(len(g.Members)))
 	if c.Restore != nil {
 		if e := x.fork("restore", &g, c.Restore); e != nil {
 			return Result{Error: e}, nil
@@ -280,6 +280,13 @@ func (x *execution) filesGroup(op, name string) (*Group, Result) {
 		return nil, refuse(api.CodeNotFound, op, name, "no such files group", "lockstep group list shows them")
 	}
 	return g, Result{}
+}
+
+func nodes(n int) string {
+	if n == 1 {
+		return "1 node"
+	}
+	return fmt.Sprintf("%d nodes", n)
 }
 
 func unknownNode(op, name string) Result {

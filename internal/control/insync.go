@@ -42,6 +42,17 @@ func (g *Group) InSyncBound() time.Duration {
 	return DefaultInSyncAfter
 }
 
+// DefaultCheckEvery is how often the replicas of a group compare their states, if something was written.
+const DefaultCheckEvery = time.Minute
+
+// CheckInterval is how often the replicas of g compare their states, if something was written.
+func (g *Group) CheckInterval() time.Duration {
+	if g.CheckEvery > 0 {
+		return g.CheckEvery
+	}
+	return DefaultCheckEvery
+}
+
 func (x *execution) setInSync(c *SetInSync) (Result, error) {
 	const op = "in-sync set"
 	g, ok := x.s.Group(c.Group)

@@ -71,6 +71,7 @@ type Group struct {
 	Created     time.Time     `json:"created"`
 	InSync      InSync        `json:"in_sync,omitzero"`
 	InSyncAfter time.Duration `json:"in_sync_after,omitempty"` // 0: DefaultInSyncAfter
+	CheckEvery  time.Duration `json:"check_every,omitempty"`   // 0: DefaultCheckEvery
 	Initial     []uint64      `json:"initial"`                 // replicas that started the group
 	Members     []Member      `json:"members"`                 // in the order in which they came
 	NextReplica uint64        `json:"next_replica"`

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
 
@@ -71,6 +72,7 @@ type Group struct {
 	book       *digestBook
 	checks     checks       // owned by the loop
 	checkEvery atomic.Int64 // a duration
+	leaderless atomic.Int64 // since when no leader is known, Unix ns; 0: one is
 	alarm      atomic.Pointer[string]
 
 	stopping context.Context
@@ -378,6 +380,12 @@ func (g *Group) publish() {
 		g.decided = false
 	}
 	g.refresh()
+	switch since := g.leaderless.Load(); {
+	case leader != 0:
+		g.leaderless.Store(0)
+	case since == 0:
+		g.leaderless.Store(g.eng.cfg.Now().UnixNano())
+	}
 	g.lg.Info("role", "role", role.String(), "leader", leader, "term", term)
 	g.changed.broadcast()
 }
@@ -399,6 +407,12 @@ func (g *Group) Fresh() core.Status {
 	case <-g.ended:
 		return g.Core()
 	}
+}
+
+// Leaderless is since when this replica knows no leader; false: it knows one.
+func (g *Group) Leaderless() (since time.Time, yes bool) {
+	at := g.leaderless.Load()
+	return time.Unix(0, at), at != 0
 }
 
 // Core returns the last published status of the core.

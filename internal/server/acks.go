@@ -16,10 +16,16 @@ import (
 // GroupSet changes settings of a group.
 func (n *node) GroupSet(ctx context.Context, group string, req api.GroupSet) error {
 	c := control.SetGroup{Group: group, Topology: req.Topology, Ack: req.Ack}
-	if req.InSyncAfter != "" {
+	for _, d := range []struct {
+		text string
+		into *time.Duration
+	}{{req.InSyncAfter, &c.InSyncAfter}, {req.CheckEvery, &c.CheckEvery}} {
+		if d.text == "" {
+			continue
+		}
 		var err error
-		if c.InSyncAfter, err = time.ParseDuration(req.InSyncAfter); err != nil || c.InSyncAfter <= 0 {
-			return &api.Error{Code: api.CodeUsage, Op: "group set", Subject: group, Why: fmt.Sprintf("%q is not a duration", req.InSyncAfter),
+		if *d.into, err = time.ParseDuration(d.text); err != nil || *d.into <= 0 {
+			return &api.Error{Code: api.CodeUsage, Op: "group set", Subject: group, Why: fmt.Sprintf("%q is not a duration", d.text),
 				Hint: "for instance 10s or 1m"}
 		}
 	}

@@ -29,6 +29,7 @@ const (
 	methodEmpty   = "server.empty"   // does this directory hold nothing?
 	methodRecover = "server.recover" // begin a new history with this node's replica
 	methodFate    = "server.fate"    // what became of an accepted write
+	methodCompare = "server.compare" // compare the replicas' states; for the leader
 )
 
 // groupRequest is what most methods take.
@@ -36,6 +37,7 @@ type groupRequest struct {
 	Group  uint64      `json:"group"`
 	Index  uint64      `json:"index,omitempty"`
 	Repair bool        `json:"repair,omitempty"`
+	Deep   bool        `json:"deep,omitempty"`
 	Path   string      `json:"path,omitempty"`
 	Node   uint64      `json:"node,omitempty"`
 	List   api.DirList `json:"list,omitzero"`
@@ -85,6 +87,7 @@ func (n *node) registerCalls() {
 	handle(n, methodEmpty, func(_ context.Context, r groupRequest) (none, error) { return none{}, emptyHere(r.Path) })
 	handle(n, methodRecover, n.recoverHere)
 	handle(n, methodFate, n.fateHere)
+	handle(n, methodCompare, n.compareHere)
 }
 
 // call asks a node, this one included.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"os"
 	"time"
 
@@ -247,4 +246,5 @@ func (n *node) drive(ctx context.Context, g *control.Group, grp *engine.Group) {
 // promoteWithin is how many entries a learner may lack when it becomes a voter.
 const promoteWithin = 64
 
-var errNoSuchGroup = fmt.Errorf("server: this node does not hold the group")
+var errNoSuchGroup = &api.Error{Code: api.CodeUnavailable, Op: "group", Why: "this node does not hold the group (yet, or any more)",
+	Hint: "lockstep group show GROUP lists who does; try again in a second"}

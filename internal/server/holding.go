@@ -161,11 +161,13 @@ func (h *holding) floor() uint64 {
 
 // keepAgent has an agent whenever the directory can be used.
 func (h *holding) keepAgent(ctx context.Context) {
+	var logged string // what was logged last: the same is not said again every two seconds
 	for ctx.Err() == nil {
 		a, err := h.openAgent(ctx)
 		if err == nil {
 			h.fault.Store(nil)
 			h.agent.Store(a)
+			logged = ""
 			err = a.Run(ctx)
 			h.agent.Store(nil)
 			h.serving.end() // before the contents that they read are closed
@@ -178,7 +180,10 @@ func (h *holding) keepAgent(ctx context.Context) {
 			return
 		}
 		h.fault.Store(&err)
-		h.n.log.Error("binding cannot be used", "group", h.group.Name, "path", h.path, "err", err)
+		if text := err.Error(); text != logged {
+			logged = text
+			h.n.log.Error("binding cannot be used; tried again until it can", "group", h.group.Name, "path", h.path, "err", err)
+		}
 		select {
 		case <-time.After(agentRetry):
 		case <-ctx.Done():

@@ -59,7 +59,8 @@ func begin(ctx context.Context, cfg Config, advertise string, data *dataDir) (*s
 func resume(cfg Config, data *dataDir, id *access.Identity) (*start, error) {
 	if cfg.Name != "" {
 		if err := id.CheckName(cfg.Name); err != nil {
-			return nil, &api.Error{Code: api.CodeConflict, Op: "serve", Subject: data.path, Why: err.Error()}
+			return nil, &api.Error{Code: api.CodeConflict, Op: "serve", Subject: data.path, Why: err.Error(),
+				Hint: "leave --name out to go on as " + id.Name() + ", or give another node a data directory of its own with --data"}
 		}
 	}
 	s := &start{id: id}

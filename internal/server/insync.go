@@ -53,6 +53,7 @@ func (n *node) driveInSync(ctx context.Context) {
 			if keepers[g.ID] == nil {
 				keepers[g.ID] = &inSyncKeeper{}
 			}
+			grp.SetCheckEvery(g.CheckInterval())
 			if err := n.keepInSync(ctx, keepers[g.ID], g, grp); err != nil && ctx.Err() == nil {
 				n.log.Debug("in-sync set not changed", "group", g.Name, "err", err)
 			}

@@ -24,11 +24,15 @@ func (n *node) Ready(context.Context) []api.Check {
 	if me, ok := st.Node(n.self); !ok || me.Removed {
 		checks = append(checks, api.Check{Name: "member", Text: "the node is not a member of the cluster yet"})
 	}
+	if g, ok := st.Group(control.ControlGroup); ok {
+		checks = append(checks, n.leaderCheck(g))
+	}
 	for i := range st.Groups {
 		g := &st.Groups[i]
 		if _, mine := g.Member(n.self); !mine || g.Deleted || g.Kind != control.KindFiles {
 			continue
 		}
+		checks = append(checks, n.leaderCheck(g))
 		c := api.Check{Name: "dir " + g.Name}
 		if h, err := n.holding(g.ID); err != nil {
 			c.Text = err.Error()
@@ -73,7 +77,7 @@ func (n *node) Status(ctx context.Context) (api.Status, error) {
 		reports := n.survey(ctx, g)
 		shown := n.describeGroup(g, reports)
 		out.Groups = append(out.Groups, shown)
-		out.Warnings = append(out.Warnings, feedWarnings(shown)...)
+		out.Warnings = append(append(out.Warnings, feedWarnings(shown)...), trustWarnings(g, shown, reports)...)
 		if g.Kind == control.KindFiles {
 			d := n.describeDir(g, reports)
 			out.Dirs = append(out.Dirs, d)
@@ -93,15 +97,30 @@ func warnings(d api.DirStatus) (list []api.Warning) {
 				Hint: "start it; it catches up by itself"})
 		case "stopped":
 			list = append(list, api.Warning{Name: "dir_stopped", Subject: subject, Text: m.Why,
-				Hint: fmt.Sprintf("look at %s; if all is as it should be: lockstep dir resume %s %s", m.Path, d.Group, m.Node)})
+				Hint: stoppedHint(d.Group, &m)})
 		}
 		if k := len(m.Problems); k > 0 {
 			list = append(list, api.Warning{Name: "dir_problems", Subject: subject, Since: m.Problems[0].Since,
-				Text: fmt.Sprintf("%d paths are not in step, the first: %s: %s", k, m.Problems[0].Path, m.Problems[0].What),
+				Text: fmt.Sprintf("%s not in step, the first: %s: %s", paths(k), m.Problems[0].Path, m.Problems[0].What),
 				Hint: "lockstep dir status " + d.Group + " lists them"})
 		}
 	}
 	return list
+}
+
+// stoppedHint tells what a binding that does not work waits for: a word, if a guard holds it, else its directory.
+func stoppedHint(group string, m *api.DirNode) string {
+	if m.Watcher == "" { // it could not even be opened
+		return fmt.Sprintf("see to %s on %s; the node takes it up by itself, within seconds", m.Path, m.Node)
+	}
+	return fmt.Sprintf("look at %s; if all is as it should be: lockstep dir resume %s %s", m.Path, group, m.Node)
+}
+
+func paths(n int) string {
+	if n == 1 {
+		return "1 path is"
+	}
+	return fmt.Sprintf("%d paths are", n)
 }
 
 // Nodes of the cluster that were not removed.

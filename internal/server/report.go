@@ -30,6 +30,7 @@ type report struct {
 	Digest     string       `json:"digest,omitempty"`
 	Dir        *api.DirNode `json:"dir,omitempty"`
 	Losses     uint64       `json:"losses,omitempty"` // writes that it accepted as the leader and lost, ever
+	Alarm      string       `json:"alarm,omitempty"`  // states differ and nobody knows who is right
 	Files      uint64       `json:"files"`
 	Bytes      uint64       `json:"bytes"`
 }
@@ -63,6 +64,7 @@ func reportMember(m member, grp *engine.Group, obs *engine.Observer) (report, er
 	r.feed(how)
 	if grp == nil {
 		r.Leader, r.Commit = 0, max(at.Index, obs.SourceApplied())
+		r.Alarm = obs.Alarm()
 		return r, nil
 	}
 	st := grp.Fresh()
@@ -77,6 +79,7 @@ func reportMember(m member, grp *engine.Group, obs *engine.Observer) (report, er
 	}
 	var err error
 	r.Losses, err = grp.Losses()
+	r.Alarm = grp.Alarm()
 	return r, err
 }
 

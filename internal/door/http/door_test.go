@@ -94,6 +94,9 @@ func TestEveryRoute(t *testing.T) {
 		{"probe", func(ctx context.Context, c *client.Client) (any, error) {
 			return c.GroupProbe(ctx, g, api.GroupProbeRequest{Ack: "all"})
 		}, []any{"probe", g, api.GroupProbeRequest{Ack: "all"}}},
+		{"check", func(ctx context.Context, c *client.Client) (any, error) {
+			return c.GroupCheck(ctx, g, api.GroupCheckRequest{Deep: true})
+		}, []any{"check", g, true}},
 		{"token", func(ctx context.Context, c *client.Client) (any, error) {
 			return c.GroupToken(ctx, g, "00.1.2.3")
 		}, []any{"token", g, "00.1.2.3"}},

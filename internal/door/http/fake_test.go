@@ -52,6 +52,9 @@ func (n *fakeNode) TokenRevoke(_ context.Context, id string) error { return n.no
 func (n *fakeNode) GroupProbe(_ context.Context, g string, r api.GroupProbeRequest) (api.GroupProbe, error) {
 	return api.GroupProbe{Group: g}, n.note("probe", g, r)
 }
+func (n *fakeNode) GroupCheck(_ context.Context, g string, deep bool) (api.GroupCheck, error) {
+	return api.GroupCheck{Group: g}, n.note("check", g, deep)
+}
 func (n *fakeNode) GroupToken(_ context.Context, g, token string) (api.GroupToken, error) {
 	return api.GroupToken{Group: g, Token: token}, n.note("token", g, token)
 }

@@ -30,6 +30,7 @@ type Node interface {
 	Groups(ctx context.Context) ([]api.Group, error)
 	Group(ctx context.Context, group string) (api.Group, error)
 	GroupProbe(ctx context.Context, group string, req api.GroupProbeRequest) (api.GroupProbe, error)
+	GroupCheck(ctx context.Context, group string, deep bool) (api.GroupCheck, error)
 	GroupToken(ctx context.Context, group, token string) (api.GroupToken, error)
 	TransferLeader(ctx context.Context, group, node string) error
 	GroupSet(ctx context.Context, group string, req api.GroupSet) error

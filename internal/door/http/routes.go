@@ -66,9 +66,12 @@ func (m *router) changes(n Node) {
 		group := r.PathValue("group")
 		if r.Body == (api.GroupSet{}) {
 			return nil, &api.Error{Code: api.CodeUsage, Op: "group set", Subject: group, Why: "nothing is to be changed",
-				Hint: "give topology, ack or in_sync_after"}
+				Hint: "give ack, in_sync_after, check_every or topology"}
 		}
 		return done("group set", group, group+": "+settings(r.Body), n.GroupSet(ctx, group, r.Body))
+	})
+	plain(m, api.RouteGroupCheck(), func(ctx context.Context, r request[api.GroupCheckRequest]) (any, error) {
+		return n.GroupCheck(ctx, r.PathValue("group"), r.Body.Deep)
 	})
 	plain(m, api.RouteGroupProbe(), func(ctx context.Context, r request[api.GroupProbeRequest]) (any, error) {
 		return n.GroupProbe(ctx, r.PathValue("group"), r.Body)
@@ -139,7 +142,7 @@ func required(op, what, value string) error {
 // settings says what is set to what.
 func settings(s api.GroupSet) string {
 	var list []string
-	for _, p := range [][2]string{{"ack", s.Ack}, {"in-sync-after", s.InSyncAfter}, {"topology", s.Topology}} {
+	for _, p := range [][2]string{{"ack", s.Ack}, {"in-sync-after", s.InSyncAfter}, {"check-every", s.CheckEvery}, {"topology", s.Topology}} {
 		if p[1] != "" {
 			list = append(list, p[0]+" "+p[1])
 		}
@@ -190,7 +193,7 @@ func bindingPath(op, node, dir string) (string, error) {
 		return "", err
 	}
 	if !path.IsAbs(raw) {
-		return "", usage(op, node+":"+dir, "the directory must be an absolute path", "")
+		return "", usage(op, node+":"+dir, "the directory must be an absolute path", "give the whole path, from /")
 	}
 	return raw, nil
 }

@@ -45,7 +45,7 @@ type peer struct {
 func newPeer(t *Transport, node uint64) *peer {
 	p := &peer{t: t, node: node, work: make(chan struct{}, 1), seen: make(chan struct{}, 1)}
 	p.track = tracker{now: t.cfg.Now, links: map[*link]struct{}{}, emit: func(up bool, why Why) {
-		t.cfg.Log.Info("peer", "peer", p.name(), "up", up, "why", why)
+		t.cfg.Log.Debug("peer", "node", p.name(), "up", up, "why", why)
 		t.events.add(event{node, up, why})
 	}}
 	return p

@@ -1,0 +1,100 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/lockstep-sync/lockstep/api"
+	"github.com/lockstep-sync/lockstep/internal/control"
+)
+
+// leaderPatience is for how long a group may be without a leader before somebody is told: elections are no news.
+const leaderPatience = 3 * time.Second
+
+// leaderCheck holds if this node knows the group's leader, or is fed.
+func (n *node) leaderCheck(g *control.Group) api.Check {
+	c := api.Check{Name: "leader " + g.Name, OK: true}
+	grp := n.groupHere(g.ID)
+	if grp == nil {
+		return c // observers have checks of their own
+	}
+	if since, yes := grp.Leaderless(); yes && time.Since(since) > leaderPatience {
+		c.OK, c.Text = false, fmt.Sprintf("group %s has had no leader for %s as far as this node knows: fewer than %d of its %d voters work together",
+			g.Name, time.Since(since).Round(time.Second), len(g.Voters())/2+1, len(g.Voters()))
+	}
+	return c
+}
+
+// trustWarnings are about a group that nobody leads, or whose promises or states are not what they should be.
+func trustWarnings(g *control.Group, shown api.Group, reports []report) (list []api.Warning) {
+	voters, up := 0, 0
+	for i, m := range g.Members {
+		if m.Role != control.RoleVoter {
+			continue
+		}
+		if voters++; reports[i].Mode != "down" {
+			up++
+		}
+	}
+	switch {
+	case up <= voters/2:
+		list = append(list, api.Warning{Name: "no_quorum", Subject: g.Name,
+			Text: fmt.Sprintf("only %d of %d voters answer; %d are needed: nothing can be written", up, voters, voters/2+1),
+			Hint: "start the nodes that are down; if a majority is lost for good, see lockstep group recover -h"})
+	case shown.Leader == "":
+		list = append(list, api.Warning{Name: "no_leader", Subject: g.Name, Text: fmt.Sprintf("it has no leader, though %d of %d voters answer", up, voters),
+			Hint: "an election takes two seconds at most; if this stays, the voters do not reach each other"})
+	}
+	if g.Ack == "all" && len(g.InSync.Replicas) < voters {
+		list = append(list, api.Warning{Name: "in_sync_set", Subject: g.Name, Since: g.InSync.Since,
+			Text: fmt.Sprintf("an all acknowledgement counts %d of %d voters: %s", len(g.InSync.Replicas), voters, g.InSync.Why),
+			Hint: "members join again by themselves when they have caught up"})
+	}
+	for i, r := range reports {
+		if r.Alarm != "" {
+			list = append(list, api.Warning{Name: "replicas_differ", Subject: g.Name + " on " + shown.Replicas[i].Node, Text: r.Alarm,
+				Hint: "nothing is repaired without a majority: lockstep group check " + g.Name + " --deep shows who has what; decide for one and bind the others again"})
+		}
+	}
+	return list
+}
+
+// GroupCheck has a group's replicas compare their states now.
+func (n *node) GroupCheck(ctx context.Context, group string, deep bool) (api.GroupCheck, error) {
+	const op = "group check"
+	g, err := n.groupNamed(op, group)
+	if err != nil {
+		return api.GroupCheck{}, err
+	}
+	for i, r := range n.survey(ctx, g) {
+		if r.Role != "leader" {
+			continue
+		}
+		return call(ctx, n, g.Members[i].Node, methodCompare, groupRequest{Group: g.ID, Deep: deep}, n.compareHere)
+	}
+	return api.GroupCheck{}, &api.Error{Code: api.CodeUnavailable, Op: op, Subject: group, Why: "the group has no leader now", Hint: "try again in a second"}
+}
+
+func (n *node) compareHere(ctx context.Context, req groupRequest) (api.GroupCheck, error) {
+	grp := n.groupHere(req.Group)
+	g, ok := n.ctl.state().Group(req.Group)
+	if grp == nil || !ok {
+		return api.GroupCheck{}, errNoSuchGroup
+	}
+	c, err := grp.Check(ctx, req.Deep)
+	if err != nil {
+		return api.GroupCheck{}, &api.Error{Code: api.CodeUnavailable, Op: "group check", Subject: g.Name, Why: err.Error(), Hint: "try again in a second"}
+	}
+	out := api.GroupCheck{Group: g.Name, Index: c.Mark, Deep: req.Deep, Agreed: c.Verdict != nil, Odd: n.namesOf(g, c.Odd), Missing: []string{}, Nodes: []api.GroupCheckNode{}}
+	for _, m := range g.Members {
+		name := n.nameOf(m.Node)
+		if d, ok := c.Digests[m.Replica]; ok {
+			out.Nodes = append(out.Nodes, api.GroupCheckNode{Node: name, Digest: d.String()})
+		} else if err, ok := c.Missing[m.Replica]; ok {
+			out.Missing = append(out.Missing, name)
+			out.Nodes = append(out.Nodes, api.GroupCheckNode{Node: name, Error: err.Error()})
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,63 @@
+package server
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/lockstep-sync/lockstep/api"
+	"github.com/lockstep-sync/lockstep/internal/control"
+)
+
+func TestTrustWarnings(t *testing.T) {
+	members := []control.Member{{Replica: 1, Node: 1, Role: control.RoleVoter}, {Replica: 2, Node: 2, Role: control.RoleVoter},
+		{Replica: 3, Node: 3, Role: control.RoleVoter}, {Replica: 4, Node: 4, Role: control.RoleObserver}}
+	replicas := []api.Replica{{Node: "n1"}, {Node: "n2"}, {Node: "n3"}, {Node: "n4"}}
+	const up, gone = "live", "down"
+	for name, c := range map[string]struct {
+		ack    string
+		inSync []uint64
+		leader string
+		modes  []string
+		alarm  string
+		want   []string
+	}{
+		"all is well":         {"quorum", []uint64{1, 2, 3}, "n1", []string{up, up, up, up}, "", nil},
+		"one is down":         {"quorum", []uint64{1, 2}, "n1", []string{up, up, gone, up}, "", nil},
+		"no quorum":           {"quorum", []uint64{1, 2, 3}, "n1", []string{up, gone, gone, up}, "", []string{"no_quorum"}},
+		"no leader":           {"quorum", []uint64{1, 2, 3}, "", []string{up, up, gone, up}, "", []string{"no_leader"}},
+		"all counts fewer":    {"all", []uint64{1, 2}, "n1", []string{up, up, gone, up}, "", []string{"in_sync_set"}},
+		"nobody knows who":    {"quorum", []uint64{1, 2, 3}, "n1", []string{up, up, up, up}, "they differ", []string{"replicas_differ"}},
+		"observers do not do": {"quorum", []uint64{1, 2, 3}, "", []string{gone, gone, up, up}, "", []string{"no_quorum"}},
+	} {
+		g := &control.Group{Name: "web", Ack: c.ack, Members: members, InSync: control.InSync{Version: 2, Replicas: c.inSync, Why: "n3 is down"}}
+		reports := make([]report, len(members))
+		for i, mode := range c.modes {
+			reports[i].Mode = mode
+		}
+		reports[1].Alarm = c.alarm
+		var got []string
+		for _, w := range trustWarnings(g, api.Group{Name: "web", Leader: c.leader, Replicas: replicas}, reports) {
+			got = append(got, w.Name)
+			if w.Subject == "" || w.Text == "" || w.Hint == "" {
+				t.Errorf("%s: %+v", name, w)
+			}
+		}
+		if strings.Join(got, " ") != strings.Join(c.want, " ") {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
+	}
+}
+
+func TestHintsOfStoppedBindings(t *testing.T) {
+	held := api.DirNode{Node: "n1", Path: "/srv/web", Mode: "stopped", Watcher: "inotify"}
+	if hint := stoppedHint("web", &held); !strings.Contains(hint, "lockstep dir resume web n1") {
+		t.Errorf("held by a guard: %s", hint)
+	}
+	held.Watcher = ""
+	if hint := stoppedHint("web", &held); strings.Contains(hint, "resume") || !strings.Contains(hint, "/srv/web") {
+		t.Errorf("cannot be opened: %s", hint)
+	}
+	if paths(1) != "1 path is" || paths(2) != "2 paths are" {
+		t.Error(paths(1), paths(2))
+	}
+}
