@@ -70,20 +70,25 @@ func startVoters(dir string) (*voters, error) {
 	return v, nil
 }
 
-func (v *voters) start(dir string, id uint64, ca *access.CA, l net.Listener, resolve func(uint64) (string, bool)) error {
+// newIdentity is a node's, signed by ca.
+func newIdentity(ca *access.CA, id uint64) (*access.Identity, error) {
 	key, err := access.NewKey(rand.Reader)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	csr, err := access.NewCSR(key)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	cert, err := ca.Sign(csr, id, fmt.Sprintf("n%d", id), time.Now())
 	if err != nil {
-		return err
+		return nil, err
 	}
-	ident, err := access.NewIdentity(key, cert, ca.CertPEM(), time.Now)
+	return access.NewIdentity(key, cert, ca.CertPEM(), time.Now)
+}
+
+func (v *voters) start(dir string, id uint64, ca *access.CA, l net.Listener, resolve func(uint64) (string, bool)) error {
+	ident, err := newIdentity(ca, id)
 	if err != nil {
 		return err
 	}

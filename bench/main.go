@@ -1,7 +1,7 @@
 // Command bench reproduces the figures in the documentation: the engine alone, and whole clusters on loopback
 // side by side with the peers that are installed.
 //
-//	go run ./bench [-runs 5] [-dir DIR] [-only engine,cold1,cold2,event,lsyncd,burst,kill,stop,idle,restart]
+//	go run ./bench [-runs 5] [-dir DIR] [-only engine,diff,chain,cold1,cold2,event,lsyncd,burst,kill,stop,idle,restart]
 package main
 
 import (
@@ -107,6 +107,13 @@ func run(dir, only, binary string, runs int, seed uint64) error {
 	if wanted("engine") {
 		if err := benchEngine(dir, runs); err != nil {
 			return err
+		}
+	}
+	for _, w := range feedWorkloads() { // in this process, too
+		if wanted(w.name) {
+			if err := repeat(w, ground{dir: dir, seed: seed}, runs); err != nil {
+				return err
+			}
 		}
 	}
 	if binary == "" {

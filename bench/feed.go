@@ -1,0 +1,306 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	mrand "math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/lockstep-sync/lockstep/internal/access"
+	"github.com/lockstep-sync/lockstep/internal/engine"
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
+	"github.com/lockstep-sync/lockstep/internal/engine/transport"
+	"github.com/lockstep-sync/lockstep/internal/kv"
+)
+
+func feedWorkloads() []workload {
+	return []workload{
+		{"diff", "an observer that lacks 64 MiB of entries (256 KiB each) of a group of 3 voters, by DIFF over TLS on loopback", benchDiff},
+		{"chain", "the last of three observers in a chain, 200 writes/s of 256 B: its lag behind the leader, then the middle is killed", benchChain},
+	}
+}
+
+// stamps is a machine that notes when each index was applied.
+type stamps struct {
+	sink
+	at   []atomic.Int64 // by index, Unix ns
+	last uint64
+}
+
+func (s *stamps) Committed(index uint64) {
+	now := time.Now().UnixNano()
+	for i := s.last + 1; i <= index && i < uint64(len(s.at)); i++ {
+		s.at[i].CompareAndSwap(0, now)
+	}
+	s.last = index
+}
+
+func newStamps() *stamps { return &stamps{at: make([]atomic.Int64, 1<<16)} }
+
+// heavy is a store that says it holds much: then the plan is to send entries, however many, and not the state.
+type heavy struct{ kv.Store }
+
+func (heavy) Size([]byte, []byte) (uint64, error) { return 16 << 30, nil }
+
+// feedFarm is voters and observers of this process, over TLS on loopback, each with its own log and state on disk.
+type feedFarm struct {
+	dir       string
+	ca        *access.CA
+	listeners []net.Listener
+	engines   []*engine.Engine
+	groups    []*engine.Group
+	stamps    []*stamps
+	stops     []func()
+}
+
+const feedNodes = 6
+
+func startFeedFarm(dir string, retain uint64) (*feedFarm, error) {
+	var cluster access.ClusterID
+	ca, err := access.NewCA(cluster, time.Now(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	f := &feedFarm{dir: dir, ca: ca}
+	for range feedNodes {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		f.listeners = append(f.listeners, l)
+	}
+	for id := uint64(1); id <= feedNodes; id++ {
+		if err := f.open(id); err != nil {
+			return nil, errors.Join(err, f.stop())
+		}
+	}
+	for i := range 3 {
+		g, err := f.engines[i].StartGroup(engine.GroupConfig{
+			ID: benchGroup, Replica: uint64(i + 1), Machine: f.stamps[i], Initial: []uint64{1, 2, 3},
+			Nodes: map[uint64]uint64{1: 1, 2: 2, 3: 3}, RetainBytes: retain,
+		})
+		if err != nil {
+			return nil, errors.Join(err, f.stop())
+		}
+		f.groups = append(f.groups, g)
+	}
+	return f, nil
+}
+
+func (f *feedFarm) open(id uint64) error {
+	ident, err := newIdentity(f.ca, id)
+	if err != nil {
+		return err
+	}
+	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
+	fault := func(err error) { fmt.Fprintln(os.Stderr, "storage:", err) }
+	logs, err := logstore.OpenPebble(filepath.Join(f.dir, fmt.Sprint("log", id)), logstore.Options{Log: quiet, OnError: fault})
+	if err != nil {
+		return err
+	}
+	state, err := kv.OpenPebble(filepath.Join(f.dir, fmt.Sprint("state", id)), kv.PebbleOptions{Log: quiet, OnError: fault})
+	if err != nil {
+		return errors.Join(err, logs.Close())
+	}
+	var e *engine.Engine
+	t, err := transport.New(transport.Config{
+		Identity: ident, Listener: f.listeners[id-1], Log: quiet, Rand: mrand.NewPCG(id, 1),
+		Resolve:    func(id uint64) (string, bool) { return f.listeners[id-1].Addr().String(), true },
+		OnMessages: func(from, group uint64, msgs []*raftpb.Message) { e.Deliver(from, group, msgs) },
+	})
+	if err != nil {
+		return errors.Join(err, state.Close(), logs.Close())
+	}
+	e = engine.Open(engine.Config{
+		Node: id, Logs: logs, State: heavy{state}, Transport: t, Now: time.Now, Seed: mrand.Uint64(), Log: quiet, Fault: fault,
+	})
+	t.Handle(engine.ServiceFeed, e.ServeFeed)
+	t.Handle(engine.ServiceSnapshot, e.ServeSnapshot)
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- t.Serve(ctx) }()
+	f.engines, f.stamps = append(f.engines, e), append(f.stamps, newStamps())
+	f.stops = append(f.stops, func() {
+		cancel()
+		t.Close()
+		e.Close()
+		<-served
+		state.Close()
+		logs.Close()
+	})
+	return nil
+}
+
+// kill ends one node; its connections break.
+func (f *feedFarm) kill(node uint64) {
+	f.stops[node-1]()
+	f.stops[node-1] = func() {}
+}
+
+// stop ends all nodes and removes their files.
+func (f *feedFarm) stop() error {
+	for _, stop := range f.stops {
+		stop()
+	}
+	return os.RemoveAll(f.dir)
+}
+
+// Voters implements engine.Members.
+func (f *feedFarm) Voters() []uint64 { return []uint64{1, 2, 3} }
+
+func (f *feedFarm) observe(node uint64, sources ...uint64) (*engine.Observer, error) {
+	return f.engines[node-1].Observe(engine.ObserverConfig{
+		ID: benchGroup, Machine: f.stamps[node-1], Members: f, Sources: func() []uint64 { return sources },
+	})
+}
+
+// leads waits until a voter leads.
+func (f *feedFarm) leads() *engine.Group {
+	for {
+		for _, g := range f.groups {
+			if g.Core().Role == core.Leader && g.Core().TermBegun {
+				return g
+			}
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func (f *feedFarm) session() *engine.Session {
+	return f.engines[f.leads().Replica()-1].NewSession(benchGroup, f, [16]byte{1})
+}
+
+// benchDiff measures from an observer's start to its last entry.
+func benchDiff(ctx context.Context, g ground) ([]figure, error) {
+	const entries, size = 256, 256 << 10
+	f, err := startFeedFarm(g.dir, 1<<30)
+	if err != nil {
+		return nil, err
+	}
+	defer f.stop()
+	s := f.session()
+	o, err := f.observe(4, 1) // it has a position in the log, so that it is fed by entries
+	if err != nil {
+		return nil, err
+	}
+	a, err := s.Propose(ctx, core.AckQuorum, make([]byte, size))
+	if err == nil {
+		err = o.WaitApplied(ctx, a.Position.Index)
+	}
+	o.Close()
+	if err != nil {
+		return nil, err
+	}
+	for range entries {
+		payload := make([]byte, size)
+		rand.Read(payload)
+		if a, err = s.Propose(ctx, core.AckQuorum, payload); err != nil {
+			return nil, err
+		}
+	}
+	if err := f.groups[0].WaitApplied(ctx, a.Position.Index); err != nil {
+		return nil, err
+	}
+	began, used := time.Now(), processorTime()
+	if o, err = f.observe(4, 1); err != nil {
+		return nil, err
+	}
+	defer o.Close()
+	if err := o.WaitApplied(ctx, a.Position.Index); err != nil {
+		return nil, err
+	}
+	took, cost := time.Since(began), processorTime()-used
+	if c := o.Catchup(); c.By != engine.ModeDiff {
+		return nil, fmt.Errorf("the observer was fed by %s: %s %s", c.By, c.Rule, c.Why)
+	}
+	const megabytes = float64(entries * size / 1e6)
+	return []figure{{"MB/s", megabytes / took.Seconds()}, {"cpu ms/MB", cost.Seconds() * 1e3 / megabytes}}, nil
+}
+
+// benchChain measures how long after the leader the last of a chain applies each entry.
+func benchChain(ctx context.Context, g ground) ([]figure, error) {
+	const quiet, killed = 5 * time.Second, 5 * time.Second
+	f, err := startFeedFarm(g.dir, 64<<20)
+	if err != nil {
+		return nil, err
+	}
+	defer f.stop()
+	s, leader := f.session(), f.leads().Replica()
+	sources := [][]uint64{{leader}, {4, leader}, {5, 4, leader}}
+	var observers []*engine.Observer
+	for i, from := range sources {
+		o, err := f.observe(uint64(4+i), from...)
+		if err != nil {
+			return nil, err
+		}
+		defer o.Close()
+		for o.Catchup().Hops != i+1 || o.Catchup().Mode != engine.ModeLive {
+			time.Sleep(10 * time.Millisecond)
+		}
+		observers = append(observers, o)
+	}
+	from, to, err := writeSteadily(ctx, s, quiet)
+	if err != nil {
+		return nil, err
+	}
+	if err := observers[2].WaitApplied(ctx, to); err != nil {
+		return nil, err
+	}
+	calm := f.lags(leader, 6, from, to)
+	dead := make(chan struct{})
+	go func() {
+		defer close(dead)
+		time.Sleep(killed / 2)
+		observers[1].Close()
+		f.kill(5)
+	}()
+	from, to, err = writeSteadily(ctx, s, killed)
+	<-dead
+	if err != nil {
+		return nil, err
+	}
+	if err := observers[2].WaitApplied(ctx, to); err != nil {
+		return nil, err
+	}
+	broken := f.lags(leader, 6, from, to)
+	return []figure{{"p50 ms", calm[len(calm)/2]}, {"p99 ms", calm[len(calm)*99/100]}, {"killed ms", broken[len(broken)-1]}}, nil
+}
+
+// writeSteadily writes 200 entries a second for some time.
+func writeSteadily(ctx context.Context, s *engine.Session, for_ time.Duration) (from, to uint64, err error) {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for stop := time.Now().Add(for_); time.Now().Before(stop); <-tick.C {
+		a, err := s.Propose(ctx, core.AckQuorum, make([]byte, 256))
+		if err != nil {
+			return 0, 0, err
+		}
+		if from == 0 {
+			from = a.Position.Index
+		}
+		to = a.Position.Index
+	}
+	return from, to, nil
+}
+
+// lags is how many milliseconds after one node another one applied each entry, sorted.
+func (f *feedFarm) lags(first, second, from, to uint64) (ms []float64) {
+	for i := from; i <= to; i++ {
+		a, b := f.stamps[first-1].at[i].Load(), f.stamps[second-1].at[i].Load()
+		ms = append(ms, float64(b-a)/1e6)
+	}
+	slices.Sort(ms)
+	return ms
+}
