@@ -11,6 +11,6 @@ import (
 func serve(ctx context.Context, c cli.ServeConfig) error {
 	return server.Run(ctx, server.Config{
 		Data: c.Data, Name: c.Name, Listen: c.Listen, Advertise: c.Advertise, API: c.API, Join: c.Join, Replace: c.Replace,
-		Version: build(), Log: c.Log,
+		Version: build(), Log: c.Log, SnapshotRate: c.SnapshotRate,
 	})
 }

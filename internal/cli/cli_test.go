@@ -61,6 +61,8 @@ func TestSettingsPrecedence(t *testing.T) {
 			ServeConfig{Data: "/from/flag", Name: "flag", Listen: "10.0.0.1:1", API: "127.0.0.1:7421", Join: "tok", Replace: true}},
 		{"flag equal to the default over file", nil, []string{"--config", file, "--data", DefaultData, "--replace=false"},
 			ServeConfig{Data: DefaultData, Name: "file", Listen: "10.0.0.1:1", API: "127.0.0.1:7421"}},
+		{"a rate", map[string]string{"LOCKSTEP_SNAPSHOT_RATE": "50M"}, []string{"--name", "n1"},
+			ServeConfig{Data: DefaultData, Name: "n1", Listen: ":7420", API: "127.0.0.1:7421", SnapshotRate: 50 << 20}},
 		{"api off", nil, []string{"--name", "n1", "--api", "off", "--advertise", "n1.example:7420"},
 			ServeConfig{Data: DefaultData, Name: "n1", Listen: ":7420", Advertise: "n1.example:7420"}},
 	} {
@@ -82,6 +84,7 @@ func TestSettingsAreChecked(t *testing.T) {
 	for _, args := range [][]string{
 		{"--data", ""}, {"--listen", ""}, {"--listen", "1.2.3.4"}, {"--listen", ":99999"}, {"--advertise", "x"},
 		{"--name", ".x"}, {"--name", strings.Repeat("x", 64)}, {"--log-level", "loud"}, {"--log", "xml"},
+		{"--snapshot-rate", "fast"}, {"--snapshot-rate", "-1"}, {"--snapshot-rate", "1MM"},
 	} {
 		if _, code, errs := serveWith(t, nil, append([]string{"--name", "n1"}, args...)...); code != 2 {
 			t.Errorf("%v: exit status %d, %s", args, code, errs)

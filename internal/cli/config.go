@@ -40,6 +40,7 @@ func settings() []setting {
 		{key: "api", value: "127.0.0.1:" + strconv.Itoa(api.DefaultPort), usage: "loopback HOST:PORT of the HTTP API; off: only the socket in the data directory"},
 		{key: "join", usage: "token of the cluster to join; needed only once"},
 		{key: "replace", toggle: true, usage: "join under the name of a node that lost its data directory"},
+		{key: "snapshot_rate", value: "0", usage: "most bytes a second that the node sends of whole states, with K, M or G; 0: no limit"},
 		{key: "log", value: "text", usage: "form of the log on standard error: text or json"},
 		{key: "log_level", value: "info", usage: "debug, info, warn or error"},
 	}
@@ -177,8 +178,23 @@ func serveConfig(v map[string]string, stderr io.Writer) (ServeConfig, error) {
 			return cfg, bad("replace", fmt.Sprintf("%q is not true or false", v["replace"]), "")
 		}
 	}
+	if cfg.SnapshotRate, err = parseRate(v["snapshot_rate"]); err != nil {
+		return cfg, bad("snapshot_rate", err.Error(), "write a number of bytes, for instance 50M, or 0")
+	}
 	cfg.Log, err = newLog(v["log"], v["log_level"], stderr)
 	return cfg, err
+}
+
+// parseRate reads a number of bytes with an optional K, M or G (powers of 1024).
+func parseRate(s string) (uint64, error) {
+	digits := strings.TrimRight(s, "KMG")
+	shift := map[string]uint{"": 0, "K": 10, "M": 20, "G": 30}
+	n, err := strconv.ParseUint(digits, 10, 32)
+	by, ok := shift[s[len(digits):]]
+	if err != nil || !ok {
+		return 0, fmt.Errorf("%q is not a rate", s)
+	}
+	return n << by, nil
 }
 
 // hasIdentity tells whether a data directory is a node's already: then it knows the node's name, which need not be

@@ -16,7 +16,9 @@ type ServeConfig struct {
 	API       string // loopback HOST:PORT of the HTTP API; empty: only the unix socket
 	Join      string // token; empty: start a new cluster, or go on with what Data holds
 	Replace   bool   // join under the name of a node that lost its data directory
-	Log       *slog.Logger
+	// SnapshotRate bounds the bytes a second that the node sends of whole states; 0: no bound.
+	SnapshotRate uint64
+	Log          *slog.Logger
 }
 
 func (a *app) serveCommand() *cobra.Command {

@@ -16,5 +16,7 @@ type Config struct {
 	Join      string // token; empty: start a new cluster, or go on with what Data holds
 	Replace   bool   // join under the name of a node that lost its data directory
 	Version   api.Version
-	Log       *slog.Logger
+	// SnapshotRate bounds the bytes a second that the node sends of whole states; 0: no bound.
+	SnapshotRate uint64
+	Log          *slog.Logger
 }

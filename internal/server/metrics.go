@@ -11,6 +11,7 @@ type collector struct {
 	n                                    *node
 	applied, commit, term, leader        *prometheus.Desc
 	behindFiles, behindBytes, lag        *prometheus.Desc
+	feeds, states                        *prometheus.Desc
 	pending, problems, peerUp, peerBytes *prometheus.Desc
 }
 
@@ -29,6 +30,8 @@ func newCollector(n *node) *collector {
 		lag:         desc("dir_lag_seconds", "Age of the oldest change that is not yet on disk.", "group"),
 		pending:     desc("dir_pending_changes", "Local changes seen but not yet committed.", "group"),
 		problems:    desc("dir_problems", "Paths that cannot be kept in step.", "group"),
+		feeds:       desc("group_feeds", "Observers that are fed from here.", "group"),
+		states:      desc("snapshot_sent_bytes_total", "Bytes of whole states that this node has sent."),
 		peerUp:      desc("peer_up", "1 if the peer answers.", "peer"),
 		peerBytes:   desc("peer_sent_bytes_total", "Bytes sent to the peer on raft connections.", "peer"),
 	}
@@ -49,10 +52,16 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			gauge(c.commit, float64(st.Commit), g.Name)
 			gauge(c.term, float64(st.Term), g.Name)
 			gauge(c.leader, boolean(st.Role == core.Leader), g.Name)
+			gauge(c.feeds, float64(grp.Catchup().Feeds), g.Name)
 		}
 		h, err := c.n.holding(g.ID)
 		if err != nil {
 			continue
+		}
+		if h.obs != nil {
+			gauge(c.applied, float64(h.obs.Applied().Index), g.Name)
+			gauge(c.commit, float64(h.obs.SourceApplied()), g.Name)
+			gauge(c.feeds, float64(h.obs.Catchup().Feeds), g.Name)
 		}
 		if a, err := h.theAgent(); err == nil {
 			d, err := a.Status()
@@ -66,6 +75,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			gauge(c.problems, float64(len(d.Problems)), g.Name)
 		}
 	}
+	ch <- prometheus.MustNewConstMetric(c.states, prometheus.CounterValue, float64(c.n.eng.SnapshotBytes()))
 	for _, p := range c.n.net.Peers() {
 		name := c.n.nameOf(p.Node)
 		gauge(c.peerUp, boolean(p.Up), name)

@@ -140,7 +140,7 @@ func (n *node) run(ctx context.Context, listener net.Listener, init *control.Ini
 		return err
 	}
 	n.eng = engine.Open(engine.Config{
-		Node: n.self, Cluster: n.id.Cluster(), Logs: n.logs, State: n.state, Transport: n.net, Now: time.Now, Seed: rand.Uint64(),
+		Node: n.self, Cluster: n.id.Cluster(), Logs: n.logs, State: n.state, Transport: n.net, Now: time.Now, Seed: rand.Uint64(), SnapshotRate: n.cfg.SnapshotRate,
 		Log: n.log, Fault: n.failed, Forked: n.forked,
 	})
 	tidy.add(func() error { n.eng.Close(); return nil })
