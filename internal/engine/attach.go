@@ -15,6 +15,7 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/engine/catchup"
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
 	"github.com/lockstep-sync/lockstep/internal/engine/replica"
+	"github.com/lockstep-sync/lockstep/internal/machine"
 )
 
 // How an observer finds a source and stays with it.
@@ -183,8 +184,8 @@ func (o *Observer) greet(node uint64, whole bool) (*link, error) {
 	l := &link{node: node, conn: conn}
 	l.stop = context.AfterFunc(o.stopping, func() { conn.Close() })
 	at := o.rep.Applied()
-	if o.rep.Quarantine() != nil {
-		at = core.Position{} // nothing of what it has counts
+	if q := o.rep.Quarantine(); q != nil && q.Want != (machine.Digest{}) {
+		at = core.Position{} // its entries are the others', its state is not: nothing of it counts
 	}
 	l.acked, l.durable = at.Index, at.Index
 	err = writeJSON(&strict{conn, planPatience}, frameHello, hello{
@@ -255,6 +256,9 @@ func (o *Observer) distrust(l *link) error {
 // decided records the decision when it is made.
 func (o *Observer) decided(l *link, mode string, to uint64) {
 	w := &l.welcome
+	if q := o.rep.Quarantine(); q != nil {
+		w.Plan.Rule, w.Plan.Why = "R2", q.String()
+	}
 	hops := len(w.Path)
 	o.catchup.begin(Catchup{Mode: mode, Rule: w.Plan.Rule, Why: w.Plan.Why, From: o.rep.Applied().Index, To: to, Upstream: l.node, Hops: hops})
 	o.logged = ""
