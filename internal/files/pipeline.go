@@ -22,6 +22,7 @@ const (
 	inlineBatch  = 256 << 10 // bytes of content that ride in one entry
 	inlineQueue  = 2         // with more proposals waiting, contents are staged
 	retryTime    = time.Second
+	retries      = 5 // of a batch, with longer and longer pauses; then its paths are looked at again
 )
 
 // errSkipped says that an entry is of a kind that is not kept.
@@ -217,7 +218,8 @@ func (b *batch) add(found []finding) {
 	}
 }
 
-// propose stages contents, proposes the changes and settles their outcomes.
+// propose stages contents, proposes the changes and settles their outcomes. While that fails the batch is kept: to
+// read its files again and again would cost more than what they may have become meanwhile.
 func (a *Agent) propose(ctx context.Context, found []finding) {
 	defer a.status.pending.Add(-int64(len(found)))
 	found, err := a.consult(found)
@@ -226,13 +228,41 @@ func (a *Agent) propose(ctx context.Context, found []finding) {
 		return
 	}
 	found, deletions := a.admit(found)
-	found, err = a.ship(ctx, found)
-	if err != nil {
-		a.proposeFailed(ctx, found, deletions, err)
-		return
+	for try := 0; ; try++ {
+		if found, err = a.proposeOnce(ctx, found); err == nil {
+			return
+		}
+		if ctx.Err() == nil {
+			a.status.problem(aboutProposed, fmt.Errorf("changes of this node wait: %w", err))
+		}
+		if try == 0 && ctx.Err() == nil {
+			a.log.Warn("propose", "group", a.cfg.GroupID, "err", err)
+		}
+		if try == retries || !a.pause(ctx, retryTime<<min(try, 2)) {
+			a.guard.giveBack(deletions)
+			a.release(found, retryTime)
+			return
+		}
 	}
-	if len(found) == 0 {
-		return
+}
+
+// pause waits; false if ctx ended first.
+func (a *Agent) pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// proposeOnce does it once. With an error it returns what is still to be proposed.
+func (a *Agent) proposeOnce(ctx context.Context, found []finding) ([]finding, error) {
+	found, err := a.ship(ctx, found)
+	if err != nil || len(found) == 0 {
+		return found, err
 	}
 	b := manifest.Batch{Author: a.cfg.Node, Changes: make([]manifest.Change, len(found))}
 	for i := range found {
@@ -240,30 +270,20 @@ func (a *Agent) propose(ctx context.Context, found []finding) {
 	}
 	index, result, err := a.cfg.Log.Propose(ctx, manifest.EncodeBatch(b))
 	if err != nil {
-		a.proposeFailed(ctx, found, deletions, err)
-		return
+		return found, err
 	}
 	outs, err := manifest.DecodeOutcomes(result)
 	if err == nil && len(outs) != len(found) {
 		err = fmt.Errorf("%d outcomes for %d changes", len(outs), len(found))
 	}
 	if err != nil {
-		a.proposeFailed(ctx, found, deletions, err)
-		return
+		return found, err
 	}
 	a.status.solved(aboutProposed)
 	if err := a.settle(index, found, outs); err != nil {
 		a.broken(err)
 	}
-}
-
-func (a *Agent) proposeFailed(ctx context.Context, found []finding, deletions counted, err error) {
-	a.guard.giveBack(deletions)
-	if ctx.Err() == nil {
-		a.status.problem(aboutProposed, fmt.Errorf("changes of this node wait: %w", err))
-		a.log.Warn("propose", "group", a.cfg.GroupID, "err", err)
-	}
-	a.release(found, retryTime)
+	return nil, nil
 }
 
 // release gives back findings that were not proposed; they are looked at again.

@@ -116,6 +116,7 @@ func (a *Agent) ship(ctx context.Context, found []finding) ([]finding, error) {
 	var index []int
 	for i := range found {
 		f := &found[i]
+		f.change.Inline = nil // of an earlier try
 		n := &f.change.Node
 		if n.Kind != manifest.File || n.Size == 0 {
 			continue
