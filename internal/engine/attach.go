@@ -260,6 +260,12 @@ func (o *Observer) decided(l *link, mode string, to uint64) {
 		w.Plan.Rule, w.Plan.Why = "R2", q.String()
 	}
 	hops := len(w.Path)
+	if o.rep.Quarantine() != nil { // it asked as if it had nothing; this is why
+		w.Plan.Rule, w.Plan.Why = "R2", whyReplaced
+		if last := o.catchup.get(); last.Rule == "R2" {
+			w.Plan.Why = last.Why
+		}
+	}
 	o.catchup.begin(Catchup{Mode: mode, Rule: w.Plan.Rule, Why: w.Plan.Why, From: o.rep.Applied().Index, To: to, Upstream: l.node, Hops: hops})
 	o.logged = ""
 	o.lg.Info("fed", "source", l.node, "mode", mode, "rule", w.Plan.Rule, "why", w.Plan.Why, "hops", hops)
