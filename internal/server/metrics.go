@@ -13,6 +13,8 @@ type collector struct {
 	behindFiles, behindBytes, lag        *prometheus.Desc
 	feeds, states                        *prometheus.Desc
 	pending, problems, peerUp, peerBytes *prometheus.Desc
+	peerClock, peerGarbage, unwanted     *prometheus.Desc
+	losses, doubtful, alarm, inSync      *prometheus.Desc
 }
 
 func newCollector(n *node) *collector {
@@ -33,6 +35,13 @@ func newCollector(n *node) *collector {
 		feeds:       desc("group_feeds", "Observers that are fed from here.", "group"),
 		states:      desc("snapshot_sent_bytes_total", "Bytes of whole states that this node has sent."),
 		peerUp:      desc("peer_up", "1 if the peer answers.", "peer"),
+		peerClock:   desc("peer_clock_offset_seconds", "How far the peer's clock is ahead of this node's.", "peer"),
+		peerGarbage: desc("peer_garbage_frames_total", "Frames of the peer that made no sense.", "peer"),
+		unwanted:    desc("connections_unwanted_total", "Connections from outside that were refused, or turned away because there were too many.", "why"),
+		losses:      desc("group_lost_writes_total", "Writes that this node answered ACCEPTED as the leader and that were lost, ever.", "group"),
+		doubtful:    desc("group_quarantined", "1 if this node's state is not what the majority has.", "group"),
+		alarm:       desc("group_states_differ", "1 if states differ and no majority agrees.", "group"),
+		inSync:      desc("group_in_sync_members", "Members of the recorded in-sync set.", "group"),
 		peerBytes:   desc("peer_sent_bytes_total", "Bytes sent to the peer on raft connections.", "peer"),
 	}
 }
@@ -52,6 +61,12 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			gauge(c.commit, float64(st.Commit), g.Name)
 			gauge(c.term, float64(st.Term), g.Name)
 			gauge(c.leader, boolean(st.Role == core.Leader), g.Name)
+			gauge(c.inSync, float64(len(g.InSync.Replicas)), g.Name)
+			gauge(c.doubtful, boolean(grp.Quarantine() != nil), g.Name)
+			gauge(c.alarm, boolean(grp.Alarm() != ""), g.Name)
+			if lost, err := grp.Losses(); err == nil {
+				ch <- prometheus.MustNewConstMetric(c.losses, prometheus.CounterValue, float64(lost), g.Name)
+			}
 			gauge(c.feeds, float64(grp.Catchup().Feeds), g.Name)
 		}
 		h, err := c.n.holding(g.ID)
@@ -79,8 +94,13 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	for _, p := range c.n.net.Peers() {
 		name := c.n.nameOf(p.Node)
 		gauge(c.peerUp, boolean(p.Up), name)
+		gauge(c.peerClock, p.ClockOffset.Seconds(), name)
+		ch <- prometheus.MustNewConstMetric(c.peerGarbage, prometheus.CounterValue, float64(p.Garbage), name)
 		ch <- prometheus.MustNewConstMetric(c.peerBytes, prometheus.CounterValue, float64(p.BytesOut), name)
 	}
+	u := c.n.net.Unwanted()
+	ch <- prometheus.MustNewConstMetric(c.unwanted, prometheus.CounterValue, float64(u.Refused), "refused")
+	ch <- prometheus.MustNewConstMetric(c.unwanted, prometheus.CounterValue, float64(u.Crowded), "crowded")
 }
 
 func boolean(b bool) float64 {

@@ -59,7 +59,7 @@ func (n *node) Status(ctx context.Context) (api.Status, error) {
 			out.Warnings = append(out.Warnings, api.Warning{Name: "not_ready", Subject: c.Name, Text: c.Text, Hint: "it usually becomes ready by itself", Since: time.Now()})
 		}
 	}
-	out.Warnings = append(out.Warnings, n.strangers()...)
+	out.Warnings = append(append(out.Warnings, n.strangers()...), n.clockWarnings()...)
 	var err error
 	if out.Nodes, err = n.Nodes(ctx); err != nil {
 		return out, err

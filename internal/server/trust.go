@@ -7,6 +7,7 @@ import (
 
 	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/control"
+	"github.com/lockstep-sync/lockstep/internal/engine/transport"
 )
 
 // leaderPatience is for how long a group may be without a leader before somebody is told: elections are no news.
@@ -24,6 +25,18 @@ func (n *node) leaderCheck(g *control.Group) api.Check {
 			g.Name, time.Since(since).Round(time.Second), len(g.Voters())/2+1, len(g.Voters()))
 	}
 	return c
+}
+
+// clockWarnings are about peers whose clocks differ from this node's.
+func (n *node) clockWarnings() (list []api.Warning) {
+	for _, p := range n.net.Peers() {
+		if off := p.ClockOffset; p.Up && off.Abs() > transport.ClockBound {
+			list = append(list, api.Warning{Name: "clock_differs", Subject: n.nameOf(p.Node),
+				Text: fmt.Sprintf("its clock is %s ahead of this node's: tokens expire, and the conflict policy newest decides, by wrong times", off.Round(time.Millisecond)),
+				Hint: "set both by NTP"})
+		}
+	}
+	return list
 }
 
 // trustWarnings are about a group that nobody leads, or whose promises or states are not what they should be.

@@ -46,7 +46,7 @@ func (t *Transport) serveCalls(p *peer, c *conn) {
 	cancel()
 	s.wg.Wait()
 	if errors.Is(err, errFrame) {
-		t.cfg.Log.Warn("call connection ended: the peer sent garbage", "peer", p.name(), "error", err)
+		p.sentGarbage("call", err)
 	}
 }
 

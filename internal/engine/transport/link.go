@@ -157,7 +157,7 @@ func (p *peer) readLink(l *link) {
 		switch {
 		case err == nil:
 		case errors.Is(err, errFrame):
-			p.t.cfg.Log.Warn("raft connection ended: the peer sent garbage", "peer", p.name(), "error", err)
+			p.sentGarbage("raft", err)
 			l.part(0, err)
 			return
 		case errors.Is(err, errSilent):
@@ -167,6 +167,15 @@ func (p *peer) readLink(l *link) {
 			l.fail(whyOf(err), err)
 			return
 		}
+	}
+}
+
+// sentGarbage notes a frame that made no sense.
+func (p *peer) sentGarbage(where string, err error) {
+	p.garbage.Add(1)
+	p.t.counters.garbage.Add(1)
+	if unsaid, ok := p.t.complain.say("garbage " + where + " " + p.name()); ok {
+		p.t.cfg.Log.Warn(where+" connection ended: the peer sent garbage", "peer", p.name(), "error", err, "unsaid", unsaid)
 	}
 }
 
@@ -180,10 +189,10 @@ func (p *peer) frame(l *link, k kind, body []byte) error {
 			p.t.cfg.OnMessages(p.node, group, msgs)
 		})
 	case k == kindPing && l.inbound:
-		_ = l.control(kindPong, body) // if it fails, the next read knows more
-	case k == kindPong && !l.inbound && len(body) == 8:
-		sent := time.Duration(binary.BigEndian.Uint64(body))
-		p.rtt.Store(int64(time.Since(p.t.start) - sent))
+		now := uint64(p.t.cfg.Now().UnixNano())
+		_ = l.control(kindPong, binary.BigEndian.AppendUint64(body, now)) // if it fails, the next read knows more
+	case k == kindPong && !l.inbound && len(body) == 16:
+		p.pong(body)
 	case k == kindBeat && !l.inbound:
 	case k == kindGoodbye:
 		p.goodbye(l)
@@ -227,6 +236,25 @@ func (p *peer) serveLink(l *link) {
 	p.readLink(l)
 	p.lost(l)
 	wg.Wait()
+}
+
+// pong takes the answer to a ping: our clock when it was sent, the peer's wall clock when it came there.
+func (p *peer) pong(body []byte) {
+	sent := time.Duration(binary.BigEndian.Uint64(body))
+	rtt := time.Since(p.t.start) - sent
+	p.rtt.Store(int64(rtt))
+	there := int64(binary.BigEndian.Uint64(body[8:]))
+	offset := time.Duration(there - p.t.cfg.Now().Add(-rtt/2).UnixNano())
+	p.offset.Store(int64(offset))
+	differs := offset.Abs() > ClockBound+rtt
+	if differs == p.skewed.Swap(differs) {
+		return
+	}
+	if differs {
+		p.t.cfg.Log.Warn("the peer's clock differs from this node's: set both by NTP", "peer", p.name(), "ahead", offset.Round(time.Millisecond))
+		return
+	}
+	p.t.cfg.Log.Info("the peer's clock agrees with this node's again", "peer", p.name())
 }
 
 // ping asks for a pong that tells the round trip.

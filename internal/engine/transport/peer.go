@@ -39,6 +39,9 @@ type peer struct {
 
 	dropped atomic.Uint64
 	rtt     atomic.Int64
+	offset  atomic.Int64 // of the peer's clock
+	skewed  atomic.Bool  // by more than ClockBound: was warned of
+	garbage atomic.Uint64
 	traffic traffic
 }
 
@@ -361,5 +364,6 @@ func (p *peer) status() PeerStatus {
 		Node: p.node, Address: addr, Up: p.track.up, Why: p.track.why, Since: p.track.since,
 		RTT: time.Duration(p.rtt.Load()), Queued: p.held, QueuedBytes: p.bytes, Dropped: p.dropped.Load(),
 		BytesIn: p.traffic.in.Load(), BytesOut: p.traffic.out.Load(),
+		Garbage: p.garbage.Load(), ClockOffset: time.Duration(p.offset.Load()),
 	}
 }

@@ -47,7 +47,10 @@ func (t *Transport) accept(raw net.Conn, cfg *tls.Config) {
 	select {
 	case t.shakes <- struct{}{}:
 	default:
-		t.cfg.Log.Warn("connection turned away: too many unfinished handshakes", "remote", raw.RemoteAddr())
+		t.counters.crowded.Add(1)
+		if unsaid, ok := t.complain.say("crowd"); ok {
+			t.cfg.Log.Warn("connection turned away: too many unfinished handshakes", "remote", raw.RemoteAddr(), "unsaid", unsaid)
+		}
 		s.abort()
 		return
 	}
@@ -65,11 +68,44 @@ func (t *Transport) welcome(s *sock, cfg *tls.Config) {
 	<-t.shakes
 	if err != nil {
 		if t.ctx.Err() == nil {
-			t.cfg.Log.Warn("connection refused", "remote", s.RemoteAddr(), "error", err)
+			t.refused(c, err)
 		}
 		return
 	}
 	serve()
+}
+
+// refused tells of a connection that was not accepted: whose it was, as far as that is certain.
+func (t *Transport) refused(c *conn, err error) {
+	t.counters.refused.Add(1)
+	who := c.sock.RemoteAddr().String()
+	if host, _, err := net.SplitHostPort(who); err == nil {
+		who = host
+	}
+	about := []any{"remote", c.sock.RemoteAddr(), "error", err}
+	if node, certified := access.PeerNode(c.ConnectionState()); certified {
+		who = fmt.Sprintf("node %016x", node)
+		about = append(about, "peer", fmt.Sprintf("%016x", node))
+	}
+	if unsaid, ok := t.complain.say("refused " + who + " " + kindOf(err)); ok {
+		t.cfg.Log.Warn("connection refused", append(about, "unsaid", unsaid)...)
+	}
+}
+
+// kindOf tells the reasons apart for which connections of one stranger are refused. What a stranger can choose freely
+// is no part of it.
+func kindOf(err error) string {
+	var ref *refusal
+	var op *net.OpError
+	switch {
+	case errors.As(err, &ref) && ref.verdict == wrongNode:
+		return ref.text // it has a certificate
+	case errors.As(err, &ref):
+		return fmt.Sprintf("verdict %d", ref.verdict)
+	case errors.As(err, &op):
+		return op.Err.Error() // without the port
+	}
+	return err.Error()
 }
 
 // greet does handshake and hello, answers, and returns what is to be done with the connection.

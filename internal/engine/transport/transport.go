@@ -146,6 +146,9 @@ type Transport struct {
 	socks  map[*sock]struct{} // every open connection, so that Close can end it
 	wg     sync.WaitGroup
 
+	complain *complaints
+	counters counters
+
 	rand   sync.Mutex
 	rng    *rand.Rand
 	events *notifier
@@ -188,6 +191,7 @@ func New(cfg Config) (*Transport, error) {
 		peers:    map[uint64]*peer{},
 		socks:    map[*sock]struct{}{},
 		rng:      rng,
+		complain: newComplaints(cfg.Now),
 	}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	t.events = newNotifier(cfg.OnPeer)
@@ -253,6 +257,29 @@ type PeerStatus struct {
 	Dropped     uint64 // messages, ever
 	BytesIn     uint64 // on all connections with the peer, as encrypted
 	BytesOut    uint64
+	Garbage     uint64 // frames of the peer that made no sense, ever
+	// ClockOffset is how far the peer's clock is ahead of this node's, give or take half a round trip; 0: not known.
+	ClockOffset time.Duration
+}
+
+// ClockBound is how far two nodes' clocks may differ before it is worth a warning.
+const ClockBound = 2 * time.Second
+
+// counters of what came in from outside and was not wanted.
+type counters struct {
+	refused, crowded, garbage atomic.Uint64
+}
+
+// Unwanted is how much came in from outside that was not wanted, since the start.
+type Unwanted struct {
+	Refused uint64 // connections: no handshake, another cluster, a wrong certificate or hello
+	Crowded uint64 // connections turned away because too many had not said yet who they are
+	Garbage uint64 // frames that made no sense
+}
+
+// Unwanted returns the counts.
+func (t *Transport) Unwanted() Unwanted {
+	return Unwanted{t.counters.refused.Load(), t.counters.crowded.Load(), t.counters.garbage.Load()}
 }
 
 // Peers lists all nodes that there was something to do with, by id.

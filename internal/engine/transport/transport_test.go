@@ -254,6 +254,12 @@ func TestGarbageOnRaftConnection(t *testing.T) {
 			one.wantEventOf(3)
 		})
 	}
+	if n := strings.Count(one.log.String(), "the peer sent garbage"); n != 1 {
+		t.Errorf("%d lines about one peer's garbage within a minute", n)
+	}
+	if u := one.Unwanted(); u.Garbage != 6 || one.status(3).Garbage != 6 {
+		t.Errorf("counted %+v, of the peer %d", u, one.status(3).Garbage)
+	}
 	two.Send(1, 1, message("unharmed"))
 	one.expect("unharmed")
 	if s := one.status(2); !s.Up {
@@ -524,5 +530,29 @@ func TestPeerThatConnectsEndsBackoff(t *testing.T) {
 func TestConfigIsChecked(t *testing.T) {
 	if _, err := New(Config{}); err == nil {
 		t.Error("an empty configuration was taken")
+	}
+}
+
+// TestClocksAreCompared: a peer whose clock is off is told of once, and again when it is right.
+func TestClocksAreCompared(t *testing.T) {
+	f := newFarm(t, 1)
+	var ahead atomic.Int64
+	ahead.Store(int64(time.Hour))
+	one := f.node(1, nil, nil)
+	two := f.node(2, func(c *Config) {
+		c.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+		c.Beat = 5 * time.Millisecond
+	}, nil)
+	one.Send(2, 1, message("a"))
+	two.expect("a")
+	two.Send(1, 1, message("b"))
+	one.expect("b")
+	off := func(n *testNode, peer uint64) time.Duration { return n.status(peer).ClockOffset.Round(time.Minute) }
+	until(t, "both see it", func() bool { return off(one, 2) == time.Hour && off(two, 1) == -time.Hour })
+	until(t, "a warning", func() bool { return strings.Contains(two.log.String(), "the peer's clock differs") })
+	ahead.Store(0)
+	until(t, "an end of it", func() bool { return strings.Contains(two.log.String(), "agrees with this node's again") })
+	if n := strings.Count(two.log.String(), "the peer's clock differs"); n != 1 {
+		t.Errorf("it was said %d times", n)
 	}
 }
