@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -44,11 +45,11 @@ const (
 // voters runs three engines in this process, over TLS on loopback, each with a log of its own on disk.
 type voters struct {
 	engines []*engine.Engine
-	groups  []*engine.Group
+	groups  [][]*engine.Group // of each engine, in the order of their ids
 	close   []func()
 }
 
-func startVoters(dir string) (*voters, error) {
+func startVoters(dir string, groups int) (*voters, error) {
 	var cluster access.ClusterID
 	ca, err := access.NewCA(cluster, time.Now(), rand.Reader)
 	if err != nil {
@@ -63,7 +64,7 @@ func startVoters(dir string) (*voters, error) {
 	}
 	resolve := func(id uint64) (string, bool) { return listeners[id-1].Addr().String(), true }
 	for i := range listeners {
-		if err := v.start(dir, uint64(i+1), ca, listeners[i], resolve); err != nil {
+		if err := v.start(dir, uint64(i+1), groups, ca, listeners[i], resolve); err != nil {
 			return nil, err
 		}
 	}
@@ -87,7 +88,7 @@ func newIdentity(ca *access.CA, id uint64) (*access.Identity, error) {
 	return access.NewIdentity(key, cert, ca.CertPEM(), time.Now)
 }
 
-func (v *voters) start(dir string, id uint64, ca *access.CA, l net.Listener, resolve func(uint64) (string, bool)) error {
+func (v *voters) start(dir string, id uint64, groups int, ca *access.CA, l net.Listener, resolve func(uint64) (string, bool)) error {
 	ident, err := newIdentity(ca, id)
 	if err != nil {
 		return err
@@ -115,14 +116,17 @@ func (v *voters) start(dir string, id uint64, ca *access.CA, l net.Listener, res
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	go t.Serve(ctx)
-	g, err := e.StartGroup(engine.GroupConfig{
-		ID: benchGroup, Replica: id, Machine: sink{}, Initial: []uint64{1, 2, 3}, Nodes: map[uint64]uint64{1: 1, 2: 2, 3: 3},
-	})
-	if err != nil {
-		cancel()
-		return err
+	all := make([]*engine.Group, groups)
+	for i := range all {
+		all[i], err = e.StartGroup(engine.GroupConfig{
+			ID: benchGroup + uint64(i), Replica: id, Machine: sink{}, Initial: []uint64{1, 2, 3}, Nodes: map[uint64]uint64{1: 1, 2: 2, 3: 3},
+		})
+		if err != nil {
+			cancel()
+			return err
+		}
 	}
-	v.engines, v.groups = append(v.engines, e), append(v.groups, g)
+	v.engines, v.groups = append(v.engines, e), append(v.groups, all)
 	v.close = append(v.close, func() {
 		e.Close()
 		cancel()
@@ -139,11 +143,11 @@ func (v *voters) stop() {
 	}
 }
 
-// leader waits until one leads.
-func (v *voters) leader() *engine.Group {
+// leader waits until a replica of the n-th group leads.
+func (v *voters) leader(n int) *engine.Group {
 	for {
-		for _, g := range v.groups {
-			if g.Core().Role == core.Leader && g.Core().TermBegun {
+		for _, groups := range v.groups {
+			if g := groups[n]; g.Core().Role == core.Leader && g.Core().TermBegun {
 				return g
 			}
 		}
@@ -154,15 +158,16 @@ func (v *voters) leader() *engine.Group {
 // Voters implements engine.Members.
 func (v *voters) Voters() []uint64 { return []uint64{1, 2, 3} }
 
-func (v *voters) session(leader *engine.Group) *engine.Session {
+// session is one for the n-th group, on its leader's node.
+func (v *voters) session(n int) *engine.Session {
 	var client [16]byte
 	rand.Read(client[:])
-	return v.engines[leader.Replica()-1].NewSession(benchGroup, v, client)
+	return v.engines[v.leader(n).Replica()-1].NewSession(benchGroup+uint64(n), v, client)
 }
 
 // engineWorkload has proposers write 256-byte entries with quorum ack for some time, each waiting for its answer.
-// They share a session on the leader's node, as the writers of a node do.
-func engineWorkload(s *engine.Session, proposers int, for_ time.Duration) (perSecond float64, p50, p99 time.Duration, err error) {
+// They share sessions on the leaders' nodes, as the writers of a node do.
+func engineWorkload(sessions []*engine.Session, proposers int, for_ time.Duration) (perSecond float64, p50, p99 time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), for_+10*time.Second)
 	defer cancel()
 	stop := time.Now().Add(for_)
@@ -170,6 +175,7 @@ func engineWorkload(s *engine.Session, proposers int, for_ time.Duration) (perSe
 	var failed atomic.Int64
 	var wait sync.WaitGroup
 	for i := range proposers {
+		s := sessions[i%len(sessions)]
 		wait.Go(func() {
 			payload := make([]byte, 256)
 			for seq := uint64(1); time.Now().Before(stop); seq++ {
@@ -195,19 +201,22 @@ func engineWorkload(s *engine.Session, proposers int, for_ time.Duration) (perSe
 // benchEngine prints the engine's figures: three voters in one process, TLS on loopback, one disk, sync on.
 func benchEngine(dir string, runs int) error {
 	fmt.Println("engine: 3 voters in one process, TLS on loopback, 256 B, quorum ack, sync on; the voters share one disk")
-	for _, proposers := range []int{1, 64, 256} {
+	for _, w := range []struct{ proposers, groups int }{{1, 1}, {64, 1}, {256, 1}, {256, 100}} {
 		var rates, p50s, p99s, costs []float64
 		for run := range runs {
-			v, err := startVoters(filepath.Join(dir, fmt.Sprintf("engine-%d-%d", proposers, run)))
+			v, err := startVoters(filepath.Join(dir, fmt.Sprintf("engine-%d-%d-%d", w.proposers, w.groups, run)), w.groups)
 			if err != nil {
 				return err
 			}
-			s := v.session(v.leader())
-			if _, _, _, err = engineWorkload(s, proposers, 500*time.Millisecond); err == nil {
+			var sessions []*engine.Session
+			for n := range w.groups {
+				sessions = append(sessions, v.session(n))
+			}
+			if _, _, _, err = engineWorkload(sessions, w.proposers, 500*time.Millisecond); err == nil {
 				var rate float64
 				var p50, p99 time.Duration
 				before := processorTime()
-				rate, p50, p99, err = engineWorkload(s, proposers, engineTime)
+				rate, p50, p99, err = engineWorkload(sessions, w.proposers, engineTime)
 				costs = append(costs, (processorTime()-before).Seconds()*1e6/(rate*engineTime.Seconds()))
 				rates, p50s, p99s = append(rates, rate), append(p50s, p50.Seconds()*1e3), append(p99s, p99.Seconds()*1e3)
 			}
@@ -216,9 +225,70 @@ func benchEngine(dir string, runs int) error {
 				return err
 			}
 		}
-		fmt.Printf("%4d proposers: %s writes/s, p50 %s ms, p99 %s ms, %s µs of processor time a write\n",
-			proposers, spread(rates), spread(p50s), spread(p99s), spread(costs))
+		fmt.Printf("%4d proposers, %3d groups: %s writes/s, p50 %s ms, p99 %s ms, %s µs of processor time a write\n",
+			w.proposers, w.groups, spread(rates), spread(p50s), spread(p99s), spread(costs))
 	}
+	return errors.Join(benchReads(dir, runs), benchIdle(dir, runs))
+}
+
+// benchReads prints how many linearizable reads a leader and a follower serve.
+func benchReads(dir string, runs int) error {
+	var leader, follower []float64
+	for run := range runs {
+		v, err := startVoters(filepath.Join(dir, fmt.Sprintf("reads-%d", run)), 1)
+		if err != nil {
+			return err
+		}
+		led := v.leader(0)
+		leader = append(leader, readWorkload(led))
+		follower = append(follower, readWorkload(v.groups[led.Replica()%3][0]))
+		v.stop()
+	}
+	fmt.Printf("linearizable reads, %d readers: %s/s on the leader, %s/s on a follower\n", readers, spread(leader), spread(follower))
+	return nil
+}
+
+const readers = 1024
+
+// readWorkload has readers ask for a linearizable index, each again when it has its answer.
+func readWorkload(g *engine.Group) (perSecond float64) {
+	ctx, cancel := context.WithTimeout(context.Background(), engineTime)
+	defer cancel()
+	var done atomic.Int64
+	var wait sync.WaitGroup
+	for range readers {
+		wait.Go(func() {
+			for {
+				if _, err := g.Barrier(ctx); err != nil {
+					return // the time is up
+				}
+				done.Add(1)
+			}
+		})
+	}
+	wait.Wait()
+	return float64(done.Load()) / engineTime.Seconds()
+}
+
+// benchIdle prints what 100 groups cost that nobody writes to.
+func benchIdle(dir string, runs int) error {
+	const groups, idle = 100, 5 * time.Second
+	var shares []float64
+	for run := range runs {
+		v, err := startVoters(filepath.Join(dir, fmt.Sprintf("idle-%d", run)), groups)
+		if err != nil {
+			return err
+		}
+		for n := range groups {
+			v.leader(n)
+		}
+		time.Sleep(2 * time.Second) // what the elections left to do
+		before := processorTime()
+		time.Sleep(idle)
+		shares = append(shares, (processorTime()-before).Seconds()/idle.Seconds()*100/3)
+		v.stop()
+	}
+	fmt.Printf("%d idle groups: %s %% of a core a node\n", groups, spread(shares))
 	return nil
 }
 
