@@ -52,8 +52,19 @@ type Group struct {
 	Ack      string    `json:"ack,omitempty"`
 	Topology string    `json:"topology"` // how observers are fed: star, chain, tree:K, auto
 	InSync   InSync    `json:"in_sync"`
-	Losses   uint64    `json:"losses"` // writes that were ACCEPTED and lost, as far as members that are up know; ever
+	Losses   uint64    `json:"losses"`         // writes that were ACCEPTED and lost, as far as members that are up know; ever
+	History  string    `json:"history"`        // of its log: 32 hex digits
+	Fork     *Fork     `json:"fork,omitempty"` // how the history came to be, if it was recovered or restored
 	Replicas []Replica `json:"replicas"`
+}
+
+// Fork says from where a group's history goes on.
+type Fork struct {
+	Before string    `json:"before"` // history
+	Index  uint64    `json:"index"`  // the last position that both share
+	Cause  string    `json:"cause"`  // recover, restore
+	Node   string    `json:"node"`   // that began it
+	Time   time.Time `json:"time"`
 }
 
 // InSync is a group's recorded in-sync set: who holds everything that was answered COMMITTED_ALL.

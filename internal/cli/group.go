@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -119,6 +120,9 @@ func (g groupShown) text(w io.Writer) error {
 	}
 	if err == nil {
 		_, err = io.WriteString(w, "\n"+inSyncLine(g)+"\n")
+	}
+	if err == nil && g.Fork != nil {
+		_, err = fmt.Fprintf(w, "history %s, forked at %d by %s on %s, %s\n\n", g.History, g.Fork.Index, g.Fork.Cause, orDash(g.Fork.Node), g.Fork.Time.Format(time.RFC3339))
 	}
 	if err != nil {
 		return err

@@ -187,7 +187,7 @@ func (n *node) agree(ctx context.Context, st *control.State) error {
 	if next.Role != "" {
 		errs = append(errs, n.hints.update(next))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, n.tidyUploads())...)
 }
 
 // driveInterval is how often a leader compares its group's configuration with what the control group wants.

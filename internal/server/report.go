@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/control"
@@ -112,6 +113,10 @@ func (n *node) describeGroup(g *control.Group, reports []report) api.Group {
 	out := api.Group{Name: g.Name, Kind: g.Kind, Ack: g.Ack, Topology: g.Topology, Replicas: []api.Replica{},
 		InSync: api.InSync{Version: g.InSync.Version, Nodes: n.namesOf(g, g.InSync.Replicas), Since: g.InSync.Since, Why: g.InSync.Why,
 			After: g.InSyncBound().String()}}
+	out.History = fmt.Sprintf("%x", g.History)
+	if f := g.Fork; f != nil {
+		out.Fork = &api.Fork{Before: fmt.Sprintf("%x", f.Before), Index: f.Index, Cause: f.Cause, Time: f.Time, Node: n.seedOf(g)}
+	}
 	for _, r := range reports {
 		if r.Mode != "down" && r.Leader != 0 && r.Term >= out.Term {
 			out.Term, out.Leader = r.Term, n.nameOf(r.Leader)
@@ -156,4 +161,14 @@ func (n *node) describeDir(g *control.Group, reports []report) api.DirStatus {
 		out.Nodes = append(out.Nodes, d)
 	}
 	return out
+}
+
+// seedOf names the node that began a group's history; "" if it is no member any more.
+func (n *node) seedOf(g *control.Group) string {
+	for _, m := range g.Members {
+		if m.Replica == g.Fork.Seed {
+			return n.nameOf(m.Node)
+		}
+	}
+	return ""
 }

@@ -66,6 +66,10 @@ func (n *node) Restore(ctx context.Context, req api.Restore, body io.Reader) (ap
 		}}
 	}
 	if _, err := n.ctl.propose(ctx, cmd); err != nil {
+		var refused *api.Error
+		if errors.As(err, &refused) && refused.Code != api.CodeUnavailable { // else it may still be executed
+			n.discard(ctx, p.seed, upload)
+		}
 		return p.out, err
 	}
 	p.out.History = hex.EncodeToString(f.To[:])
@@ -221,6 +225,50 @@ func (n *node) upload(ctx context.Context, seed uint64, id string, body io.Reade
 		return refused
 	}
 	return nil
+}
+
+// discard removes an upload that is of no use; what cannot be removed now goes when its node starts again.
+func (n *node) discard(ctx context.Context, seed uint64, id string) {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	if _, err := call(ctx, n, seed, methodDiscard, groupRequest{Path: id}, n.discardHere); err != nil {
+		n.log.Warn("upload not removed", "node", n.nameOf(seed), "upload", id, "err", err)
+	}
+}
+
+func (n *node) discardHere(_ context.Context, req groupRequest) (none, error) {
+	if raw := make([]byte, 8); !decodeHex(req.Path, raw) || n.wantsUpload(req.Path) {
+		return none{}, &api.Error{Code: api.CodeConflict, Op: "restore", Subject: req.Path, Why: "it is no upload that can be removed"}
+	}
+	return none{}, os.RemoveAll(n.uploadDir(req.Path))
+}
+
+// wantsUpload says whether a group of this node was restored from an upload.
+func (n *node) wantsUpload(id string) bool {
+	return slices.ContainsFunc(n.ctl.state().Groups, func(g control.Group) bool { return g.Fork != nil && g.Fork.Upload == id })
+}
+
+// uploadAge is when an upload that no group came of is given up.
+const uploadAge = time.Hour
+
+// tidyUploads removes what restores left that were never decided.
+func (n *node) tidyUploads() error {
+	entries, err := os.ReadDir(n.data.sub("restore"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		info, err := os.Stat(filepath.Join(n.uploadDir(e.Name()), "contents")) // changes as long as it grows
+		if err != nil || n.wantsUpload(e.Name()) || time.Since(info.ModTime()) < uploadAge {
+			continue
+		}
+		errs = append(errs, os.RemoveAll(n.uploadDir(e.Name())))
+	}
+	return errors.Join(errs...)
 }
 
 // serveRestore takes an upload from another node.
