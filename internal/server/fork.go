@@ -229,49 +229,73 @@ func (n *node) planRecovery(ctx context.Context, op string, g *control.Group) (o
 		return found{e, err}
 	})
 	out = api.GroupRecovered{Group: g.Name, Lost: []string{}, Survivors: []string{}}
-	best := -1
-	var here []uint64
+	ends := make([]logEndAnswer, len(answers))
 	for i, a := range answers {
 		name := n.nameOf(g.Members[i].Node)
 		if a.err != nil {
 			out.Lost = append(out.Lost, name)
 			continue
 		}
-		out.Survivors = append(out.Survivors, name)
-		here = append(here, a.Replica)
-		if a.Last.Index > 0 && (best < 0 || farther(a.logEndAnswer, answers[best].logEndAnswer)) {
-			best = i
-		}
+		out.Survivors, ends[i] = append(out.Survivors, name), a.logEndAnswer
 	}
-	if best < 0 {
-		return out, 0, &api.Error{Code: api.CodeUnavailable, Op: op, Subject: g.Name, Why: "no member that is up has anything of it",
-			Hint: "start one that has, or restore the group: lockstep restore FILE --group " + g.Name}
-	}
-	b := answers[best]
-	if up, all := present(b.Voters, here); b.Leads || all > 0 && 2*up > all {
+	if up, all, enough := majorityOf(ends); enough {
 		return out, 0, &api.Error{Code: api.CodeConflict, Op: op, Subject: g.Name,
 			Why:  fmt.Sprintf("%d of its %d voters answer: it has its majority and needs no recovery", up, all),
 			Hint: "lockstep group show " + g.Name + " says what each does"}
 	}
+	best := farthest(ends, g.History)
+	if best < 0 {
+		return out, 0, &api.Error{Code: api.CodeUnavailable, Op: op, Subject: g.Name, Why: "no member that is up has anything of it",
+			Hint: "start one that has, or restore the group: lockstep restore FILE --group " + g.Name}
+	}
+	b := ends[best]
 	out.Node, out.Before = n.nameOf(g.Members[best].Node), fmt.Sprintf("%x", b.History)
 	out.Fork, out.Last = b.Commit.Index, b.Last.Index
 	return out, b.Replica, nil
 }
 
-func farther(a, b logEndAnswer) bool {
-	if a.Last.Term != b.Last.Term {
-		return a.Last.Term > b.Last.Term
-	}
-	return a.Last.Index > b.Last.Index
-}
-
-func present(voters, here []uint64) (up, all int) {
-	for _, v := range voters {
-		if slices.Contains(here, v) {
-			up++
+// majorityOf says whether the members that answer are enough by the configuration of any of them. A zero answer is
+// of a member that is down.
+func majorityOf(ends []logEndAnswer) (up, all int, enough bool) {
+	var here []uint64
+	for _, e := range ends {
+		if e.Replica != 0 {
+			here = append(here, e.Replica)
 		}
 	}
-	return up, len(voters)
+	for _, e := range ends {
+		up, all = 0, len(e.Voters)
+		for _, v := range e.Voters {
+			if slices.Contains(here, v) {
+				up++
+			}
+		}
+		if e.Leads || all > 0 && 2*up > all {
+			return up, all, true
+		}
+	}
+	return 0, 0, false
+}
+
+// farthest is the answer whose log goes farthest, as in an election: of those on the group's history if there are any,
+// since indexes of others mean something else. -1: nobody has anything.
+func farthest(ends []logEndAnswer, history [16]byte) int {
+	best := -1
+	better := func(a, b logEndAnswer) bool {
+		switch {
+		case (a.History == history) != (b.History == history):
+			return a.History == history
+		case a.Last.Term != b.Last.Term:
+			return a.Last.Term > b.Last.Term
+		}
+		return a.Last.Index > b.Last.Index
+	}
+	for i, e := range ends {
+		if e.Last.Index > 0 && (best < 0 || better(e, ends[best])) {
+			best = i
+		}
+	}
+	return best
 }
 
 // recoverHere makes this node's replica begin a new history. The replica is stopped first, so that the point where it

@@ -100,6 +100,23 @@ func TestEveryRoute(t *testing.T) {
 		{"token", func(ctx context.Context, c *client.Client) (any, error) {
 			return c.GroupToken(ctx, g, "00.1.2.3")
 		}, []any{"token", g, "00.1.2.3"}},
+		{"recover", func(ctx context.Context, c *client.Client) (any, error) {
+			return c.GroupRecover(ctx, g, api.GroupRecover{Confirm: "web", DryRun: true})
+		}, []any{"group recover", g, api.GroupRecover{Confirm: "web", DryRun: true}}},
+		{"backup", func(ctx context.Context, c *client.Client) (any, error) {
+			body, err := c.Backup(ctx, api.BackupCreate{Groups: []string{"web"}})
+			if err != nil {
+				return nil, err
+			}
+			b, err := io.ReadAll(body)
+			if string(b) != "the backup" {
+				err = fmt.Errorf("got %q, %v", b, err)
+			}
+			return string(b), errors.Join(err, body.Close())
+		}, []any{"backup", api.BackupCreate{Groups: []string{"web"}}}},
+		{"restore", func(ctx context.Context, c *client.Client) (any, error) {
+			return c.Restore(ctx, api.Restore{Group: "web", As: "copy", Paths: map[string]string{"n1": `/a\xff`}}, strings.NewReader("line 1\nline 2"))
+		}, []any{"restore", api.Restore{Group: "web", As: "copy", Paths: map[string]string{"n1": "/a\xff"}}, "line 1\nline 2"}},
 		{"create", func(ctx context.Context, c *client.Client) (any, error) {
 			return c.DirCreate(ctx, api.DirCreate{Name: "web", Paths: map[string]string{"n1": `/a\xff`}})
 		}, []any{"create", api.DirCreate{Name: "web", Paths: map[string]string{"n1": "/a\xff"}}}},

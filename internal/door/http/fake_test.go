@@ -79,7 +79,7 @@ func (n *fakeNode) Restore(_ context.Context, r api.Restore, body io.Reader) (ap
 	if err != nil {
 		return api.Restored{}, err
 	}
-	return api.Restored{Group: r.As}, n.note("restore", r, string(b))
+	return api.Restored{Group: r.As, Paths: r.Paths}, n.note("restore", r, string(b))
 }
 func (n *fakeNode) DirCreate(_ context.Context, r api.DirCreate) error { return n.note("create", r) }
 func (n *fakeNode) DirBind(_ context.Context, g, node, path string) error {
