@@ -25,7 +25,7 @@ var tortureTime = flag.Duration("torture.duration", 20*time.Second, "how long re
 
 const (
 	tortured   = 3
-	volumeSize = 512 << 20
+	volumeSize = 256 << 20
 )
 
 // torture is a cluster of real processes to which bad things happen while clients write down what they see.

@@ -47,7 +47,9 @@ type bubbleShape struct {
 	tail                      int           // bytes that an observer remembers
 	topology                  string
 	differ                    bool
-	rate                      uint64 // bytes a second of states; 0: no bound
+	rate                      uint64        // bytes a second of states; 0: no bound
+	checks                    time.Duration // between two comparisons of states
+	rots                      int           // node whose states are altered on the disk, once; 0: none
 }
 
 // bubbleNode is a node: its disk, and a process if one runs.
@@ -84,6 +86,10 @@ func newBubble(seed uint64) *bubble {
 		retain: uint64(pick(1, 2000, 64<<20)), tail: pick(1, 2000, 16<<20),
 		topology: []string{"star", "chain", "tree", "any"}[r.IntN(4)], differ: r.IntN(2) == 0,
 		rate: uint64(pick(0, 0, 100_000)),
+	}
+	b.shape.checks = time.Duration(pick(1, 5, 60)) * time.Second
+	if b.shape.voters >= 3 && r.IntN(2) == 0 {
+		b.shape.rots, b.shape.checks = 1+r.IntN(b.shape.voters+b.shape.observers), time.Second
 	}
 	b.net.b, b.net.blocked, b.net.arrivals = b, map[[2]uint64]bool{}, map[[2]uint64]time.Time{}
 	for i := range b.shape.voters + b.shape.observers {
@@ -241,7 +247,7 @@ func (b *bubble) wait() {
 // strike makes one kind of trouble.
 func (b *bubble) strike(ctx context.Context) {
 	n := b.nodes[b.roll(len(b.nodes))]
-	switch kind := b.roll(9); kind {
+	switch kind := b.roll(10); kind {
 	case 0, 1:
 		b.count("process killed")
 		n.kill(nil)
@@ -274,6 +280,12 @@ func (b *bubble) strike(ctx context.Context) {
 			b.count("disk error")
 			l.failing.Store(true)
 		}
+	case 9:
+		if b.shape.rots != 0 {
+			b.count("state altered on its disk")
+			b.rot(b.nodes[b.shape.rots-1])
+			b.shape.rots = 0
+		}
 	case 8:
 		if n.id > uint64(b.shape.voters) {
 			b.count("observer wiped")
@@ -284,6 +296,23 @@ func (b *bubble) strike(ctx context.Context) {
 		}
 	}
 	pause(ctx, b.spread(time.Second))
+}
+
+// rotten is a key that no client uses: an altered state shows in comparisons only.
+const rotten = 1 << 60
+
+// rot alters the states that a node has of every group, in both slots, whichever is in force.
+func (b *bubble) rot(n *bubbleNode) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, gr := range b.groups {
+		batch := n.state.Batch()
+		for _, slot := range []string{"m/", "n/"} {
+			must(batch.Set(append(fmt.Appendf(nil, "g/%016x/%s", gr.id, slot), valueKey(rotten)...), []byte("rot")), "alter state")
+		}
+		must(batch.Commit(), "alter state")
+		gr.altered.Store(true)
+	}
 }
 
 func (b *bubble) count(fault string) {

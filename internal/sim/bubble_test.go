@@ -102,6 +102,11 @@ func (b *bubble) converge(ctx context.Context) error {
 		if time.Now().After(deadline) {
 			return fmt.Errorf("not converged a minute after the last fault: %w", err)
 		}
-		pause(ctx, 500*time.Millisecond)
+		if err != nil {
+			for _, gr := range b.groups {
+				gr.nudge(ctx)
+			}
+			pause(ctx, 4*time.Second) // time to compare, to replace what differs, and to be level
+		}
 	}
 }

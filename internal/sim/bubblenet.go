@@ -159,6 +159,8 @@ func (p bubblePort) Call(ctx context.Context, to uint64, method string, req []by
 		serve = other.engine.ServeRead
 	case engine.MethodLine:
 		serve = other.engine.ServeLine
+	case engine.MethodDigest:
+		serve = other.engine.ServeDigest
 	}
 	served, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/anishathalye/porcupine"
@@ -18,8 +19,9 @@ import (
 
 // bubbleGroup is a group of registers in a bubble, and what its clients saw.
 type bubbleGroup struct {
-	b  *bubble
-	id uint64
+	b       *bubble
+	id      uint64
+	altered atomic.Bool // some replica's state was, and may not have been replaced yet
 
 	mu       sync.Mutex
 	values   uint64
@@ -46,10 +48,13 @@ func (gr *bubbleGroup) start(l *life) error {
 	for _, v := range bubbleVoters(s.voters).Voters() {
 		nodes[v] = v
 	}
-	_, err := l.engine.StartGroup(engine.GroupConfig{
+	g, err := l.engine.StartGroup(engine.GroupConfig{
 		ID: gr.id, Replica: n.id, Machine: swapper{}, Nodes: nodes, Initial: bubbleVoters(s.voters).Voters(),
 		History: [16]byte{byte(gr.id)}, RetainBytes: s.retain,
 	})
+	if err == nil {
+		g.SetCheckEvery(s.checks)
+	}
 	return err
 }
 
@@ -147,6 +152,17 @@ func (gr *bubbleGroup) read(ctx context.Context, id int, l *life) {
 	gr.history = append(gr.history, op)
 }
 
+// nudge writes something, so that there is something to compare.
+func (gr *bubbleGroup) nudge(ctx context.Context) {
+	if l := gr.b.nodes[0].running(); l != nil && gr.altered.Load() {
+		gr.mu.Lock()
+		gr.sessions++
+		s := l.engine.NewSession(gr.id, bubbleVoters(gr.b.shape.voters), [16]byte{byte(gr.id), byte(gr.sessions >> 8), byte(gr.sessions)})
+		gr.mu.Unlock()
+		gr.write(ctx, 0, s)
+	}
+}
+
 // level says whether every replica of the group is at one position with one digest.
 func (gr *bubbleGroup) level() error {
 	var at core.Position
@@ -169,6 +185,9 @@ func (gr *bubbleGroup) level() error {
 		}
 		if p != at {
 			return fmt.Errorf("node %d is at %+v, node 1 at %+v", n.id, p, at)
+		}
+		if d != digest && gr.altered.Load() {
+			return fmt.Errorf("node %d has another digest than node 1: a state was altered, and nobody has noticed", n.id)
 		}
 		if d != digest {
 			fail("group %d at %+v: node %d has another digest than node 1", gr.id, at, n.id)
