@@ -21,6 +21,8 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/farm"
 )
 
+var tortureLogs = flag.String("torture.logs", "", "copy the processes' logs into this directory")
+
 var tortureTime = flag.Duration("torture.duration", 20*time.Second, "how long real processes are tortured")
 
 const (
@@ -39,7 +41,7 @@ type torture struct {
 	rng     *rand.Rand
 	history *history
 	faults  map[string]int
-	full    bool
+	story   []string // what was done when
 }
 
 // TestTorture kills, stops, cuts off, fills the disk and moves the clocks of real processes while clients work, and
@@ -62,6 +64,9 @@ func TestTorture(t *testing.T) {
 	x.healed()
 	x.history.finalReads(ctx)
 	x.history.check(t)
+	if t.Failed() {
+		t.Logf("what was done:\n%s", strings.Join(x.story, "\n"))
+	}
 	x.report()
 }
 
@@ -93,9 +98,7 @@ func (x *torture) build() {
 			x.t.Error(err)
 		}
 		if x.t.Failed() {
-			for _, n := range x.farm.Nodes {
-				x.t.Logf("--- log of %s\n%s", n.Name, n.Log())
-			}
+			x.keepLogs()
 		}
 	})
 	for i := 1; i <= tortured; i++ {
@@ -109,6 +112,23 @@ func (x *torture) build() {
 		x.t.Fatal(err)
 	}
 	settle(x.t, x.ctx, x.farm)
+}
+
+// keepLogs shows what the processes had to say, or copies it to where it was asked for.
+func (x *torture) keepLogs() {
+	for _, n := range x.farm.Nodes {
+		if *tortureLogs == "" {
+			x.t.Logf("--- log of %s\n%s", n.Name, n.Log())
+			continue
+		}
+		b, err := os.ReadFile(filepath.Join(x.farm.Dir, n.Name+".log"))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(*tortureLogs, n.Name+".log"), b, 0o644)
+		}
+		if err != nil {
+			x.t.Error(err)
+		}
+	}
 }
 
 func (x *torture) place(dir string, i int) farm.Place {
@@ -141,10 +161,12 @@ func (x *torture) pause(least, most time.Duration) {
 func (x *torture) round() {
 	var undo []func() error
 	for range 1 + x.rng.IntN(2) {
-		kinds := slices.Sorted(maps.Keys(x.kinds()))
+		kinds := slices.Sorted(maps.Keys(x.kinds(x.farm.Nodes[0])))
 		kind := kinds[x.rng.IntN(len(kinds))]
 		x.faults[kind]++
-		end, err := x.kinds()[kind]()
+		n := x.farm.Nodes[x.rng.IntN(tortured)]
+		x.tell(kind + " " + n.Name)
+		end, err := x.kinds(n)[kind]()
 		if err != nil {
 			x.t.Errorf("%s: %v", kind, err)
 			return
@@ -153,19 +175,23 @@ func (x *torture) round() {
 		x.pause(0, 500*time.Millisecond)
 	}
 	x.pause(100*time.Millisecond, 3*time.Second)
+	x.tell("undone")
 	for _, end := range undo {
 		if err := end(); err != nil {
 			x.t.Error(err)
 		}
 	}
-	x.full = false
 	x.revive()
 	x.pause(100*time.Millisecond, 3*time.Second)
 }
 
-// kinds of faults; each returns how it is undone.
-func (x *torture) kinds() map[string]func() (func() error, error) {
-	n := x.farm.Nodes[x.rng.IntN(tortured)]
+// tell notes what is done, so that what clients saw can be compared with it.
+func (x *torture) tell(what string) {
+	x.story = append(x.story, fmt.Sprintf("%d ms: %s", x.history.now()/1e6, what))
+}
+
+// kinds of faults that node n, or everybody, may meet; each returns how it is undone.
+func (x *torture) kinds(n *farm.Node) map[string]func() (func() error, error) {
 	i := slices.Index(x.farm.Nodes, n) + 1
 	nothing := func() error { return nil }
 	kinds := map[string]func() (func() error, error){
@@ -198,7 +224,7 @@ func (x *torture) kinds() map[string]func() (func() error, error) {
 		}
 	}
 	if x.volume != nil {
-		kinds["full disk"] = func() (func() error, error) { x.full = true; return x.volume.Free, x.volume.Fill() }
+		kinds["full disk"] = func() (func() error, error) { return x.volume.Free, x.volume.Fill() }
 	}
 	return kinds
 }
@@ -226,6 +252,7 @@ func (x *torture) cut(i int, out, in bool) error {
 func (x *torture) revive() {
 	for _, n := range x.farm.Nodes {
 		if n.Ended() || !n.Running() {
+			x.tell("start " + n.Name)
 			if err := x.farm.Run(n, ""); err != nil {
 				x.t.Error(err)
 			}

@@ -26,6 +26,7 @@ type mutant struct {
 	old   string
 	new   string
 	why   string // what it breaks
+	whole bool   // to be seen by whole engines (TestBubble): it is in the engine's runners
 	quick bool   // seen within the first seeds: planted in every test run
 }
 
@@ -228,6 +229,38 @@ var mutants = []mutant{
 		new: "	out.field(nil)\n",
 		why: "what became of accepted writes is no longer known",
 	},
+	{
+		name: "writer tells of a write before it was done", file: "engine/writer.go", whole: true,
+		old: "	if len(writes) > 0 {\n		if err := w.store.Write(writes); err != nil {\n			return err\n		}\n	}\n" +
+			"	for _, j := range jobs {\n		j.done()\n	}\n	return nil\n",
+		new: "	for _, j := range jobs {\n		j.done()\n	}\n" +
+			"	if len(writes) > 0 {\n		return w.store.Write(writes)\n	}\n	return nil\n",
+		why: "what was acknowledged is on no disk when the process dies",
+	},
+	{
+		name: "observer reads without waiting", file: "engine/observer.go", whole: true,
+		old: "				return index, o.WaitApplied(ctx, index)\n",
+		new: "				return index, nil\n",
+		why: "a linearizable read at an observer misses acknowledged writes",
+	},
+	{
+		name: "a retry is another write", file: "engine/session.go", whole: true,
+		old: "p.Client, p.Seq, p.Floor = s.client, seq, s.answered()",
+		new: "p.Client, p.Seq, p.Floor = s.client, seq+uint64(try)<<32, s.answered()",
+		why: "a write whose answer was lost is executed twice",
+	},
+	{
+		name: "verdict without consequence", file: "engine/quarantine.go", whole: true,
+		old: "	if !odd || g.rep.Quarantine() != nil {\n",
+		new: "	if odd = false; !odd || g.rep.Quarantine() != nil {\n",
+		why: "a replica whose state was altered goes on with it",
+	},
+	{
+		name: "a feed that leaves entries out", file: "engine/source.go", whole: true,
+		old: "	entries, err := s.log.entries(c.next, applied, feedFrame)\n",
+		new: "	c.next = max(c.next, applied-min(applied, 1))\n	entries, err := s.log.entries(c.next, applied, feedFrame)\n",
+		why: "an observer is sent what does not follow, and begins again for ever",
+	},
 }
 
 // TestMutants plants bugs, one at a time, and wants the simulator to see each of them.
@@ -274,13 +307,14 @@ func plant(t *testing.T, m mutant, file, source string) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, binary, "-test.run=^TestSim$", "-sim.failfast",
-		fmt.Sprint("-sim.seeds=", *mutantSeeds))
-	out, err := cmd.CombinedOutput()
-	at := strings.Index(string(out), "replay:")
-	if err == nil || at < 0 {
+	args := []string{"-test.run=^TestSim$", "-sim.failfast", fmt.Sprint("-sim.seeds=", *mutantSeeds)}
+	if m.whole {
+		args = []string{"-test.run=^TestBubble$", "-test.failfast", fmt.Sprint("-sim.bubbles=", *mutantSeeds)}
+	}
+	out, err := exec.CommandContext(ctx, binary, args...).CombinedOutput()
+	_, first, found := strings.Cut(string(out), ": seed ")
+	if err == nil || !found {
 		t.Fatalf("not seen in %d seeds, though %s: %v\n%s", *mutantSeeds, m.why, err, out)
 	}
-	_, first, _ := strings.Cut(string(out[:at]), ": seed ")
 	t.Logf("seen: seed %.300s", first)
 }

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -70,11 +71,17 @@ func runShards(t *testing.T, shards uint64) {
 	if sum.Seeds >= 100 {
 		wantEvents(t, sum)
 	}
+	run := RecordedRun{
+		From: *from, Seeds: *seeds, Failed: *seeds - sum.Seeds, Seconds: math.Round(wall),
+		Simulated: sum.Simulated / 1000, Groups: sum.Groups, Tables: sum.Tables(),
+	}
+	line, err := json.Marshal(run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("json %s", line)
 	if *record {
-		writeRecord(t, RecordedRun{
-			From: *from, Seeds: *seeds, Failed: *seeds - sum.Seeds, Seconds: math.Round(wall),
-			Simulated: sum.Simulated / 1000, Groups: sum.Groups, Tables: sum.Tables(),
-		})
+		writeRecord(t, run)
 	}
 }
 
