@@ -28,6 +28,9 @@ type groupLog struct{ h *holding }
 
 func (l groupLog) Propose(ctx context.Context, payload []byte) (uint64, []byte, error) {
 	a, err := l.h.session.Propose(ctx, l.ack(), payload)
+	if a.Code == core.CommittedQuorumOnly {
+		l.h.noteQuorumOnly(a.Missing)
+	}
 	return a.Position.Index, a.Result, err
 }
 

@@ -42,6 +42,9 @@ type holding struct {
 	serving streams
 	fault   atomic.Pointer[error] // why there is no agent
 
+	quorumOnly atomic.Uint64 // changes that not every member of the in-sync set had in time
+	warned     atomic.Int64  // when that was logged last, Unix ns
+
 	stop  context.CancelFunc
 	tasks sync.WaitGroup
 }
@@ -347,6 +350,24 @@ func (n *node) closeHoldings() {
 		wait.Go(h.close)
 	}
 	wait.Wait()
+}
+
+// quorumOnlyEvery is how often it is logged that changes of a group with ack all are on a majority only.
+const quorumOnlyEvery = time.Minute
+
+// noteQuorumOnly counts a change that is committed but not on every member of the in-sync set: the binding goes on, and
+// says so.
+func (h *holding) noteQuorumOnly(missing []uint64) {
+	total, now, last := h.quorumOnly.Add(1), time.Now().UnixNano(), h.warned.Load()
+	if now-last >= 0 && now-last < int64(quorumOnlyEvery) || !h.warned.CompareAndSwap(last, now) {
+		return
+	}
+	g, ok := h.n.ctl.state().Group(h.group.ID)
+	if !ok {
+		return
+	}
+	h.n.log.Warn("a change is committed, but not every member of the in-sync set had it in time",
+		"group", g.Name, "missing", h.n.namesOf(g, missing), "ever", total)
 }
 
 // theAgent is the agent, or why there is none.

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -99,7 +100,11 @@ func (n *node) keepInSync(ctx context.Context, k *inSyncKeeper, g *control.Group
 	k.proposed = append(k.proposed, change)
 	err := n.proposeInSync(ctx, change)
 	if err == nil {
-		n.log.Warn("in-sync set changed", "group", g.Name, "version", rec.Version+1, "members", n.namesOf(g, next), "why", why)
+		level := slog.LevelInfo
+		if len(next) < len(rec.Replicas) {
+			level = slog.LevelWarn
+		}
+		n.log.Log(ctx, level, "in-sync set changed", "group", g.Name, "version", rec.Version+1, "members", n.namesOf(g, next), "why", why)
 	}
 	return err
 }

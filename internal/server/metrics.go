@@ -15,6 +15,7 @@ type collector struct {
 	pending, problems, peerUp, peerBytes *prometheus.Desc
 	peerClock, peerGarbage, unwanted     *prometheus.Desc
 	losses, doubtful, alarm, inSync      *prometheus.Desc
+	quorumOnly                           *prometheus.Desc
 }
 
 func newCollector(n *node) *collector {
@@ -41,6 +42,7 @@ func newCollector(n *node) *collector {
 		losses:      desc("group_lost_writes_total", "Writes that this node answered ACCEPTED as the leader and that were lost, ever.", "group"),
 		doubtful:    desc("group_quarantined", "1 if this node's state is not what the majority has.", "group"),
 		alarm:       desc("group_states_differ", "1 if states differ and no majority agrees.", "group"),
+		quorumOnly:  desc("dir_quorum_only_total", "Changes of this node under ack all that not every member of the in-sync set had in time.", "group"),
 		inSync:      desc("group_in_sync_members", "Members of the recorded in-sync set.", "group"),
 		peerBytes:   desc("peer_sent_bytes_total", "Bytes sent to the peer on raft connections.", "peer"),
 	}
@@ -78,6 +80,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			gauge(c.commit, float64(h.obs.SourceApplied()), g.Name)
 			gauge(c.feeds, float64(h.obs.Catchup().Feeds), g.Name)
 		}
+		ch <- prometheus.MustNewConstMetric(c.quorumOnly, prometheus.CounterValue, float64(h.quorumOnly.Load()), g.Name)
 		if a, err := h.theAgent(); err == nil {
 			d, err := a.Status()
 			if err != nil {
