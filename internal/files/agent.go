@@ -142,6 +142,9 @@ func New(cfg Config) (*Agent, error) {
 		cfg: cfg, log: cfg.Logger, table: table{cfg.Table}, board: newBoard(cfg.Now),
 		results: make(chan []finding, 64), rescan: make(chan struct{}, 1), begun: make(chan struct{}),
 	}
+	// What the group has applied so far is not known to be on disk: until all of it was compared, what is committed
+	// from now on must not move the placed index past it.
+	a.board.restart(0)
 	a.guard.now = cfg.Now
 	a.status.start(cfg.Now)
 	if err := a.open(); err != nil {

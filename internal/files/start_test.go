@@ -144,3 +144,28 @@ func damage(nd *node, path, data string) {
 	must(t, e.set(path, rec))
 	must(t, e.commit())
 }
+
+// TestNothingCountsAsPlacedBeforeTheFirstComparison: what is committed while the binding is being taken up must not
+// cover what was committed before and is not on disk.
+func TestNothingCountsAsPlacedBeforeTheFirstComparison(t *testing.T) {
+	f := newFarm(t, 1)
+	nd := f.nodes[0]
+	var cfg Config
+	nd.change = func(c *Config) { cfg = *c }
+	nd.up()
+	nd.down()
+	// An owner opens an agent long after the replica: nobody tells this one that the state was restored.
+	a, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	a.Changed(1000, nil)
+	if at := a.Placed(); at != 0 {
+		t.Errorf("%d counts as placed though nothing was compared", at)
+	}
+}
