@@ -473,7 +473,7 @@ func TestJoinExchange(t *testing.T) {
 	key, _ := NewKey(seeded(4))
 	csr, _ := NewCSR(key)
 	var wire bytes.Buffer
-	req := JoinRequest{tok.ID, tok.Secret, "n2", "10.0.0.2:7420", csr, "v1", Level, true}
+	req := JoinRequest{tok.ID, tok.Secret, "n2", "10.0.0.2:7420", csr, "v1", Level, "", true}
 	if _, err := req.WriteTo(&wire); err != nil {
 		t.Fatal(err)
 	}

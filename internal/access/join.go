@@ -29,6 +29,7 @@ type JoinRequest struct {
 	CSR     []byte  `json:"csr"`     // DER, see NewCSR
 	Version string  `json:"version"` // of the software, for people
 	Level   int     `json:"level"`   // newest format that it knows
+	Zone    string  `json:"zone,omitempty"`
 	Replace bool    `json:"replace"` // take the place of the node of that name, whose data is lost
 }
 

@@ -133,7 +133,7 @@ func (a *app) unknownOrHelp(root bool) func(*cobra.Command, []string) error {
 				Hint: "one of: " + strings.Join(names, ", ")}
 		}
 		hint := fmt.Sprintf("see `%s -h`", cmd.CommandPath())
-		if near := nearest(args[0], names); near != "" {
+		if near := api.Nearest(args[0], names); near != "" {
 			hint = fmt.Sprintf("did you mean `%s %s`?", cmd.CommandPath(), near)
 		}
 		return &api.Error{Code: api.CodeUsage, Op: opName(cmd), Why: fmt.Sprintf("unknown command %q", args[0]), Hint: hint}

@@ -147,26 +147,6 @@ func TestEveryCommandExplainsItself(t *testing.T) {
 	walk(root)
 }
 
-func TestNearest(t *testing.T) {
-	words := []string{"listen", "data", "name", "api", "log_level", "advertise"}
-	for in, want := range map[string]string{
-		"listne": "listen", "LISTEN": "listen", "dta": "data", "datadir": "", "lis": "listen", "log-level": "log_level",
-		"x": "", "": "", "zebra": "", "nmae": "name", "advertize": "advertise",
-	} {
-		if got := nearest(in, words); got != want {
-			t.Errorf("nearest(%q) = %q, want %q", in, got, want)
-		}
-	}
-	for _, tc := range []struct {
-		a, b string
-		want int
-	}{{"", "", 0}, {"a", "", 1}, {"", "ab", 2}, {"abc", "abd", 1}, {"ab", "ba", 1}, {"kitten", "sitting", 3}} {
-		if got := distance(tc.a, tc.b); got != tc.want {
-			t.Errorf("distance(%q, %q) = %d, want %d", tc.a, tc.b, got, tc.want)
-		}
-	}
-}
-
 func TestFormat(t *testing.T) {
 	for n, want := range map[uint64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 10188: "9.9 KiB", 10240: "10 KiB",
 		1048000: "1023 KiB", 1048575: "1.0 MiB", 5 << 30: "5.0 GiB", 1<<64 - 1: "16 EiB"} {

@@ -39,6 +39,7 @@ func settings() []setting {
 		{key: "advertise", usage: "HOST:PORT under which other nodes reach this one (default: found out from --listen)"},
 		{key: "api", value: "127.0.0.1:" + strconv.Itoa(api.DefaultPort), usage: "loopback HOST:PORT of the HTTP API; off: only the socket in the data directory"},
 		{key: "join", usage: "token of the cluster to join; needed only once"},
+		{key: "zone", usage: "what fails together with this server, for instance a rack or a room: voters are spread over zones"},
 		{key: "replace", toggle: true, usage: "join under the name of a node that lost its data directory"},
 		{key: "snapshot_rate", value: "0", usage: "most bytes a second that the node sends of whole states, with K, M or G; 0: no limit"},
 		{key: "log", value: "text", usage: "form of the log on standard error: text or json"},
@@ -116,7 +117,7 @@ func nearKey(key string, known []setting) string {
 	for i, s := range known {
 		keys[i] = s.key
 	}
-	if near := nearest(strings.ReplaceAll(key, "-", "_"), keys); near != "" {
+	if near := api.Nearest(strings.ReplaceAll(key, "-", "_"), keys); near != "" {
 		return fmt.Sprintf("did you mean %q?", near)
 	}
 	return "known keys: " + strings.Join(keys, ", ")
@@ -144,7 +145,7 @@ func serveConfig(v map[string]string, stderr io.Writer) (ServeConfig, error) {
 	bad := func(key, why, hint string) error {
 		return &api.Error{Code: api.CodeUsage, Op: "setting", Subject: key, Why: why, Hint: hint}
 	}
-	cfg := ServeConfig{Name: v["name"], Listen: v["listen"], Advertise: v["advertise"], API: v["api"], Join: v["join"]}
+	cfg := ServeConfig{Name: v["name"], Listen: v["listen"], Advertise: v["advertise"], API: v["api"], Join: v["join"], Zone: v["zone"]}
 	var err error
 	if v["data"] == "" {
 		return cfg, bad("data", "must not be empty", "")
@@ -161,6 +162,9 @@ func serveConfig(v map[string]string, stderr io.Writer) (ServeConfig, error) {
 	}
 	if !ValidName(cfg.Name) && (cfg.Name != "" || !known) {
 		return cfg, bad("name", fmt.Sprintf("%q is not a name", cfg.Name), "use 1 to 63 letters, digits, '-', '_' and '.', beginning with a letter or digit")
+	}
+	if cfg.Zone != "" && !ValidName(cfg.Zone) {
+		return cfg, bad("zone", fmt.Sprintf("%q is not a name", cfg.Zone), "use 1 to 63 letters, digits, '-', '_' and '.', beginning with a letter or digit")
 	}
 	for _, key := range []string{"listen", "advertise"} {
 		if why := checkAddress(v[key]); v[key] != "" && why != "" {

@@ -15,6 +15,7 @@ type ServeConfig struct {
 	Advertise string // HOST:PORT under which other nodes reach it; empty: found out from Listen
 	API       string // loopback HOST:PORT of the HTTP API; empty: only the unix socket
 	Join      string // token; empty: start a new cluster, or go on with what Data holds
+	Zone      string // what fails together with this node; empty: unknown
 	Replace   bool   // join under the name of a node that lost its data directory
 	// SnapshotRate bounds the bytes a second that the node sends of whole states; 0: no bound.
 	SnapshotRate uint64

@@ -26,7 +26,7 @@ func flagError(cmd *cobra.Command, err error) error {
 	var names []string
 	cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
 	cmd.InheritedFlags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
-	if near := nearest(unknown.GetSpecifiedName(), names); near != "" {
+	if near := api.Nearest(unknown.GetSpecifiedName(), names); near != "" {
 		e.Hint = fmt.Sprintf("did you mean --%s?", near)
 	}
 	return e
@@ -56,44 +56,6 @@ func wants(cmd *cobra.Command, args []string) error {
 		why = "an argument is missing"
 	}
 	return &api.Error{Code: api.CodeUsage, Op: opName(cmd), Why: why, Hint: "usage: " + cmd.UseLine()}
-}
-
-// nearest returns the candidate that word was probably meant to be, or "".
-func nearest(word string, candidates []string) string {
-	best, bestDistance := "", max(1, len(word)/3)+1
-	for _, c := range candidates {
-		d := distance(strings.ToLower(word), c)
-		if len(word) >= 2 && strings.HasPrefix(c, strings.ToLower(word)) {
-			d = 1
-		}
-		if d < bestDistance {
-			best, bestDistance = c, d
-		}
-	}
-	return best
-}
-
-// distance counts the insertions, deletions, replacements and swaps of neighbours that make b of a.
-func distance(a, b string) int {
-	before, prev, cur := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
-	for j := range prev {
-		prev[j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		cur[0] = i
-		for j := 1; j <= len(b); j++ {
-			cost := 1
-			if a[i-1] == b[j-1] {
-				cost = 0
-			}
-			cur[j] = min(prev[j]+1, cur[j-1]+1, prev[j-1]+cost)
-			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				cur[j] = min(cur[j], before[j-2]+1)
-			}
-		}
-		before, prev, cur = prev, cur, before
-	}
-	return prev[len(b)]
 }
 
 // opName is the command without the program's name.

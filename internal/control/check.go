@@ -30,6 +30,43 @@ const topologies = "star, chain, tree:K with K from 2 to 64, auto"
 // acks are the values of a group's ack.
 const acks = "local, quorum, all"
 
+// checkZone says what is wrong with the name of a zone; a node may be in none.
+func checkZone(zone string) string {
+	if zone == "" || checkName(zone) == "" {
+		return ""
+	}
+	return "the name of a zone has 1 to 63 letters, digits, '.', '_' and '-', and begins with a letter or digit"
+}
+
+// UnknownNode is the error of who names a node that the cluster does not have.
+func (s *State) UnknownNode(op, name string) *api.Error {
+	var names []string
+	for _, n := range s.Nodes {
+		if !n.Removed {
+			names = append(names, n.Name)
+		}
+	}
+	return unknown(op, name, "no such node", names, "lockstep node list shows them")
+}
+
+// UnknownGroup is the error of who names a group that the cluster does not have.
+func (s *State) UnknownGroup(op, name string) *api.Error {
+	var names []string
+	for _, g := range s.Groups {
+		if !g.Deleted {
+			names = append(names, g.Name)
+		}
+	}
+	return unknown(op, name, "no such group", names, "lockstep group list shows them")
+}
+
+func unknown(op, name, why string, names []string, hint string) *api.Error {
+	if near := api.Nearest(name, names); near != "" {
+		hint = "did you mean " + near + "? " + hint
+	}
+	return &api.Error{Code: api.CodeNotFound, Op: op, Subject: name, Why: why, Hint: hint}
+}
+
 // checkSettings fills in defaults and refuses what nobody implements.
 func checkSettings(s *State, g *Group) *api.Error {
 	refuse := func(what, value, allowed string) *api.Error {
@@ -61,7 +98,7 @@ func checkSettings(s *State, g *Group) *api.Error {
 	}
 	if name, ok := strings.CutPrefix(g.Conflict, "prefer:"); ok {
 		if _, known := s.NodeNamed(name); !known {
-			return unknownNode("dir create", name).Error
+			return s.UnknownNode("dir create", name)
 		}
 		return nil
 	}
@@ -80,7 +117,7 @@ func checkSettings(s *State, g *Group) *api.Error {
 func (x *execution) checkBinding(op, node, dir string) (*Node, string, *api.Error) {
 	n, ok := x.s.NodeNamed(node)
 	if !ok {
-		return nil, "", unknownNode(op, node).Error
+		return nil, "", x.s.UnknownNode(op, node)
 	}
 	if !path.IsAbs(dir) || strings.ContainsRune(dir, 0) {
 		return nil, "", &api.Error{Code: api.CodeUsage, Op: op, Subject: node + ":" + dir, Why: "the path is not absolute",
@@ -127,7 +164,7 @@ func (x *execution) setGroup(c *SetGroup) (Result, error) {
 	const op = "group set"
 	g, ok := x.s.GroupNamed(c.Group)
 	if !ok {
-		return refuse(api.CodeNotFound, op, c.Group, "no such group", "lockstep group list shows them"), nil
+		return Result{Error: x.s.UnknownGroup(op, c.Group)}, nil
 	}
 	var set []string
 	change := func(setting, to string) { set = append(set, setting+" "+to) }
@@ -161,6 +198,14 @@ func (x *execution) setGroup(c *SetGroup) (Result, error) {
 		}
 		g.CheckEvery = c.CheckEvery
 		change("check-every", c.CheckEvery.String())
+	}
+	if after := c.RepairAfter; after != nil && *after != g.RepairAfter {
+		if *after < 0 || *after > 0 && *after < MinRepairAfter {
+			return refuse(api.CodeUsage, op, g.Name, fmt.Sprintf("repair-after %s is too short", *after),
+				fmt.Sprintf("choose at least %s, or off: a restart must not be taken for a loss", MinRepairAfter)), nil
+		}
+		g.RepairAfter = *after
+		change("repair-after", after.String())
 	}
 	if len(set) == 0 {
 		return Result{Group: g.ID}, nil

@@ -23,6 +23,12 @@ type Command struct {
 	SetGroup    *SetGroup    `json:"set_group,omitempty"`
 	SetInSync   *SetInSync   `json:"set_in_sync,omitempty"`
 	ForkGroup   *ForkGroup   `json:"fork_group,omitempty"`
+	Members     *Members     `json:"members,omitempty"`
+	Seats       *Seats       `json:"seats,omitempty"`
+	Drain       *Drain       `json:"drain,omitempty"`
+	RemoveNode  *RemoveNode  `json:"remove_node,omitempty"`
+	DeleteGroup *DeleteGroup `json:"delete_group,omitempty"`
+	ChoseLeader *ChoseLeader `json:"chose_leader,omitempty"`
 }
 
 // Init describes the cluster and its first node, which has id 1. A second one changes nothing.
@@ -43,15 +49,19 @@ type Join struct {
 	Name    string `json:"name"`
 	Address string `json:"address"`
 	Version string `json:"version"`
+	Zone    string `json:"zone,omitempty"`
 	// Replace: the node of that name has lost its data; this one takes its place in every group.
 	Replace bool `json:"replace"`
 }
 
-// SetAddress says where a node is to be found from now on, and what version it runs.
+// SetAddress is how a node that started introduces itself: where it is to be found from now on, what version it
+// runs, and its life, by which a copy or an old image of its data directory is told from its successor.
 type SetAddress struct {
 	Node    uint64 `json:"node"`
 	Address string `json:"address"`
 	Version string `json:"version"`
+	Zone    string `json:"zone,omitempty"`
+	Life    Life   `json:"life,omitzero"`
 }
 
 // CreateGroup makes a files group over the given directories (node name → path).
@@ -89,6 +99,61 @@ type SetGroup struct {
 	InSyncAfter time.Duration `json:"in_sync_after,omitempty"`
 	// CheckEvery is how often the replicas compare their states.
 	CheckEvery time.Duration `json:"check_every,omitempty"`
+	// RepairAfter is how long a voter may be down before a spare takes its seat; 0: for ever. nil: it stays as it is.
+	RepairAfter *time.Duration `json:"repair_after,omitempty"`
+}
+
+// Operations of Members.
+const (
+	OpAdd     = "add"
+	OpRemove  = "remove"
+	OpPromote = "promote"
+	OpDemote  = "demote"
+	OpReplace = "replace"
+)
+
+// RoleSpare is what may be asked for in Members.Role: an observer that is a spare.
+const RoleSpare = "spare"
+
+// Members changes one membership of a group, because somebody said so.
+type Members struct {
+	Group string `json:"group"`
+	Op    string `json:"op"`
+	Node  string `json:"node"`
+	With  string `json:"with,omitempty"` // replace: the node that comes instead
+	Path  string `json:"path,omitempty"` // add, replace: its directory
+	Role  string `json:"role,omitempty"` // add: voter, observer, spare; empty: as the group needs
+}
+
+// Seats gives the seat of node Out to node In, because policy said so; one of them may be 0. They are exchanged as a
+// whole, a spare's duty included. A proposer that looked at an older state is refused.
+type Seats struct {
+	Group uint64 `json:"group"`
+	In    uint64 `json:"in,omitempty"`
+	Out   uint64 `json:"out,omitempty"`
+	Why   string `json:"why"`
+}
+
+// Drain has a node give up its seats and leaderships, or take part again.
+type Drain struct {
+	Node string `json:"node"`
+	Off  bool   `json:"off,omitempty"`
+}
+
+// RemoveNode takes a node out of the cluster and of every group. It must be draining and hold no seat.
+type RemoveNode struct {
+	Node string `json:"node"`
+}
+
+// DeleteGroup ends a files group; the files stay.
+type DeleteGroup struct {
+	Group string `json:"group"`
+}
+
+// ChoseLeader notes that somebody chose who leads a group.
+type ChoseLeader struct {
+	Group string `json:"group"`
+	Node  string `json:"node"`
 }
 
 // Result is what the proposer is told.

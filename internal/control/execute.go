@@ -50,6 +50,25 @@ func (x *execution) run(c *Command) (Result, error) {
 	case c.SetInSync != nil:
 		return x.setInSync(c.SetInSync)
 	}
+	return x.runMembership(c)
+}
+
+// runMembership carries out what changes who belongs to what.
+func (x *execution) runMembership(c *Command) (Result, error) {
+	switch {
+	case c.Members != nil:
+		return x.members(c.Members)
+	case c.Seats != nil:
+		return x.seats(c.Seats)
+	case c.Drain != nil:
+		return x.drain(c.Drain)
+	case c.RemoveNode != nil:
+		return x.removeNode(c.RemoveNode)
+	case c.DeleteGroup != nil:
+		return x.deleteGroup(c.DeleteGroup)
+	case c.ChoseLeader != nil:
+		return x.choseLeader(c.ChoseLeader)
+	}
 	return refuse(api.CodeUsage, "control", "", "an unknown command", "upgrade the nodes that are older"), nil
 }
 
@@ -71,7 +90,7 @@ func (x *execution) init(c *Init) (Result, error) {
 	n.ID, n.Joined = 1, x.now
 	g := Group{
 		ID: ControlGroup, Name: KindControl, Kind: KindControl, Ack: "quorum", History: c.History, Created: x.now,
-		Initial: []uint64{1}, Members: []Member{{Replica: 1, Node: 1, Role: RoleVoter}}, NextReplica: 2,
+		Initial: []uint64{1}, Members: []Member{{Replica: 1, Node: 1, Role: RoleVoter, Binding: 1}}, NextReplica: 2,
 		Topology: "auto", InSync: InSync{Version: 1, Replicas: []uint64{1}, Since: x.now, Why: "the group is new"},
 	}
 	c.Cluster.Created = x.now
@@ -129,7 +148,10 @@ func (x *execution) join(c *Join) (Result, error) {
 		return refuse(api.CodeConflict, op, c.Name, "a node of this name is in the cluster",
 			"choose another --name; or, if that node has lost its data for good, add --replace"), nil
 	}
-	n := Node{ID: x.s.Nodes[len(x.s.Nodes)-1].ID + 1, Name: c.Name, Address: c.Address, Version: c.Version, Joined: x.now}
+	if why := checkZone(c.Zone); why != "" {
+		return refuse(api.CodeUsage, op, c.Zone, why, "choose another with --zone"), nil
+	}
+	n := Node{ID: x.s.Nodes[len(x.s.Nodes)-1].ID + 1, Name: c.Name, Address: c.Address, Version: c.Version, Zone: c.Zone, Joined: x.now}
 	t.Used++
 	x.what = fmt.Sprintf("node %s joined as %d with token %s", n.Name, n.ID, t.ID)
 	if err := x.put(idKey(tagNode, n.ID), n, tokenKey(t.ID), *t); err != nil {
@@ -139,7 +161,8 @@ func (x *execution) join(c *Join) (Result, error) {
 		return Result{Node: n.ID}, x.replace(old, n.ID)
 	}
 	control, _ := x.s.Group(ControlGroup)
-	return Result{Node: n.ID}, x.addMember(control, n.ID, n.ID, "")
+	control.add(Member{Node: n.ID, Role: control.roleOfNext()})
+	return Result{Node: n.ID}, x.putGroup(control)
 }
 
 // replace gives the new node every membership of the old one, under replica ids of its own.
@@ -155,13 +178,14 @@ func (x *execution) replace(old *Node, by uint64) error {
 			if m.Node != old.ID {
 				continue
 			}
-			m.Node, m.Replica = by, g.NextReplica
-			if g.ID == ControlGroup {
-				m.Replica = by
+			if m.Role == RoleVoter {
+				g.retire(m)
 			}
-			g.NextReplica = max(g.NextReplica, m.Replica) + 1
+			m.Node, m.Replica = by, g.NextReplica
+			m.Binding = m.Replica
+			g.NextReplica++
 			g.Members[k] = m
-			if err := x.put(idKey(tagGroup, g.ID), *g); err != nil {
+			if err := x.putGroup(g); err != nil {
 				return err
 			}
 		}
@@ -169,27 +193,31 @@ func (x *execution) replace(old *Node, by uint64) error {
 	return nil
 }
 
-// addMember appends a member; replica 0 takes the group's next id.
-func (x *execution) addMember(g *Group, node, replica uint64, path string) error {
-	if replica == 0 {
-		replica = g.NextReplica
-	}
-	g.Members = append(g.Members, Member{Replica: replica, Node: node, Role: g.roleOfNext(), Path: path})
-	g.NextReplica = max(g.NextReplica, replica) + 1
-	return x.put(idKey(tagGroup, g.ID), *g)
-}
-
 func (x *execution) setAddress(c *SetAddress) (Result, error) {
 	n, ok := x.s.Node(c.Node)
 	if !ok || n.Removed {
-		return refuse(api.CodeDenied, "serve", fmt.Sprint(c.Node), "this node was removed from the cluster",
-			"join again with a token and an empty data directory"), nil
+		return Result{Error: Expelled(fmt.Sprint(c.Node))}, nil
 	}
-	if n.Address == c.Address && n.Version == c.Version {
+	if !n.Life.Admits(c.Life) {
+		return Result{Error: Outlived(n.Name)}, nil
+	}
+	if why := checkZone(c.Zone); why != "" {
+		return refuse(api.CodeUsage, "serve", c.Zone, why, "choose another with --zone"), nil
+	}
+	if c.Life == (Life{}) {
+		c.Life = n.Life
+	}
+	same := n.Address == c.Address && n.Version == c.Version && n.Zone == c.Zone
+	if same && n.Life == c.Life {
 		return Result{Node: n.ID}, nil
 	}
-	n.Address, n.Version = c.Address, c.Version
-	x.what = fmt.Sprintf("node %s is at %s, version %s", n.Name, n.Address, n.Version)
+	if !same { // a mere start is no change that anybody has to answer for
+		x.what = fmt.Sprintf("node %s is at %s, version %s", n.Name, c.Address, c.Version)
+		if c.Zone != "" {
+			x.what += ", in zone " + c.Zone
+		}
+	}
+	n.Address, n.Version, n.Zone, n.Life = c.Address, c.Version, c.Zone, c.Life
 	return Result{Node: n.ID}, x.put(idKey(tagNode, n.ID), *n)
 }
 
@@ -216,12 +244,11 @@ func (x *execution) createGroup(c *CreateGroup) (Result, error) {
 		if e != nil {
 			return Result{Error: e}, nil
 		}
-		m := Member{Replica: g.NextReplica, Node: n.ID, Role: g.roleOfNext(), Path: path}
-		g.NextReplica++
-		g.Members = append(g.Members, m)
-		if m.Role == RoleVoter {
-			g.Initial = append(g.Initial, m.Replica)
-		}
+		g.add(Member{Node: n.ID, Role: RoleObserver, Path: path})
+	}
+	for _, i := range spread(x.s, g.Members, MaxVoters) {
+		g.Members[i].Role = RoleVoter
+		g.Initial = append(g.Initial, g.Members[i].Replica)
 	}
 	g.InSync = InSync{Version: 1, Replicas: slices.Clone(g.Initial), Since: x.now, Why: "the group is new"}
 	x.what = fmt.Sprintf("files group %s created on %s", g.Name, nodes(len(g.Members)))
@@ -249,7 +276,8 @@ func (x *execution) bind(c *Bind) (Result, error) {
 			"to move it: lockstep dir unbind "+g.Name+" "+c.Node+", then bind again"), nil
 	}
 	x.what = fmt.Sprintf("group %s bound to %s:%s", g.Name, n.Name, path)
-	return Result{Group: g.ID}, x.addMember(g, n.ID, 0, path)
+	g.add(Member{Node: n.ID, Role: g.roleOfNext(), Path: path})
+	return Result{Group: g.ID}, x.putGroup(g)
 }
 
 func (x *execution) unbind(c *Unbind) (Result, error) {
@@ -258,26 +286,24 @@ func (x *execution) unbind(c *Unbind) (Result, error) {
 	if g == nil {
 		return r, nil
 	}
-	n, ok := x.s.NodeNamed(c.Node)
-	if !ok {
-		return unknownNode(op, c.Node), nil
+	n, i, e := x.memberNamed(op, g, c.Node)
+	if e != nil {
+		return Result{Error: e}, nil
 	}
-	i := slices.IndexFunc(g.Members, func(m Member) bool { return m.Node == n.ID })
-	if i < 0 {
-		return refuse(api.CodeNotFound, op, c.Node, "it does not hold group "+g.Name, "lockstep dir status "+g.Name+" shows who does"), nil
+	if e := g.lastSeat(op, n, i); e != nil {
+		return Result{Error: e}, nil
 	}
-	if len(g.Members) == 1 || g.Members[i].Role == RoleVoter && len(g.Voters()) == 1 {
-		return refuse(api.CodeConflict, op, c.Node, "it is the last voter of group "+g.Name, "bind another node first"), nil
-	}
-	g.Members = slices.Delete(g.Members, i, i+1)
+	g.drop(i)
 	x.what = fmt.Sprintf("group %s unbound from %s", g.Name, n.Name)
-	return Result{Group: g.ID}, x.put(idKey(tagGroup, g.ID), *g)
+	return Result{Group: g.ID}, x.putGroup(g)
 }
 
 func (x *execution) filesGroup(op, name string) (*Group, Result) {
 	g, ok := x.s.GroupNamed(name)
 	if !ok || g.Kind != KindFiles {
-		return nil, refuse(api.CodeNotFound, op, name, "no such files group", "lockstep group list shows them")
+		e := x.s.UnknownGroup(op, name)
+		e.Why = "no such files group"
+		return nil, Result{Error: e}
 	}
 	return g, Result{}
 }
@@ -289,9 +315,7 @@ func nodes(n int) string {
 	return fmt.Sprintf("%d nodes", n)
 }
 
-func unknownNode(op, name string) Result {
-	return refuse(api.CodeNotFound, op, name, "no such node", "lockstep node list shows them")
-}
+func (x *execution) putGroup(g *Group) error { return x.put(idKey(tagGroup, g.ID), *g) }
 
 // put stores pairs of key and value.
 func (x *execution) put(pairs ...any) error {

@@ -110,7 +110,7 @@ func TestReplace(t *testing.T) {
 		t.Fatalf("n2 is node %d", n.ID)
 	}
 	g, _ := s.GroupNamed("g")
-	if want := (control.Member{Replica: 3, Node: 4, Role: control.RoleVoter, Path: "/b"}); g.Members[1] != want || g.NextReplica != 4 {
+	if want := (control.Member{Replica: 3, Node: 4, Role: control.RoleVoter, Path: "/b", Binding: 3}); g.Members[1] != want || g.NextReplica != 4 {
 		t.Fatalf("group %+v", g)
 	}
 	c, _ := s.Group(control.ControlGroup)

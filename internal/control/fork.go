@@ -58,7 +58,7 @@ func (x *execution) forkGroup(c *ForkGroup) (Result, error) {
 	}
 	g, ok := x.s.GroupNamed(c.Group)
 	if !ok {
-		return refuse(api.CodeNotFound, op, c.Group, "no such group", "lockstep group list shows them"), nil
+		return Result{Error: x.s.UnknownGroup(op, c.Group)}, nil
 	}
 	if g.History == c.To {
 		return Result{Group: g.ID}, nil
@@ -79,7 +79,7 @@ func (x *execution) forkGroup(c *ForkGroup) (Result, error) {
 func (x *execution) fork(op string, g *Group, c *ForkGroup) *api.Error {
 	n, ok := x.s.NodeNamed(c.Node)
 	if !ok {
-		return unknownNode(op, c.Node).Error
+		return x.s.UnknownNode(op, c.Node)
 	}
 	i := slices.IndexFunc(g.Members, func(m Member) bool { return m.Node == n.ID })
 	if i < 0 {
@@ -115,7 +115,7 @@ func (g *Group) seat(i int) {
 	}
 	for k := len(g.Members) - 1; k >= 0; k-- {
 		if k != i && g.Members[k].Role == RoleVoter {
-			g.Members[k].Role = RoleObserver
+			g.turn(k, RoleObserver)
 			return
 		}
 	}

@@ -7,64 +7,139 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 )
 
-// Progress of a learner.
+// Progress of a replica, as the group's leader sees it.
 type Progress uint8
 
 const (
-	Absent   Progress = iota // not heard of
+	Absent   Progress = iota // not heard of lately
 	Learning                 // it runs and gets what it lacks
 	CaughtUp
 )
 
+// Lead is a group as its leader sees it.
+type Lead struct {
+	Self     uint64            // the replica that leads
+	Conf     *raftpb.ConfState // in force
+	Progress func(replica uint64) Progress
+	Avoid    func(replica uint64) bool // it should not lead: its node is being drained
+}
+
+// Step is what the leader does next; the zero Step is nothing.
+type Step struct {
+	Change   *raftpb.ConfChangeV2
+	Transfer uint64 // replica that is to lead instead
+	Why      string
+}
+
 // PlanMembership is the next step from the configuration in force towards the members that the group should
-// have; nil if there is nothing to do, or nothing yet. One change at a time: new voters enter as learners and
-// are promoted when they have caught up; a voter that is being replaced leaves in the same joint change in
-// which its replacement is promoted, so that the group never has fewer that can vote.
+// have. One change at a time: new voters enter as learners and are promoted when they have caught up; a voter that
+// is being replaced leaves in the same joint change in which its replacement is promoted, so that the group never
+// has fewer that can vote. No change is planned after which a majority would not be there. A leader does not take
+// itself out: it hands over first.
 //
-// A replacement that does not run yet keeps nobody in: its node may have to end the old replica first.
-func PlanMembership(g *Group, conf *raftpb.ConfState, progress func(replica uint64) Progress) (*raftpb.ConfChangeV2, string) {
-	if len(conf.GetVotersOutgoing()) > 0 {
-		return nil, ""
+// A replacement that does not run yet keeps the one that it replaces in, but for one on the same node, which may
+// have to end the old replica first.
+func PlanMembership(g *Group, l Lead) Step {
+	if len(l.Conf.GetVotersOutgoing()) > 0 {
+		return Step{}
 	}
-	want := map[uint64]bool{}
-	for _, m := range g.Voters() {
-		want[m.Replica] = true
+	voters := l.Conf.GetVoters()
+	stale := staleVoters(g, l)
+	ready, waiting, step := newVoters(g, l, stale)
+	if step.Why != "" {
+		return step
 	}
-	var waiting, ready []uint64
-	for _, m := range g.Voters() {
-		switch {
-		case slices.Contains(conf.GetVoters(), m.Replica):
-		case !slices.Contains(conf.GetLearners(), m.Replica):
-			return change(raftpb.ConfChangeAddLearnerNode, m.Replica), fmt.Sprintf("replica %d is new: it learns before it votes", m.Replica)
-		case progress(m.Replica) == CaughtUp:
-			ready = append(ready, m.Replica)
-		case progress(m.Replica) == Learning:
-			waiting = append(waiting, m.Replica)
+	for _, r := range l.Conf.GetLearners() {
+		if !wanted(g, r) {
+			return Step{Change: change(raftpb.ConfChangeRemoveNode, r), Why: fmt.Sprintf("replica %d is no longer a member", r)}
 		}
 	}
-	var stale []uint64
-	for _, r := range conf.GetVoters() {
-		if !want[r] {
+	leaves := slices.Contains(stale, l.Self)
+	others := slices.DeleteFunc(slices.Clone(stale), func(r uint64) bool { return r == l.Self })
+	if len(ready) > 0 {
+		if len(others) > 0 && l.stands(with(without(voters, others[0]), ready[0])) {
+			cc := change(raftpb.ConfChangeAddNode, ready[0])
+			cc.Changes = append(cc.Changes, change(raftpb.ConfChangeRemoveNode, others[0]).Changes...)
+			return Step{Change: cc, Why: fmt.Sprintf("replica %d has caught up and takes the place of %d", ready[0], others[0])}
+		}
+		return Step{Change: change(raftpb.ConfChangeAddNode, ready[0]), Why: fmt.Sprintf("replica %d has caught up: it votes", ready[0])}
+	}
+	if len(stale) > waiting && len(others) > 0 && l.stands(without(voters, others[0])) {
+		return Step{Change: change(raftpb.ConfChangeRemoveNode, others[0]), Why: fmt.Sprintf("replica %d is no longer a member", others[0])}
+	}
+	if leaves && len(stale) > waiting || !leaves && l.avoids(l.Self) {
+		return l.handOver(g)
+	}
+	return Step{}
+}
+
+// staleVoters vote but should not, those first that are not there.
+func staleVoters(g *Group, l Lead) (stale []uint64) {
+	for _, r := range l.Conf.GetVoters() {
+		if !wanted(g, r) {
 			stale = append(stale, r)
 		}
 	}
-	for _, r := range conf.GetLearners() {
-		if !want[r] {
-			return change(raftpb.ConfChangeRemoveNode, r), fmt.Sprintf("replica %d is no longer a member", r)
+	slices.SortStableFunc(stale, func(a, b uint64) int { return int(min(l.Progress(a), 1)) - int(min(l.Progress(b), 1)) })
+	return stale
+}
+
+// newVoters sorts those that should vote and do not yet; one that is unknown to the configuration is the next step.
+func newVoters(g *Group, l Lead, stale []uint64) (ready []uint64, waiting int, _ Step) {
+	leaving := map[uint64]bool{} // nodes that may have to end a replica first
+	for _, r := range stale {
+		if node, ok := g.NodeOf(r); ok {
+			leaving[node] = true
 		}
 	}
-	switch {
-	case len(ready) > 0 && len(stale) > 0:
-		cc := change(raftpb.ConfChangeAddNode, ready[0])
-		cc.Changes = append(cc.Changes, change(raftpb.ConfChangeRemoveNode, stale[0]).Changes...)
-		return cc, fmt.Sprintf("replica %d has caught up and takes the place of %d", ready[0], stale[0])
-	case len(ready) > 0:
-		return change(raftpb.ConfChangeAddNode, ready[0]), fmt.Sprintf("replica %d has caught up: it votes", ready[0])
-	case len(stale) > len(waiting) && len(stale) < len(conf.GetVoters()): // somebody has to go on voting
-		return change(raftpb.ConfChangeRemoveNode, stale[0]), fmt.Sprintf("replica %d is no longer a member", stale[0])
+	for _, m := range g.Voters() {
+		progress := l.Progress(m.Replica)
+		switch {
+		case slices.Contains(l.Conf.GetVoters(), m.Replica):
+		case !slices.Contains(l.Conf.GetLearners(), m.Replica):
+			return nil, 0, Step{Change: change(raftpb.ConfChangeAddLearnerNode, m.Replica),
+				Why: fmt.Sprintf("replica %d is new: it learns before it votes", m.Replica)}
+		case progress == CaughtUp:
+			ready = append(ready, m.Replica)
+		case progress == Learning || !leaving[m.Node]:
+			waiting++
+		}
 	}
-	return nil, ""
+	return ready, waiting, Step{}
 }
+
+func wanted(g *Group, replica uint64) bool {
+	return slices.ContainsFunc(g.Members, func(m Member) bool { return m.Replica == replica && m.Role == RoleVoter })
+}
+
+// stands tells whether a majority of these voters is there.
+func (l Lead) stands(voters []uint64) bool {
+	there := 0
+	for _, r := range voters {
+		if r == l.Self || l.Progress(r) != Absent {
+			there++
+		}
+	}
+	return len(voters) > 0 && there > len(voters)/2
+}
+
+func (l Lead) avoids(replica uint64) bool { return l.Avoid != nil && l.Avoid(replica) }
+
+// handOver finds a voter that stays and has caught up.
+func (l Lead) handOver(g *Group) Step {
+	for _, r := range l.Conf.GetVoters() {
+		if r != l.Self && wanted(g, r) && !l.avoids(r) && l.Progress(r) == CaughtUp {
+			return Step{Transfer: r, Why: fmt.Sprintf("replica %d is to lead no longer; %d takes over", l.Self, r)}
+		}
+	}
+	return Step{}
+}
+
+func without(list []uint64, x uint64) []uint64 {
+	return slices.DeleteFunc(slices.Clone(list), func(y uint64) bool { return x == y })
+}
+
+func with(list []uint64, x uint64) []uint64 { return append(slices.Clone(list), x) }
 
 func change(kind raftpb.ConfChangeType, replica uint64) *raftpb.ConfChangeV2 {
 	return &raftpb.ConfChangeV2{Changes: []*raftpb.ConfChangeSingle{{Type: kind.Enum(), NodeId: &replica}}}

@@ -50,55 +50,173 @@ func TestPlanMembership(t *testing.T) {
 		"all are to be replaced":   {groupOf(2), &raftpb.ConfState{Voters: []uint64{1}, Learners: []uint64{2}}, nil, nil},
 		"the only one is replaced": {groupOf(2), &raftpb.ConfState{Voters: []uint64{1}, Learners: []uint64{2}}, []uint64{2}, []string{"AddNode2", "RemoveNode1"}},
 	} {
-		cc, why := control.PlanMembership(c.want, c.conf, progress(func(r uint64) bool { return slices.Contains(c.caughtUp, r) }))
-		if got := describe(cc); !slices.Equal(got, c.plan) || (why == "") != (cc == nil) {
-			t.Errorf("%s: %v (%s), want %v", name, got, why, c.plan)
+		step := control.PlanMembership(c.want, lead(0, c.conf, func(r uint64) bool { return slices.Contains(c.caughtUp, r) }))
+		if got := describe(step.Change); !slices.Equal(got, c.plan) || (step.Why == "") != (step.Change == nil) {
+			t.Errorf("%s: %v (%s), want %v", name, got, step.Why, c.plan)
 		}
 	}
 }
 
-// From any configuration, with replicas that catch up at any time, the steps lead to the members that are
-// wanted; raft accepts every one of them, nobody votes who has not caught up, and somebody who voted before is
-// in every new set of voters unless it was replaced.
+// A leader never takes itself out: it makes the other a voter first, hands over, and is taken out by that one. What is
+// not there is taken out first, and nobody if no majority would be left.
+func TestPlanMembershipOfTheLeaderAndTheAbsent(t *testing.T) {
+	conf := func(voters []uint64, learners ...uint64) *raftpb.ConfState {
+		return &raftpb.ConfState{Voters: voters, Learners: learners}
+	}
+	for name, c := range map[string]struct {
+		want     *control.Group
+		self     uint64
+		conf     *raftpb.ConfState
+		absent   []uint64
+		plan     []string
+		transfer uint64
+	}{
+		"the leader is replaced: first the other votes": {groupOf(2), 1, conf([]uint64{1}, 2), nil, []string{"AddNode2"}, 0},
+		"then it hands over":                            {groupOf(2), 1, conf([]uint64{1, 2}), nil, nil, 2},
+		"then it is taken out":                          {groupOf(2), 2, conf([]uint64{1, 2}), nil, []string{"RemoveNode1"}, 0},
+		"others leave before the leader":                {groupOf(3, 4), 1, conf([]uint64{1, 2, 3, 4}), nil, []string{"RemoveNode2"}, 0},
+		"the absent one leaves first":                   {groupOf(1, 2), 1, conf([]uint64{1, 2, 3, 4}), []uint64{4}, []string{"RemoveNode4"}, 0},
+		"a majority must be left":                       {groupOf(1, 3), 1, conf([]uint64{1, 2, 3}), []uint64{3}, nil, 0},
+		"the one that is gone may go":                   {groupOf(1, 2), 1, conf([]uint64{1, 2, 3}), []uint64{3}, []string{"RemoveNode3"}, 0},
+		"no hand-over to who is not there":              {groupOf(2, 3), 1, conf([]uint64{1, 2, 3}), []uint64{2}, nil, 3},
+		"nobody to hand over to":                        {groupOf(2), 1, conf([]uint64{1, 2}), []uint64{2}, nil, 0},
+		"an absent replacement keeps its seat":          {groupOf(1, 2, 4), 1, conf([]uint64{1, 2, 3}, 4), []uint64{4}, nil, 0},
+	} {
+		l := lead(c.self, c.conf, func(uint64) bool { return true })
+		there := l.Progress
+		l.Progress = func(r uint64) control.Progress {
+			if slices.Contains(c.absent, r) {
+				return control.Absent
+			}
+			return there(r)
+		}
+		step := control.PlanMembership(c.want, l)
+		if got := describe(step.Change); !slices.Equal(got, c.plan) || step.Transfer != c.transfer {
+			t.Errorf("%s: %v, transfer to %d (%s), want %v, %d", name, got, step.Transfer, step.Why, c.plan, c.transfer)
+		}
+	}
+}
+
+// A node that is being drained gives leadership up, though it still votes; not to another that is being drained.
+func TestPlanMembershipAvoidsDrainedLeaders(t *testing.T) {
+	l := lead(1, &raftpb.ConfState{Voters: []uint64{1, 2, 3}}, func(uint64) bool { return true })
+	l.Avoid = func(r uint64) bool { return r < 3 }
+	if step := control.PlanMembership(groupOf(1, 2, 3), l); step.Transfer != 3 || step.Change != nil {
+		t.Errorf("got %+v", step)
+	}
+	l.Avoid = func(uint64) bool { return true }
+	if step := control.PlanMembership(groupOf(1, 2, 3), l); step.Why != "" {
+		t.Errorf("got %+v", step)
+	}
+}
+
+// From any configuration and any leader, with replicas that catch up at any time and some that are never there, the
+// steps lead to the members that are wanted, as far as these are there; raft accepts every one of them, nobody votes
+// who has not caught up, a majority of every new set of voters is there, and the leader is in it.
 func TestPlanMembershipConverges(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
-	for range 500 {
+	for range 2000 {
 		conf := &raftpb.ConfState{Voters: pick(rng, 1, 9, 1+rng.IntN(5))}
 		want := groupOf(pick(rng, 1, 9, 1+rng.IntN(5))...)
-		caught := map[uint64]bool{}
-		for steps := 0; ; steps++ {
-			if steps > 100 {
-				t.Fatalf("no end: %v, wanted %v", conf, want.Members)
+		run := &planRun{t: t, rng: rng, want: want, conf: conf, caught: map[uint64]bool{}, gone: map[uint64]bool{}}
+		run.leader = conf.Voters[rng.IntN(len(conf.Voters))]
+		for _, v := range conf.Voters { // a minority is away for ever
+			run.caught[v] = true
+			if v != run.leader && rng.IntN(4) == 0 && 2*(len(run.gone)+1) < len(conf.Voters) {
+				run.gone[v] = true
 			}
-			cc, _ := control.PlanMembership(want, conf, progress(func(r uint64) bool { return caught[r] }))
-			if cc == nil {
-				if len(conf.GetLearners()) == 0 {
-					break
-				}
-				caught[conf.GetLearners()[rng.IntN(len(conf.GetLearners()))]] = true
-				continue
-			}
-			next := carryOut(t, conf, cc)
-			for _, v := range next.GetVoters() {
-				if !slices.Contains(conf.GetVoters(), v) && !caught[v] {
-					t.Fatalf("replica %d votes before it has caught up: %v after %v", v, next, conf)
-				}
-			}
-			if len(next.GetVoters()) < min(len(conf.GetVoters()), len(want.Members)) {
-				t.Fatalf("fewer can vote than before and than are wanted: %v after %v, wanted %v", next, conf, want.Members)
-			}
-			conf = next
 		}
-		got := slices.Sorted(slices.Values(conf.GetVoters()))
-		var wanted []uint64
-		for _, m := range want.Members {
-			wanted = append(wanted, m.Replica)
+		run.toTheEnd()
+	}
+}
+
+type planRun struct {
+	t      *testing.T
+	rng    *rand.Rand
+	want   *control.Group
+	conf   *raftpb.ConfState
+	leader uint64
+	caught map[uint64]bool
+	gone   map[uint64]bool
+}
+
+func (p *planRun) progress(r uint64) control.Progress {
+	switch {
+	case p.gone[r]:
+		return control.Absent
+	case p.caught[r]:
+		return control.CaughtUp
+	}
+	return control.Learning
+}
+
+func (p *planRun) toTheEnd() {
+	for steps := 0; ; steps++ {
+		if steps > 100 {
+			p.t.Fatalf("no end: %v, wanted %v, gone %v", p.conf, p.want.Members, p.gone)
 		}
-		if slices.Sort(wanted); !slices.Equal(got, wanted) {
-			t.Fatalf("ended with %v, wanted %v", got, wanted)
+		step := control.PlanMembership(p.want, control.Lead{Self: p.leader, Conf: p.conf, Progress: p.progress})
+		switch {
+		case step.Transfer != 0:
+			if !slices.Contains(p.conf.GetVoters(), step.Transfer) || p.gone[step.Transfer] {
+				p.t.Fatalf("leadership to %d of %v, gone %v", step.Transfer, p.conf, p.gone)
+			}
+			p.leader = step.Transfer
+		case step.Change != nil:
+			p.carryOut(step.Change)
+		default:
+			if !p.learn() {
+				p.ended()
+				return
+			}
 		}
+	}
+}
+
+// learn lets a learner catch up; false if none is left that could.
+func (p *planRun) learn() bool {
+	for _, l := range p.conf.GetLearners() {
+		if !p.caught[l] && !p.gone[l] {
+			p.caught[l] = true
+			return true
+		}
+	}
+	return false
+}
+
+func (p *planRun) carryOut(cc *raftpb.ConfChangeV2) {
+	next := carryOut(p.t, p.conf, cc)
+	there := 0
+	for _, v := range next.GetVoters() {
+		if !slices.Contains(p.conf.GetVoters(), v) && !p.caught[v] {
+			p.t.Fatalf("replica %d votes before it has caught up: %v after %v", v, next, p.conf)
+		}
+		if !p.gone[v] {
+			there++
+		}
+	}
+	if !slices.Contains(next.GetVoters(), p.leader) || 2*there <= len(next.GetVoters()) {
+		p.t.Fatalf("led by %d, gone %v: %v after %v", p.leader, p.gone, next, p.conf)
+	}
+	if len(next.GetVoters()) < min(len(p.conf.GetVoters()), len(p.want.Members)) {
+		p.t.Fatalf("fewer can vote than before and than are wanted: %v after %v, wanted %v", next, p.conf, p.want.Members)
+	}
+	p.conf = next
+}
+
+// ended checks that only those keep it from the goal that are away.
+func (p *planRun) ended() {
+	var wanted []uint64
+	for _, m := range p.want.Members {
+		if p.gone[m.Replica] {
+			return
+		}
+		wanted = append(wanted, m.Replica)
+	}
+	if slices.Sort(wanted); !slices.Equal(slices.Sorted(slices.Values(p.conf.GetVoters())), wanted) {
+		p.t.Fatalf("ended with %v led by %d, wanted %v, gone %v", p.conf, p.leader, wanted, p.gone)
 	}
 }
 
@@ -133,23 +251,33 @@ func carryOut(t *testing.T, conf *raftpb.ConfState, cc *raftpb.ConfChangeV2) *ra
 	return chg.Tracker.ConfState()
 }
 
-// progress has every learner run.
-func progress(caughtUp func(uint64) bool) func(uint64) control.Progress {
-	return func(r uint64) control.Progress {
-		if caughtUp(r) {
+// lead has every replica run; those in the configuration have caught up.
+func lead(self uint64, conf *raftpb.ConfState, caughtUp func(uint64) bool) control.Lead {
+	return control.Lead{Self: self, Conf: conf, Progress: func(r uint64) control.Progress {
+		if caughtUp(r) || slices.Contains(conf.GetVoters(), r) {
 			return control.CaughtUp
 		}
 		return control.Learning
-	}
+	}}
 }
 
-func TestReplacementThatDoesNotRunKeepsNobodyIn(t *testing.T) {
-	g := &control.Group{Members: []control.Member{
-		{Replica: 1, Node: 1, Role: control.RoleVoter}, {Replica: 2, Node: 2, Role: control.RoleVoter}, {Replica: 4, Node: 3, Role: control.RoleVoter},
+// The replacement on the same node cannot start before the old replica has ended, so it does not keep that in.
+func TestReplacementOnTheSameNodeKeepsNobodyIn(t *testing.T) {
+	g := groupOf(1, 2)
+	g.Members = append(g.Members, control.Member{Replica: 4, Node: 3, Role: control.RoleVoter})
+	g.Former = []control.Former{{Replica: 3, Node: 3}}
+	l := control.Lead{Self: 1, Conf: &raftpb.ConfState{Voters: []uint64{1, 2, 3}, Learners: []uint64{4}}, Progress: func(r uint64) control.Progress {
+		if r == 4 {
+			return control.Absent
+		}
+		return control.CaughtUp
 	}}
-	conf := &raftpb.ConfState{Voters: []uint64{1, 2, 3}, Learners: []uint64{4}}
-	cc, why := control.PlanMembership(g, conf, func(uint64) control.Progress { return control.Absent })
-	if cc == nil || cc.GetChanges()[0].GetType() != raftpb.ConfChangeRemoveNode || cc.GetChanges()[0].GetNodeId() != 3 {
-		t.Errorf("got %v (%s), want replica 3 removed: its node cannot start replica 4 before", cc, why)
+	step := control.PlanMembership(g, l)
+	if got := describe(step.Change); !slices.Equal(got, []string{"RemoveNode3"}) {
+		t.Errorf("got %v (%s), want replica 3 removed: its node cannot start replica 4 before", got, step.Why)
+	}
+	g.Former[0].Node = 9
+	if step := control.PlanMembership(g, l); step.Why != "" {
+		t.Errorf("got %v (%s), want replica 3 kept until its replacement is there", describe(step.Change), step.Why)
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// ControlGroup is the id of the one group that describes the cluster. A node's replica of it has the node's id.
+// ControlGroup is the id of the one group that describes the cluster.
 const ControlGroup = 1
 
 // MaxVoters is how many members of a group vote; further ones observe.
@@ -43,6 +43,9 @@ type Node struct {
 	Address    string    `json:"address"` // host:port for other nodes
 	Version    string    `json:"version,omitempty"`
 	Joined     time.Time `json:"joined"`
+	Zone       string    `json:"zone,omitempty"`  // what fails together: a rack, a room; empty: unknown
+	Drain      bool      `json:"drain,omitempty"` // it is to hold no seat and no leadership
+	Life       Life      `json:"life,omitzero"`   // of its latest start
 	Removed    bool      `json:"removed,omitempty"`
 	ReplacedBy uint64    `json:"replaced_by,omitempty"`
 }
@@ -54,7 +57,23 @@ type Member struct {
 	Role    string `json:"role"`
 	Path    string `json:"path,omitempty"` // files groups: the directory on that node
 	Seat    int    `json:"seat,omitempty"` // observers: the place in the topology, see Feeds
+	// Binding is the replica id under which the directory was bound. It outlives changes of role, and with it
+	// what the node knows of the directory.
+	Binding uint64 `json:"binding,omitempty"`
+	// Pinned: somebody chose this role; placement leaves it alone, a drain and a repair do not.
+	Pinned bool `json:"pinned,omitempty"`
+	// Spare: an observer that takes the seat of a voter that is down for longer than the group's RepairAfter.
+	Spare bool `json:"spare,omitempty"`
 }
+
+// Former is a replica that had a seat and has it no more: the group's configuration may hold it for a while yet.
+type Former struct {
+	Replica uint64 `json:"replica"`
+	Node    uint64 `json:"node"`
+}
+
+// maxFormer bounds Group.Former; a configuration lags behind by a few changes at most.
+const maxFormer = 16
 
 // Group is one replicated data set.
 type Group struct {
@@ -75,7 +94,12 @@ type Group struct {
 	Initial     []uint64      `json:"initial"`                 // replicas that started the group
 	Members     []Member      `json:"members"`                 // in the order in which they came
 	NextReplica uint64        `json:"next_replica"`
+	Former      []Former      `json:"former,omitempty"` // oldest first
 	Deleted     bool          `json:"deleted,omitempty"`
+	// RepairAfter is how long a voter may be down before a spare takes its seat; 0: for ever.
+	RepairAfter time.Duration `json:"repair_after,omitempty"`
+	// LeaderChosen is when somebody last chose the leader; for a while nothing else moves it.
+	LeaderChosen time.Time `json:"leader_chosen,omitzero"`
 }
 
 // Token lets servers join until it expires or is revoked.
@@ -146,7 +170,12 @@ func (s *State) GroupNamed(name string) (*Group, bool) {
 }
 
 // zoneOf is the zone of a node; empty: none.
-func (s *State) zoneOf(uint64) string { return "" }
+func (s *State) zoneOf(node uint64) string {
+	if n, ok := s.Node(node); ok {
+		return n.Zone
+	}
+	return ""
+}
 
 // Token looks a token up.
 func (s *State) Token(id string) (*Token, bool) {
@@ -176,6 +205,33 @@ func (g *Group) Voters() (voters []Member) {
 		}
 	}
 	return voters
+}
+
+// NodeOf finds the node of a replica, one that lost its seat lately included.
+func (g *Group) NodeOf(replica uint64) (uint64, bool) {
+	for _, m := range g.Members {
+		if m.Replica == replica {
+			return m.Node, true
+		}
+	}
+	for _, f := range g.Former {
+		if f.Replica == replica {
+			return f.Node, true
+		}
+	}
+	return 0, false
+}
+
+// Nodes maps the group's replicas to their nodes, those that lost their seats lately included.
+func (g *Group) Nodes() map[uint64]uint64 {
+	nodes := make(map[uint64]uint64, len(g.Members)+len(g.Former))
+	for _, f := range g.Former {
+		nodes[f.Replica] = f.Node
+	}
+	for _, m := range g.Members {
+		nodes[m.Replica] = m.Node
+	}
+	return nodes
 }
 
 // roleOfNext is the role of the next member to come.

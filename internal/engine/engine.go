@@ -183,6 +183,22 @@ func (e *Engine) StopGroup(id uint64, forget bool) error {
 	return b.Commit()
 }
 
+// Recast prepares what a stopped replica left for one of another role and another id: the log, which holds the votes
+// of the old id, goes; the state stays (see replica.Recast). It may be repeated after a crash until the new replica
+// was started, never after.
+func (e *Engine) Recast(id uint64, votes bool) error {
+	if _, runs := e.Group(id); runs {
+		return fmt.Errorf("engine: recast group %d: it runs", id)
+	}
+	if err := replica.Recast(kv.Prefixed(e.cfg.State, groupPrefix(id)), votes); err != nil {
+		return fmt.Errorf("engine: group %d: %w", id, err)
+	}
+	if err := e.writer.do(func(s logstore.Store) error { return s.Remove(id) }); err != nil {
+		return fmt.Errorf("engine: remove the log of group %d: %w", id, err)
+	}
+	return nil
+}
+
 // HandOver moves leadership of every group led here to another replica, as far as ctx allows.
 func (e *Engine) HandOver(ctx context.Context) {
 	var wait sync.WaitGroup

@@ -62,8 +62,9 @@ type Group struct {
 	nodes   map[uint64]uint64 // replica → node
 
 	status  atomic.Pointer[core.Status]
-	changed *signal // broadcast when leader or role changed
-	moved   *signal // broadcast when applied moved
+	since   atomic.Int64 // when role, leader or term last changed, Unix ns
+	changed *signal      // broadcast when leader or role changed
+	moved   *signal      // broadcast when applied moved
 	catchup catchupLog
 	pins    pinSet
 	pulls   pullSet
@@ -386,6 +387,7 @@ func (g *Group) publish() {
 	case since == 0:
 		g.leaderless.Store(g.eng.cfg.Now().UnixNano())
 	}
+	g.since.Store(g.eng.cfg.Now().UnixNano())
 	g.lg.Info("role", "role", role.String(), "leader", leader, "term", term)
 	g.changed.broadcast()
 }
@@ -417,6 +419,11 @@ func (g *Group) Leaderless() (since time.Time, yes bool) {
 
 // Core returns the last published status of the core.
 func (g *Group) Core() core.Status { return *g.status.Load() }
+
+// Led is for how long role, leader and term have been what they are.
+func (g *Group) Led() time.Duration {
+	return max(0, g.eng.cfg.Now().Sub(time.Unix(0, g.since.Load())))
+}
 
 // Replica is this replica's id.
 func (g *Group) Replica() uint64 { return g.cfg.Replica }

@@ -74,7 +74,7 @@ func (n *node) registerCalls() {
 		st.Cluster.CAKey = nil
 		return &st, nil
 	})
-	handle(n, methodHello, func(context.Context, groupRequest) (none, error) { return none{}, nil })
+	handle(n, methodHello, n.helloHere)
 	handle(n, methodReport, n.reportHere)
 	handle(n, methodCheck, func(_ context.Context, r groupRequest) (none, error) { return none{}, n.checkHere(r.Path) })
 	handle(n, methodFlush, n.flushHere)
@@ -118,9 +118,7 @@ const answerTime = 2 * time.Second
 
 // isUp asks a node whether it lives.
 func (n *node) isUp(ctx context.Context, id uint64) bool {
-	ctx, cancel := context.WithTimeout(ctx, answerTime)
-	defer cancel()
-	_, err := call(ctx, n, id, methodHello, groupRequest{}, func(context.Context, groupRequest) (none, error) { return none{}, nil })
+	_, err := n.hello(ctx, id)
 	return err == nil
 }
 

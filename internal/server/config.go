@@ -14,6 +14,7 @@ type Config struct {
 	Advertise string // HOST:PORT under which they reach it; empty: Listen, if it names a host
 	API       string // loopback HOST:PORT of the HTTP API; empty: only the unix socket
 	Join      string // token; empty: start a new cluster, or go on with what Data holds
+	Zone      string // what fails together with this node: a rack, a room; empty: unknown
 	Replace   bool   // join under the name of a node that lost its data directory
 	Version   api.Version
 	// SnapshotRate bounds the bytes a second that the node sends of whole states; 0: no bound.

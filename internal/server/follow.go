@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"os"
 	"time"
@@ -14,87 +13,6 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/engine"
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
 )
-
-// openControl starts this node's part of the control group.
-func (n *node) openControl(ctx context.Context, init *control.Init) error {
-	n.ctl.session = n.eng.NewSession(control.ControlGroup, controlVoters{n}, newSessionID())
-	n.ctl.mu.Lock()
-	defer n.ctl.mu.Unlock()
-	return n.startControl(ctx, init)
-}
-
-// startControl starts the replica; the control plane's lock is held.
-func (n *node) startControl(ctx context.Context, init *control.Init) error {
-	role := n.hints.role()
-	if role == "" {
-		var err error
-		if role, err = n.askRole(ctx); err != nil {
-			return err
-		}
-	}
-	machine := control.New(n.ctl.publish)
-	if role == control.RoleObserver {
-		obs, err := n.eng.Observe(engine.ObserverConfig{
-			ID: control.ControlGroup, Machine: machine, Members: controlVoters{n}, FollowForks: true,
-			Sources: func() []uint64 { return n.sourcesOf(control.ControlGroup) },
-		})
-		if err != nil {
-			return err
-		}
-		n.ctl.obs, n.ctl.self = obs, obs
-		return nil
-	}
-	cfg := engine.GroupConfig{ID: control.ControlGroup, Replica: n.self, Machine: machine, Nodes: n.controlNodes(), InSync: true}
-	if init != nil { // only the first start of the first node begins with nothing
-		cfg.Initial, cfg.History = []uint64{1}, init.History
-	}
-	grp, err := n.eng.StartGroup(cfg)
-	if err != nil {
-		return damaged(n.data.path, err)
-	}
-	n.ctl.grp, n.ctl.self = grp, grp
-	return nil
-}
-
-// askRole asks the peers that the join answer named which role this node has, until one knows.
-func (n *node) askRole(ctx context.Context) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, joinPatience)
-	defer cancel()
-	for {
-		for _, p := range n.hintedPeers() {
-			var st control.State
-			b, err := n.net.Call(ctx, p, methodState, nil)
-			if err != nil || json.Unmarshal(b, &st) != nil {
-				continue
-			}
-			if g, ok := st.Group(control.ControlGroup); ok {
-				if m, ok := g.Member(n.self); ok {
-					return m.Role, nil
-				}
-			}
-		}
-		select {
-		case <-time.After(100 * time.Millisecond):
-		case <-ctx.Done():
-			return "", &api.Error{Code: api.CodeUnavailable, Op: "join", Subject: n.id.Name(),
-				Why: "no node of the cluster says what part this one has", Hint: "start it again; the join itself is done"}
-		}
-	}
-}
-
-// controlNodes maps replicas of the control group to nodes: they are the same numbers.
-func (n *node) controlNodes() map[uint64]uint64 {
-	nodes := map[uint64]uint64{n.self: n.self}
-	for _, p := range n.hintedPeers() {
-		nodes[p] = p
-	}
-	if g, ok := n.ctl.state().Group(control.ControlGroup); ok {
-		for _, m := range g.Members {
-			nodes[m.Replica] = m.Node
-		}
-	}
-	return nodes
-}
 
 // introduce tells the control group what it must know of this node: the cluster itself, from its first node, or
 // an address or version that changed.
@@ -124,16 +42,12 @@ func (n *node) introduceOnce(ctx context.Context, init *control.Init) error {
 	if err := n.recordFork(ctx); err != nil {
 		return err
 	}
-	me, ok := n.ctl.state().Node(n.self)
-	if ok && me.Address == n.advertise && me.Version == n.cfg.Version.Version {
-		return nil
-	}
 	_, err := n.ctl.propose(ctx, &control.Command{By: "serve", SetAddress: &control.SetAddress{
-		Node: n.self, Address: n.advertise, Version: n.cfg.Version.Version,
+		Node: n.self, Address: n.advertise, Version: n.cfg.Version.Version, Zone: n.cfg.Zone, Life: n.life.now(),
 	}})
 	var refused *api.Error
-	if errors.As(err, &refused) && refused.Code == api.CodeDenied {
-		n.failed(err)
+	if errors.As(err, &refused) && (refused.Code == api.CodeDenied || refused.Code == api.CodeDamage) {
+		n.expel(refused)
 	}
 	return err
 }
@@ -159,23 +73,28 @@ func (n *node) agree(ctx context.Context, st *control.State) error {
 	if st.Cluster.ID == "" {
 		return nil
 	}
-	var errs []error
-	next := hint{Peers: map[uint64]string{}}
+	me, ok := st.Node(n.self)
+	if ok && me.Removed {
+		n.expel(control.Expelled(n.id.Name()))
+		return nil
+	}
 	for _, p := range st.Nodes {
-		if !p.Removed {
-			next.Peers[p.ID] = p.Address
+		if p.Removed {
+			n.net.Drop(p.ID)
 		}
 	}
+	var errs []error
 	for i := range st.Groups {
 		g := &st.Groups[i]
 		m, mine := g.Member(n.self)
 		if g.ID == control.ControlGroup {
-			next.Role = m.Role
-			if grp := n.ctl.group(); grp != nil {
-				grp.SetNodes(n.controlNodes())
-			} else if obs := n.ctl.observer(); obs != nil {
-				obs.Reconsider()
+			if mine {
+				errs = append(errs, n.holdControl(ctx, g, m))
 			}
+			continue
+		}
+		if err := n.resume(g); err != nil {
+			errs = append(errs, err)
 			continue
 		}
 		if g.Deleted || !mine {
@@ -184,10 +103,8 @@ func (n *node) agree(ctx context.Context, st *control.State) error {
 		}
 		errs = append(errs, n.hold(ctx, g, m))
 	}
-	if next.Role != "" {
-		errs = append(errs, n.hints.update(next))
-	}
-	return errors.Join(append(errs, n.tidyUploads())...)
+	errs = append(errs, n.hints.setPeers(n.peerAddresses(st)), n.tidyUploads())
+	return errors.Join(errs...)
 }
 
 // driveInterval is how often a leader compares its group's configuration with what the control group wants.
@@ -207,7 +124,7 @@ func (n *node) driveMemberships(ctx context.Context) {
 		for i := range st.Groups {
 			g := &st.Groups[i]
 			if grp := n.groupHere(g.ID); grp != nil && grp.Core().Role == core.Leader {
-				n.drive(ctx, g, grp)
+				n.drive(ctx, st, g, grp)
 			}
 		}
 	}
@@ -218,29 +135,45 @@ func (n *node) groupHere(id uint64) *engine.Group {
 	return grp
 }
 
-func (n *node) drive(ctx context.Context, g *control.Group, grp *engine.Group) {
+// drive takes the next step of a group that is led here.
+func (n *node) drive(ctx context.Context, cs *control.State, g *control.Group, grp *engine.Group) {
 	st := grp.Fresh()
-	conf := &raftpb.ConfState{Voters: st.Voters, Learners: st.Learners, VotersOutgoing: st.Outgoing}
-	progress := func(replica uint64) control.Progress {
-		for _, p := range st.Peers {
-			switch {
-			case p.Replica != replica || !p.RecentActive:
-			case p.State == core.Replicating && p.Match+promoteWithin >= st.Commit:
-				return control.CaughtUp
-			default:
-				return control.Learning
-			}
-		}
-		return control.Absent
-	}
-	cc, why := control.PlanMembership(g, conf, progress)
-	if cc == nil {
+	if st.Transferee != 0 || !st.TermBegun {
 		return
 	}
+	step := control.PlanMembership(g, control.Lead{
+		Self:     grp.Replica(),
+		Conf:     &raftpb.ConfState{Voters: st.Voters, Learners: st.Learners, VotersOutgoing: st.Outgoing},
+		Progress: func(replica uint64) control.Progress { return progressOf(st, replica) },
+		Avoid: func(replica uint64) bool {
+			id, _ := g.NodeOf(replica)
+			p, ok := cs.Node(id)
+			return ok && (p.Drain || p.Removed)
+		},
+	})
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	a := grp.Change(ctx, cc)
-	n.log.Info("membership", "group", g.Name, "change", why, "answer", a.Code.String())
+	switch {
+	case step.Transfer != 0:
+		err := grp.Transfer(ctx, step.Transfer)
+		n.log.Info("leadership", "group", g.Name, "change", step.Why, "err", err)
+	case step.Change != nil:
+		a := grp.Change(ctx, step.Change)
+		n.log.Info("membership", "group", g.Name, "change", step.Why, "answer", a.Code.String())
+	}
+}
+
+func progressOf(st core.Status, replica uint64) control.Progress {
+	for _, p := range st.Peers {
+		switch {
+		case p.Replica != replica || !p.RecentActive:
+		case p.State == core.Replicating && p.Match+promoteWithin >= st.Commit:
+			return control.CaughtUp
+		default:
+			return control.Learning
+		}
+	}
+	return control.Absent
 }
 
 // promoteWithin is how many entries a learner may lack when it becomes a voter.

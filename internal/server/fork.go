@@ -37,7 +37,7 @@ func lineOf(g *control.Group) replica.Line {
 
 // asideKey holds asideDue for a binding whose files are to be compared with the group's, and set aside where they
 // differ, before they are taken up; asideDone afterwards.
-func asideKey(group, replica uint64) []byte { return append(tablePrefix(group, replica), "aside"...) }
+func asideKey(group, binding uint64) []byte { return append(tablePrefix(group, binding), "aside"...) }
 
 const (
 	asideDue  = 1
@@ -61,7 +61,7 @@ func (n *node) align(g *control.Group, m control.Member) error {
 		return nil
 	}
 	line := lineOf(g)
-	table := kv.Prefixed(n.state, append(tablePrefix(g.ID, m.Replica), "t/"...))
+	table := kv.Prefixed(n.state, append(tablePrefix(g.ID, m.Binding), "t/"...))
 	seeds := g.Fork != nil && g.Fork.Seed == m.Replica && g.Fork.Before == st.Line.History && g.Fork.Cause == control.ForkRecover
 	switch {
 	case seeds:
@@ -90,14 +90,14 @@ func (n *node) align(g *control.Group, m control.Member) error {
 // forgetTable drops the placed table. If the group was restored, the directory is to show what the backup held: the
 // files that differ are set aside. Else they are merged by the group's policy, which keeps both.
 func (n *node) forgetTable(g *control.Group, m control.Member) error {
-	prefix := tablePrefix(g.ID, m.Replica)
+	prefix := tablePrefix(g.ID, m.Binding)
 	b := n.state.Batch()
 	defer b.Discard()
 	if err := b.DeleteRange(prefix, kv.PrefixEnd(prefix)); err != nil {
 		return err
 	}
 	if g.Fork != nil && g.Fork.Cause == control.ForkRestore {
-		if err := b.Set(asideKey(g.ID, m.Replica), []byte{asideDue}); err != nil {
+		if err := b.Set(asideKey(g.ID, m.Binding), []byte{asideDue}); err != nil {
 			return err
 		}
 	}
@@ -109,7 +109,7 @@ func (n *node) forgetTable(g *control.Group, m control.Member) error {
 
 // markAside is for a member that was part of a group when it was restored and has nothing of it yet; once is enough.
 func (n *node) markAside(g *control.Group, m control.Member) error {
-	_, marked, err := n.state.Get(asideKey(g.ID, m.Replica))
+	_, marked, err := n.state.Get(asideKey(g.ID, m.Binding))
 	if err != nil || marked {
 		return err
 	}
@@ -356,14 +356,14 @@ func (n *node) followForks(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case line := <-n.superseded:
-			if err := n.rejoinControl(ctx, line); err != nil {
+			if err := n.rejoinControl(line); err != nil {
 				n.failed(fmt.Errorf("follow the control group to its new history: %w", err))
 			}
 		}
 	}
 }
 
-func (n *node) rejoinControl(ctx context.Context, line replica.Line) error {
+func (n *node) rejoinControl(line replica.Line) error {
 	n.ctl.mu.Lock() // who asks for the control group meanwhile waits
 	defer n.ctl.mu.Unlock()
 	if n.ctl.obs != nil {
@@ -379,7 +379,8 @@ func (n *node) rejoinControl(ctx context.Context, line replica.Line) error {
 	n.log.Warn("the control group was recovered elsewhere; this node goes on under its new history",
 		"history", fmt.Sprintf("%x", line.History), "fork", line.Fork.Index, "kept", kept)
 	n.ctl.grp, n.ctl.obs = nil, nil
-	return n.startControl(ctx, nil)
+	role, seat, _ := n.hints.seat()
+	return n.startControl(role, seat, nil)
 }
 
 // strangers warns of nodes that follow another history, as long as they are heard of.
@@ -410,7 +411,7 @@ func (n *node) recordFork(ctx context.Context) error {
 		return nil
 	}
 	line := grp.Line()
-	if line.History == g.History || line.Seed != n.self {
+	if line.History == g.History || line.Seed != grp.Replica() {
 		return nil
 	}
 	_, err := n.ctl.propose(ctx, &control.Command{By: "offline recover", ForkGroup: &control.ForkGroup{

@@ -2,6 +2,7 @@ package server
 
 import (
 	"maps"
+	"reflect"
 	"slices"
 	"sync"
 )
@@ -34,10 +35,16 @@ func (h *hints) nodes(self uint64) []uint64 {
 	return slices.DeleteFunc(slices.Sorted(maps.Keys(h.h.Peers)), func(n uint64) bool { return n == self })
 }
 
-func (h *hints) role() string {
+// seat is this node's part of the control group as the hints have it; zero: not known yet.
+func (h *hints) seat() (role string, replica uint64, recast bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.h.Role
+	return h.h.Role, h.h.Replica, h.h.Recast
+}
+
+// setSeat notes, durably, which replica of the control group this node is.
+func (h *hints) setSeat(role string, replica uint64, recast bool) error {
+	return h.update(func(h *hint) { h.Role, h.Replica, h.Recast = role, replica, recast })
 }
 
 func (h *hints) opened() bool {
@@ -46,23 +53,25 @@ func (h *hints) opened() bool {
 	return h.h.Opened
 }
 
-func (h *hints) setOpened() error {
-	h.mu.Lock()
-	next := h.h
-	h.mu.Unlock()
-	next.Opened = true
-	return h.update(next)
+func (h *hints) setOpened() error { return h.update(func(h *hint) { h.Opened = true }) }
+
+// setPeers replaces the addresses.
+func (h *hints) setPeers(peers map[uint64]string) error {
+	return h.update(func(h *hint) { h.Peers = peers })
 }
 
-// update writes the file if something changed.
-func (h *hints) update(next hint) error {
+// update writes the file if something changed. Maps are replaced, never changed.
+func (h *hints) update(change func(*hint)) error {
 	h.mu.Lock()
-	next.Opened = next.Opened || h.h.Opened
-	same := next.Role == h.h.Role && next.Opened == h.h.Opened && maps.Equal(next.Peers, h.h.Peers)
-	h.h = next
-	h.mu.Unlock()
-	if same {
+	defer h.mu.Unlock()
+	next := h.h
+	change(&next)
+	if reflect.DeepEqual(next, h.h) {
 		return nil
 	}
-	return writeJSON(h.path, next)
+	if err := writeJSON(h.path, next); err != nil {
+		return err
+	}
+	h.h = next
+	return nil
 }

@@ -32,6 +32,7 @@ type holding struct {
 	n       *node
 	group   control.Group // as it was when the holding started; what never changes is used
 	replica uint64
+	binding uint64 // replica id under which the directory was bound
 	path    string
 	member  member
 	grp     *engine.Group    // nil while observing
@@ -71,33 +72,40 @@ func (n *node) hold(ctx context.Context, g *control.Group, m control.Member) err
 	if idle {
 		return nil
 	}
-	nodes := map[uint64]uint64{}
-	for _, other := range g.Members {
-		nodes[other.Replica] = other.Node
-	}
 	if ok && h.group.History != g.History { // forked: it begins again, on the new history
 		if err := n.pause(h); err != nil {
 			return fmt.Errorf("group %s: %w", g.Name, err)
 		}
 		ok = false
 	}
-	if ok && h.replica == m.Replica && h.path == m.Path {
+	switch {
+	case ok && h.binding == m.Binding && h.path == m.Path:
 		if h.grp != nil {
-			h.grp.SetNodes(nodes)
+			h.grp.SetNodes(g.Nodes())
 		} else {
 			h.obs.Reconsider()
 		}
-		return nil
-	}
-	if ok { // another incarnation
+		if h.replica == m.Replica {
+			return nil
+		}
+		return n.turn(ctx, g, h, m)
+	case ok: // another incarnation
 		if err := n.leave(ctx, g); err != nil || n.holds(g.ID) {
 			return err
 		}
 	}
+	if err := n.own(g.ID, ownedBy(m)); err != nil {
+		return fmt.Errorf("group %s: %w", g.Name, err)
+	}
+	return n.start(g, m, true)
+}
+
+// start runs the replica and, if the directory is bound, its agent.
+func (n *node) start(g *control.Group, m control.Member, bound bool) error {
 	if err := n.align(g, m); err != nil {
 		return fmt.Errorf("group %s: bring it to its new history: %w", g.Name, err)
 	}
-	h, err := n.startHolding(g, m, nodes)
+	h, err := n.startHolding(g, m, bound)
 	if err != nil {
 		return fmt.Errorf("group %s: %w", g.Name, err)
 	}
@@ -107,8 +115,8 @@ func (n *node) hold(ctx context.Context, g *control.Group, m control.Member) err
 	return nil
 }
 
-func (n *node) startHolding(g *control.Group, m control.Member, nodes map[uint64]uint64) (*holding, error) {
-	h := &holding{n: n, group: *g, replica: m.Replica, path: m.Path}
+func (n *node) startHolding(g *control.Group, m control.Member, bound bool) (*holding, error) {
+	h := &holding{n: n, group: *g, replica: m.Replica, binding: m.Binding, path: m.Path}
 	h.session = n.eng.NewSession(g.ID, groupVoters{n, g.ID}, newSessionID())
 	policy, err := manifest.ParsePolicy(g.Conflict)
 	if err != nil {
@@ -122,7 +130,7 @@ func (n *node) startHolding(g *control.Group, m control.Member, nodes map[uint64
 		})
 		h.member = h.obs
 	} else {
-		cfg := engine.GroupConfig{ID: g.ID, Replica: m.Replica, Machine: machine, Differ: differ{}, Nodes: nodes, History: g.History,
+		cfg := engine.GroupConfig{ID: g.ID, Replica: m.Replica, Machine: machine, Differ: differ{}, Nodes: g.Nodes(), History: g.History,
 			Floor: h.floor, InSync: true}
 		if contains(g.Initial, m.Replica) {
 			cfg.Initial = g.Initial
@@ -135,8 +143,10 @@ func (n *node) startHolding(g *control.Group, m control.Member, nodes map[uint64
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	h.stop = stop
-	h.tasks.Go(func() { h.keepAgent(ctx) })
-	h.tasks.Go(func() { h.dropUpload(ctx) })
+	if bound {
+		h.tasks.Go(func() { h.keepAgent(ctx) })
+		h.tasks.Go(func() { h.dropUpload(ctx) })
+	}
 	return h, nil
 }
 
@@ -195,7 +205,7 @@ func (h *holding) keepAgent(ctx context.Context) {
 }
 
 func (h *holding) openAgent(ctx context.Context) (*files.Agent, error) {
-	table := kv.Prefixed(h.n.state, tablePrefix(h.group.ID, h.replica))
+	table := kv.Prefixed(h.n.state, tablePrefix(h.group.ID, h.binding))
 	work, err := h.workDir(kv.Prefixed(table, []byte("t/")))
 	if err != nil {
 		return nil, err
@@ -213,7 +223,7 @@ func (h *holding) openAgent(ctx context.Context) (*files.Agent, error) {
 
 // workDir finds the work area; a directory that is bound for the first time is marked before.
 func (h *holding) workDir(table kv.Reader) (string, error) {
-	preferred := h.n.data.sub(fmt.Sprintf("work/%d-%d", h.group.ID, h.replica))
+	preferred := h.n.workDir(h.group.ID, h.binding)
 	fresh := true
 	if err := table.Scan(nil, nil, func(_, _ []byte) error { fresh = false; return kv.ErrStop }); err != nil {
 		return "", err
@@ -236,8 +246,13 @@ func (h *holding) workDir(table kv.Reader) (string, error) {
 func (h *holding) markerID() string { return h.group.Marker() }
 
 // tablePrefix is where a binding keeps what is its own; a new incarnation begins with nothing.
-func tablePrefix(group, replica uint64) []byte {
-	return fmt.Appendf(nil, "p/%016x-%016x/", group, replica)
+func tablePrefix(group, binding uint64) []byte {
+	return fmt.Appendf(nil, "p/%016x-%016x/", group, binding)
+}
+
+// workDir is the work area of a binding whose directory is on the data directory's mount.
+func (n *node) workDir(group, binding uint64) string {
+	return n.data.sub(fmt.Sprintf("work/%d-%d", group, binding))
 }
 
 // close stops the agent and, while observing, the replica; a voter's replica belongs to the engine.
@@ -256,70 +271,9 @@ func (n *node) holds(group uint64) bool {
 	return ok
 }
 
-// leave ends this node's part of a group that it is no longer a member of, or a former incarnation of it. The
-// directory is left alone at once; the replica goes on until the group's own configuration has let it go,
-// because the change that does so may need its vote. It is called again until then.
-func (n *node) leave(ctx context.Context, g *control.Group) error {
-	n.mu.Lock()
-	h, ok := n.holdings[g.ID]
-	n.mu.Unlock()
-	if !ok {
-		return nil
-	}
-	h.stop()
-	h.tasks.Wait()
-	if h.grp != nil && !n.letGo(ctx, g, h) {
-		handOver, cancel := context.WithTimeout(ctx, time.Second)
-		defer cancel()
-		h.grp.HandOver(handOver)
-		return nil
-	}
-	return n.release(h)
-}
-
-// letGo says whether the group's configuration no longer holds the replica, by its own account or that of the
-// member that leads.
-func (n *node) letGo(ctx context.Context, g *control.Group, h *holding) bool {
-	if g.Deleted {
-		return true
-	}
-	if st := h.grp.Fresh(); len(st.Voters) > 0 && !contains(configured(st), h.replica) {
-		return true
-	}
-	for _, r := range n.survey(ctx, g) {
-		if r.Role == "leader" && len(r.Configured) > 0 && !contains(r.Configured, h.replica) {
-			return true
-		}
-	}
-	return false
-}
-
 // configured lists all replicas of a configuration.
 func configured(st core.Status) []uint64 {
 	return slices.Concat(st.Voters, st.Learners, st.Outgoing)
-}
-
-// release forgets a replica for good. The directory's files stay, and so does what was kept aside of them.
-func (n *node) release(h *holding) error {
-	group := h.group.ID
-	h.close()
-	if err := n.eng.StopGroup(group, true); err != nil {
-		return err
-	}
-	prefix := tablePrefix(group, h.replica)
-	b := n.state.Batch()
-	defer b.Discard()
-	if err := b.DeleteRange(prefix, kv.PrefixEnd(prefix)); err != nil {
-		return err
-	}
-	if err := b.Commit(); err != nil {
-		return err
-	}
-	n.mu.Lock()
-	delete(n.holdings, group)
-	n.mu.Unlock()
-	n.log.Info("group released; its files stay", "group", h.group.Name, "path", h.path)
-	return dropWork(n.data.sub(fmt.Sprintf("work/%d-%d", group, h.replica)))
 }
 
 // dropWork removes a work area but for what was kept aside of users' files.

@@ -30,8 +30,10 @@ type start struct {
 // hint is DATA/cluster.json: what the node needs before it has read the control group's state. It is written
 // whenever that state changes and is never the truth.
 type hint struct {
-	Role  string            `json:"role"`  // in the control group
-	Peers map[uint64]string `json:"peers"` // addresses
+	Role    string            `json:"role"` // in the control group
+	Replica uint64            `json:"replica,omitempty"`
+	Recast  bool              `json:"recast,omitempty"` // as in owned
+	Peers   map[uint64]string `json:"peers"`            // addresses
 	// Opened is set once log and state exist: if one is missing later, it was lost.
 	Opened bool `json:"opened"`
 }
@@ -119,10 +121,10 @@ func found(cfg Config, advertise string, data *dataDir) (*start, error) {
 	}
 	s := &start{
 		id:   id,
-		hint: hint{Role: control.RoleVoter, Peers: map[uint64]string{1: advertise}},
+		hint: hint{Role: control.RoleVoter, Replica: 1, Peers: map[uint64]string{1: advertise}},
 		init: &control.Init{
 			Cluster: control.Cluster{ID: cluster.String(), CACert: ca.CertPEM(), CAKey: caKey},
-			Node:    control.Node{ID: 1, Name: cfg.Name, Address: advertise, Version: cfg.Version.Version},
+			Node:    control.Node{ID: 1, Name: cfg.Name, Address: advertise, Version: cfg.Version.Version, Zone: cfg.Zone},
 			History: history,
 		},
 	}
@@ -146,7 +148,7 @@ func join(ctx context.Context, cfg Config, advertise string, data *dataDir) (*st
 	}
 	req := &access.JoinRequest{
 		Token: tok.ID, Secret: tok.Secret, Name: cfg.Name, Address: advertise, CSR: csr,
-		Version: cfg.Version.Version, Level: access.Level, Replace: cfg.Replace,
+		Version: cfg.Version.Version, Level: access.Level, Replace: cfg.Replace, Zone: cfg.Zone,
 	}
 	var reply *access.JoinReply
 	for _, addr := range tok.Addrs {
@@ -198,7 +200,7 @@ func (n *node) serveJoin(ctx context.Context, conn net.Conn) {
 		n.log.Warn("join refused", "from", conn.RemoteAddr().String(), "err", err)
 		return
 	}
-	reply, err := n.admit(ctx, req)
+	reply, err := n.letIn(ctx, req)
 	if err != nil {
 		reply = &access.JoinReply{Cluster: n.id.Cluster(), Error: asAPIError("join", req.Name, err)}
 		n.log.Warn("join refused", "name", req.Name, "from", conn.RemoteAddr().String(), "err", err)
@@ -208,7 +210,7 @@ func (n *node) serveJoin(ctx context.Context, conn net.Conn) {
 	}
 }
 
-func (n *node) admit(ctx context.Context, req *access.JoinRequest) (*access.JoinReply, error) {
+func (n *node) letIn(ctx context.Context, req *access.JoinRequest) (*access.JoinReply, error) {
 	ctl := n.ctl.member()
 	if ctl == nil {
 		return nil, errStarting
@@ -225,7 +227,7 @@ func (n *node) admit(ctx context.Context, req *access.JoinRequest) (*access.Join
 			Why: "the node of this name is up and has its data", Hint: "choose another --name, or stop that node first"}
 	}
 	r, err := n.ctl.propose(ctx, &control.Command{By: "token " + req.Token.String(), Join: &control.Join{
-		Token: req.Token.String(), Name: req.Name, Address: req.Address, Version: req.Version, Replace: req.Replace,
+		Token: req.Token.String(), Name: req.Name, Address: req.Address, Version: req.Version, Zone: req.Zone, Replace: req.Replace,
 	}})
 	if err != nil {
 		return nil, err

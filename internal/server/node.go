@@ -43,6 +43,8 @@ type node struct {
 	eng   *engine.Engine
 	ctl   *controlPlane
 	hints *hints
+	life  *life
+	watch *watch
 
 	mu         sync.Mutex
 	holdings   map[uint64]*holding // by group
@@ -52,6 +54,7 @@ type node struct {
 	superseded chan replica.Line       // of the control group, at another node
 
 	fault chan error // a storage failure: the node stops at once
+	quit  chan error // the cluster does not want this node: it stops in good order
 }
 
 // Run runs a node until ctx ends or a disk fails.
@@ -81,7 +84,8 @@ func Run(ctx context.Context, cfg Config) error {
 		ctl:    newControlPlane(),
 		hints:  newHints(data.sub(hintFile), s.hint),
 		sealed: map[uint64]bool{}, estranged: map[[2]uint64]time.Time{}, superseded: make(chan replica.Line, 1),
-		holdings: map[uint64]*holding{}, fault: make(chan error, 1),
+		holdings: map[uint64]*holding{}, fault: make(chan error, 1), quit: make(chan error, 1),
+		watch: newWatch(),
 	}
 	return n.run(ctx, listener, s.init)
 }
@@ -136,6 +140,9 @@ func (n *node) run(ctx context.Context, listener net.Listener, init *control.Ini
 	if err := n.openStores(&tidy); err != nil {
 		return errors.Join(err, listener.Close())
 	}
+	if n.life, err = openLife(n.data.sub(lifeFile), rand.Uint64()); err != nil {
+		return errors.Join(err, listener.Close())
+	}
 	if err := n.openTransport(listener, &tidy); err != nil {
 		return err
 	}
@@ -154,7 +161,7 @@ func (n *node) run(ctx context.Context, listener net.Listener, init *control.Ini
 	tasks.Go(func() { served <- n.net.Serve(running) })
 
 	if err := n.openControl(running, init); err != nil {
-		return err
+		return n.reasonToQuit(err)
 	}
 	tidy.add(func() error { n.closeControl(); return nil })
 	tidy.add(func() error { n.closeHoldings(); return nil })
@@ -164,6 +171,8 @@ func (n *node) run(ctx context.Context, listener net.Listener, init *control.Ini
 	tasks.Go(func() { n.driveMemberships(running) })
 	tasks.Go(func() { n.driveInSync(running) })
 	tasks.Go(func() { n.trimMemory(running) })
+	tasks.Go(func() { n.live(running) })
+	tasks.Go(func() { n.watchNodes(running) })
 
 	door, err := httpdoor.Open(running, httpdoor.Config{
 		Node: n, Metrics: n.metrics(), Log: n.log, Socket: n.data.sub("lockstep.sock"), API: n.cfg.API,
@@ -181,7 +190,20 @@ func (n *node) run(ctx context.Context, listener net.Listener, init *control.Ini
 	case err := <-n.fault:
 		tidy.steps = nil // nothing more may be written; the process ends and takes everything with it
 		return fmt.Errorf("storage failed, the node stops at once so that nothing is acknowledged that is not on disk: %w", err)
+	case err := <-n.quit:
+		n.log.Error("stopping: this node may not take part", "err", err)
+		return err
 	case err := <-served:
+		return err
+	}
+}
+
+// reasonToQuit prefers what peers said of this node over what came of it.
+func (n *node) reasonToQuit(err error) error {
+	select {
+	case why := <-n.quit:
+		return why
+	default:
 		return err
 	}
 }
@@ -243,6 +265,11 @@ func (n *node) openTransport(l net.Listener, tidy *cleanup) (err error) {
 		Identity: n.id, Listener: l, Resolve: n.resolve, Log: n.log, Rand: rand.NewChaCha8(seed),
 		OnMessages: func(from, group uint64, msgs []*raftpb.Message) { n.eng.Deliver(from, group, msgs) },
 		OnPeer:     n.onPeer,
+		Admit:      func(p transport.Peer) *api.Error { return n.admit(p.Node, p.Boot, p.Age, p.Address) },
+		OnDenied:   n.denied,
+		Boot:       n.life.boot,
+		Age:        func() uint64 { return n.life.now().Age },
+		Address:    n.advertise,
 	})
 	if err != nil {
 		return errors.Join(err, l.Close())
@@ -260,10 +287,22 @@ func (n *node) onPeer(node uint64, up bool, why transport.Why) {
 	}
 }
 
-// resolve finds a node's address: in the control group's state, else where it was last.
+// resolve finds a node's address: what it said itself, if that is news to the control group's state, else what stands
+// there, else where it was last.
 func (n *node) resolve(id uint64) (string, bool) {
-	if p, ok := n.ctl.state().Node(id); ok {
-		return p.Address, !p.Removed
+	p, ok := n.ctl.state().Node(id)
+	if ok && p.Removed {
+		return "", false
+	}
+	var recorded control.Life
+	if ok {
+		recorded = p.Life
+	}
+	if addr, ok := n.life.address(id, recorded); ok {
+		return addr, true
+	}
+	if ok {
+		return p.Address, true
 	}
 	return n.hints.address(id)
 }

@@ -77,14 +77,18 @@ func recoverControl(ctx context.Context, data *dataDir, id *access.Identity, log
 			Why:  fmt.Sprintf("%d of the control group's %d voters accept connections: they are enough without this node", up, voters),
 			Hint: "start this node; it catches up by itself"}
 	}
-	cfg := engine.RecoverConfig{Group: control.ControlGroup, Replica: id.Node()}
+	var h hint
+	if err := readJSON(data.sub(hintFile), &h); err != nil {
+		return out, err
+	}
+	if h.Replica == 0 || h.Recast {
+		return out, &api.Error{Code: api.CodeFailed, Op: op, Subject: id.Name(), Why: "this node was about to change its part in the control group",
+			Hint: "recover on another node"}
+	}
+	cfg := engine.RecoverConfig{Group: control.ControlGroup, Replica: h.Replica}
 	rand.Read(cfg.History[:])
 	line, err := engine.Recover(logs, state, cfg)
 	if err != nil {
-		return out, err
-	}
-	var h hint
-	if err := readJSON(data.sub(hintFile), &h); err != nil {
 		return out, err
 	}
 	h.Role = control.RoleVoter

@@ -102,7 +102,7 @@ func FuzzRaftFrame(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(frame)
-	f.Add(appendControl(nil, kindPing, make([]byte, 8)))
+	f.Add(appendControl(nil, kindPing, make([]byte, pingBody)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r := bytes.NewReader(b)
 		var head [frameHead]byte
@@ -136,7 +136,7 @@ func FuzzRaftFrame(f *testing.F) {
 }
 
 func FuzzHello(f *testing.F) {
-	h := hello{helloVersion, access.ClusterID{1}, 2, 3, 4, "raft"}
+	h := hello{version: helloVersion, cluster: access.ClusterID{1}, from: 2, to: 3, boot: 4, age: 7, service: "raft", address: "h:1"}
 	f.Add(h.append(nil)[4:])
 	f.Add([]byte("LKST\x02"))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -190,8 +190,8 @@ func TestErrorsAreClassified(t *testing.T) {
 		err  error
 		want Why
 	}{
-		{&refusal{stopping, ""}, Goodbye},
-		{&refusal{wrongNode, ""}, Closed},
+		{&refusal{verdict: stopping}, Goodbye},
+		{&refusal{verdict: wrongNode}, Closed},
 		{io.EOF, Reset},
 		{os.ErrDeadlineExceeded, Timeout},
 		{access.ErrOtherCluster, Closed},

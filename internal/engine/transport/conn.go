@@ -89,20 +89,43 @@ func (p *peer) dial(ctx context.Context, service string) (*conn, answer, error) 
 		if !t.track(s) {
 			return nil, answer{}, ErrClosed
 		}
-		h := hello{helloVersion, t.cfg.Identity.Cluster(), t.self, p.node, t.boot, service}
+		h := hello{version: helloVersion, cluster: t.cfg.Identity.Cluster(), from: t.self, to: p.node, boot: t.boot,
+			age: t.cfg.Age(), service: service, address: t.cfg.Address}
 		var tc *tls.Conn
 		var a answer
 		tc, a, err = shake(ctx, s, t.cfg.Identity.Client(p.node), h, t.cfg.ShakeTimeout)
+		if err == nil {
+			err = p.admitted(a)
+		}
 		if err == nil {
 			return &conn{tc, s, t}, a, nil
 		}
 		s.abort()
 		t.untrack(s)
 	}
+	p.wasDenied(err)
 	if ctx.Err() == nil { // what the caller broke off says nothing about the peer
 		p.dialFailed(classifyDial(err))
 	}
 	return nil, answer{}, fmt.Errorf("%w: %s: %w", ErrUnreachable, addr, err)
+}
+
+// admitted asks whether who answered may take part.
+func (p *peer) admitted(a answer) error {
+	if e := p.t.cfg.Admit(Peer{Node: p.node, Boot: a.boot, Age: a.age}); e != nil {
+		return denial(e)
+	}
+	return nil
+}
+
+// wasDenied passes on that the peer refused this node for good; what this node refused is no news to it.
+func (p *peer) wasDenied(err error) {
+	var ref *refusal
+	if errors.As(err, &ref) && ref.by == p.node {
+		if e := ref.said(); e != nil {
+			p.t.cfg.OnDenied(p.node, e)
+		}
+	}
 }
 
 func dialTimeout(ctx context.Context, dial DialFunc, addr string, d time.Duration) (net.Conn, error) {
@@ -143,7 +166,7 @@ func exchange(ctx context.Context, tc *tls.Conn, h hello) (answer, error) {
 		return answer{}, err
 	}
 	if a.verdict != accepted {
-		return answer{}, &refusal{a.verdict, a.text}
+		return answer{}, &refusal{verdict: a.verdict, text: a.text, by: h.to}
 	}
 	return a, nil
 }

@@ -188,9 +188,10 @@ func (p *peer) frame(l *link, k kind, body []byte) error {
 		return parseMessages(body, func(group uint64, msgs []*raftpb.Message) {
 			p.t.cfg.OnMessages(p.node, group, msgs)
 		})
-	case k == kindPing && l.inbound:
-		now := uint64(p.t.cfg.Now().UnixNano())
-		_ = l.control(kindPong, binary.BigEndian.AppendUint64(body, now)) // if it fails, the next read knows more
+	case k == kindPing && l.inbound && len(body) == pingBody:
+		pong := binary.BigEndian.AppendUint64(body[:8:8], uint64(p.t.cfg.Now().UnixNano()))
+		_ = l.control(kindPong, pong) // if it fails, the next read knows more
+		return p.grown(l, binary.BigEndian.Uint64(body[8:]))
 	case k == kindPong && !l.inbound && len(body) == 16:
 		p.pong(body)
 	case k == kindBeat && !l.inbound:
@@ -257,10 +258,23 @@ func (p *peer) pong(body []byte) {
 	p.t.cfg.Log.Info("the peer's clock agrees with this node's again", "peer", p.name())
 }
 
+// pingBody is a time of the sender, which comes back, and its age.
+const pingBody = 16
+
+// grown notes the peer's age.
+func (p *peer) grown(l *link, age uint64) error {
+	if e := p.t.cfg.Admit(Peer{Node: p.node, Boot: l.boot, Age: age}); e != nil {
+		l.part(0, e)
+		return io.EOF
+	}
+	return nil
+}
+
 // ping asks for a pong that tells the round trip.
 func (p *peer) ping(l *link) {
-	var now [8]byte
+	var now [pingBody]byte
 	binary.BigEndian.PutUint64(now[:], uint64(time.Since(p.t.start)))
+	binary.BigEndian.PutUint64(now[8:], p.t.cfg.Age())
 	if err := l.control(kindPing, now[:]); err != nil {
 		l.broken(err)
 	}

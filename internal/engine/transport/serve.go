@@ -127,7 +127,7 @@ func (t *Transport) greet(c *conn) (serve func(), err error) {
 		return nil, err
 	}
 	serve, ref := t.judge(c, h)
-	a := answer{boot: t.boot}
+	a := answer{boot: t.boot, age: t.cfg.Age()}
 	if ref != nil {
 		a.verdict, a.text = ref.verdict, ref.text
 	}
@@ -150,32 +150,35 @@ func (t *Transport) judge(c *conn, h hello) (serve func(), _ *refusal) {
 	own := t.cfg.Identity.Cluster()
 	switch {
 	case h.version != helloVersion:
-		return nil, &refusal{wrongVersion, fmt.Sprintf("protocol version %d, this node speaks %d", h.version, helloVersion)}
+		return nil, &refusal{verdict: wrongVersion, text: fmt.Sprintf("protocol version %d, this node speaks %d", h.version, helloVersion)}
 	case h.cluster != own:
-		return nil, &refusal{wrongCluster, fmt.Sprintf("hello for cluster %s, this is cluster %s", h.cluster, own)}
+		return nil, &refusal{verdict: wrongCluster, text: fmt.Sprintf("hello for cluster %s, this is cluster %s", h.cluster, own)}
 	case !certified && h.service == serviceJoin:
 		return t.judgeJoin(c)
 	case !certified:
-		return nil, &refusal{noCertificate, fmt.Sprintf("service %q needs a node certificate", h.service)}
+		return nil, &refusal{verdict: noCertificate, text: fmt.Sprintf("service %q needs a node certificate", h.service)}
 	case h.from != from:
-		return nil, &refusal{wrongNode, fmt.Sprintf("hello from node %016x with the certificate of node %016x", h.from, from)}
+		return nil, &refusal{verdict: wrongNode, text: fmt.Sprintf("hello from node %016x with the certificate of node %016x", h.from, from)}
 	case h.to != t.self:
-		return nil, &refusal{wrongNode, fmt.Sprintf("hello for node %016x, this is node %016x", h.to, t.self)}
+		return nil, &refusal{verdict: wrongNode, text: fmt.Sprintf("hello for node %016x, this is node %016x", h.to, t.self)}
+	}
+	if e := t.cfg.Admit(Peer{from, h.boot, h.age, h.address}); e != nil {
+		return nil, denial(e)
 	}
 	p := t.peer(from)
 	if p == nil || h.service == serviceRaft && t.stopping.Load() {
-		return nil, &refusal{stopping, "this process stops"}
+		return nil, &refusal{verdict: stopping, text: "this process stops"}
 	}
 	c.sock.count.Store(&p.traffic)
 	switch {
 	case h.service == serviceRaft && from == t.self:
-		return nil, &refusal{wrongNode, "a node sends itself no messages"}
+		return nil, &refusal{verdict: wrongNode, text: "a node sends itself no messages"}
 	case h.service == serviceRaft:
 		return func() { p.serveLink(newLink(c, h.boot, true)) }, nil
 	case h.service == serviceCall:
 		return func() { t.serveCalls(p, c) }, nil
 	case t.services[h.service] == nil:
-		return nil, &refusal{unknownService, fmt.Sprintf("no service %q here", h.service)}
+		return nil, &refusal{verdict: unknownService, text: fmt.Sprintf("no service %q here", h.service)}
 	}
 	return func() {
 		t.services[h.service](t.ctx, from, c)
@@ -186,12 +189,12 @@ func (t *Transport) judge(c *conn, h hello) (serve func(), _ *refusal) {
 
 func (t *Transport) judgeJoin(c *conn) (func(), *refusal) {
 	if t.join == nil {
-		return nil, &refusal{unknownService, "nobody can join here"}
+		return nil, &refusal{verdict: unknownService, text: "nobody can join here"}
 	}
 	select {
 	case t.joins <- struct{}{}:
 	default:
-		return nil, &refusal{busy, "too many servers are joining; try again"}
+		return nil, &refusal{verdict: busy, text: "too many servers are joining; try again"}
 	}
 	return func() {
 		defer func() { <-t.joins }()

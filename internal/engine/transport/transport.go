@@ -34,6 +34,7 @@ import (
 
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/access"
 )
 
@@ -82,10 +83,21 @@ type Config struct {
 	// OnPeer hears of each change of a peer's state, in order, from one goroutine. After a down it may
 	// hear of another down with Refused, which is certainty. Default: nobody.
 	OnPeer func(node uint64, up bool, why Why)
-	Log    *slog.Logger
-	Rand   rand.Source      // jitter and the id of this incarnation; used under a lock
-	Now    func() time.Time // default time.Now; what Peers shows. Deadlines of sockets are always real time
-	Dial   DialFunc         // default TCP
+	// Admit is asked about every peer that has proved who it is, when it connects, answers, and grows older.
+	// An error refuses it for good, on every service: it is told, and what there is of connections ends.
+	// It may block for a moment (a sync). Default: everybody.
+	Admit func(Peer) *api.Error
+	// OnDenied hears that a peer refused this node for good. Default: nobody.
+	OnDenied func(by uint64, why *api.Error)
+	// Boot is the id of this incarnation of the process; default random. Age counts up over all incarnations
+	// of this node, by what is on its disk (default: unknown, 0). Address is where peers find this node.
+	Boot    uint64
+	Age     func() uint64
+	Address string
+	Log     *slog.Logger
+	Rand    rand.Source      // jitter and the id of this incarnation; used under a lock
+	Now     func() time.Time // default time.Now; what Peers shows. Deadlines of sockets are always real time
+	Dial    DialFunc         // default TCP
 
 	QueueMessages int           // bound of each peer's queue, what is being written included; default 16384
 	QueueBytes    int           // same, in bytes, approximately; default 64 MiB
@@ -96,12 +108,27 @@ type Config struct {
 	CallIdle      time.Duration // an unused call connection is closed after this; default 1 min
 }
 
+// Peer is what a peer says of itself, proved by its certificate.
+type Peer struct {
+	Node, Boot, Age uint64
+	Address         string // empty: it did not say
+}
+
 func (c *Config) defaults() error {
 	if c.Identity == nil || c.Listener == nil || c.Resolve == nil || c.OnMessages == nil || c.Log == nil || c.Rand == nil {
 		return errors.New("transport: Identity, Listener, Resolve, OnMessages, Log and Rand are required")
 	}
 	if c.OnPeer == nil {
 		c.OnPeer = func(uint64, bool, Why) {}
+	}
+	if c.Admit == nil {
+		c.Admit = func(Peer) *api.Error { return nil }
+	}
+	if c.OnDenied == nil {
+		c.OnDenied = func(uint64, *api.Error) {}
+	}
+	if c.Age == nil {
+		c.Age = func() uint64 { return 0 }
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -182,7 +209,7 @@ func New(cfg Config) (*Transport, error) {
 	t := &Transport{
 		cfg:      cfg,
 		self:     cfg.Identity.Node(),
-		boot:     rng.Uint64(),
+		boot:     cmp.Or(cfg.Boot, rng.Uint64()),
 		start:    time.Now(),
 		services: map[string]serviceHandler{},
 		calls:    map[string]callHandler{},
@@ -242,6 +269,22 @@ func (t *Transport) Open(ctx context.Context, to uint64, service string) (net.Co
 		return nil, fmt.Errorf("open %s at node %016x: %w", service, to, err)
 	}
 	return c, nil
+}
+
+// Drop ends every connection with a node. Whether it may come back is Config.Admit's affair.
+func (t *Transport) Drop(node uint64) {
+	t.mu.Lock()
+	p := t.peers[node]
+	var socks []*sock
+	for s := range t.socks {
+		if p != nil && s.count.Load() == &p.traffic {
+			socks = append(socks, s)
+		}
+	}
+	t.mu.Unlock()
+	for _, s := range socks {
+		s.abort()
+	}
 }
 
 // PeerStatus is what is known of a peer.

@@ -122,7 +122,7 @@ func TestRefusals(t *testing.T) {
 	}
 	old := f.nodeLate(4)
 	say := func(h hello) []byte { return h.append(nil) }
-	good := hello{helloVersion, cluster, 3, 1, 99, "echo"}
+	good := hello{version: helloVersion, cluster: cluster, from: 3, to: 1, boot: 99, age: 7, service: "echo", address: "h:1"}
 	for _, tt := range []struct {
 		what   string
 		addr   string
@@ -133,16 +133,16 @@ func TestRefusals(t *testing.T) {
 		logs   string
 	}{
 		{what: "accepted", addr: one.addr, cfg: member.Client(1), send: say(good), answer: accepted},
-		{what: "version", addr: one.addr, cfg: member.Client(1), send: say(hello{9, cluster, 3, 1, 99, "echo"}), answer: wrongVersion, says: "version 9", logs: "version 9"},
-		{what: "cluster in hello", addr: one.addr, cfg: member.Client(1), send: say(hello{helloVersion, g.ca.Cluster(), 3, 1, 99, "echo"}), answer: wrongCluster, says: g.ca.Cluster().String(), logs: "cluster"},
-		{what: "not its own id", addr: one.addr, cfg: member.Client(1), send: say(hello{helloVersion, cluster, 2, 1, 99, "echo"}), answer: wrongNode, says: "0000000000000003", logs: "certificate of node"},
-		{what: "for another node", addr: one.addr, cfg: member.Client(1), send: say(hello{helloVersion, cluster, 3, 2, 99, "echo"}), answer: wrongNode, says: "this is node 0000000000000001", logs: "0000000000000002"},
-		{what: "unknown service", addr: one.addr, cfg: member.Client(1), send: say(hello{helloVersion, cluster, 3, 1, 99, "nope"}), answer: unknownService, says: `"nope"`, logs: "nope"},
-		{what: "join with a certificate", addr: one.addr, cfg: member.Client(1), send: say(hello{helloVersion, cluster, 3, 1, 99, "join"}), answer: unknownService},
+		{what: "version", addr: one.addr, cfg: member.Client(1), send: say(hello{version: 9, cluster: cluster, from: 3, to: 1, boot: 99, age: 7, service: "echo", address: "h:1"}), answer: wrongVersion, says: "version 9", logs: "version 9"},
+		{what: "cluster in hello", addr: one.addr, cfg: member.Client(1), send: say(hello{version: helloVersion, cluster: g.ca.Cluster(), from: 3, to: 1, boot: 99, age: 7, service: "echo", address: "h:1"}), answer: wrongCluster, says: g.ca.Cluster().String(), logs: "cluster"},
+		{what: "not its own id", addr: one.addr, cfg: member.Client(1), send: say(hello{version: helloVersion, cluster: cluster, from: 2, to: 1, boot: 99, age: 7, service: "echo", address: "h:1"}), answer: wrongNode, says: "0000000000000003", logs: "certificate of node"},
+		{what: "for another node", addr: one.addr, cfg: member.Client(1), send: say(hello{version: helloVersion, cluster: cluster, from: 3, to: 2, boot: 99, age: 7, service: "echo", address: "h:1"}), answer: wrongNode, says: "this is node 0000000000000001", logs: "0000000000000002"},
+		{what: "unknown service", addr: one.addr, cfg: member.Client(1), send: say(hello{version: helloVersion, cluster: cluster, from: 3, to: 1, boot: 99, age: 7, service: "nope", address: "h:1"}), answer: unknownService, says: `"nope"`, logs: "nope"},
+		{what: "join with a certificate", addr: one.addr, cfg: member.Client(1), send: say(hello{version: helloVersion, cluster: cluster, from: 3, to: 1, boot: 99, age: 7, service: "join", address: "h:1"}), answer: unknownService},
 		{what: "no certificate", addr: one.addr, cfg: anonymous, send: say(good), answer: noCertificate, says: "needs a node certificate", logs: "needs a node certificate"},
-		{what: "no certificate, raft", addr: one.addr, cfg: anonymous, send: say(hello{helloVersion, cluster, 3, 1, 99, "raft"}), answer: noCertificate},
-		{what: "no certificate, call", addr: one.addr, cfg: anonymous, send: say(hello{helloVersion, cluster, 3, 1, 99, "call"}), answer: noCertificate},
-		{what: "no certificate where nobody joins", addr: two.addr, cfg: anonymous, send: say(hello{helloVersion, cluster, 0, 0, 0, "join"}), says: "certificate required", logs: "certificate"},
+		{what: "no certificate, raft", addr: one.addr, cfg: anonymous, send: say(hello{version: helloVersion, cluster: cluster, from: 3, to: 1, boot: 99, age: 7, service: "raft", address: "h:1"}), answer: noCertificate},
+		{what: "no certificate, call", addr: one.addr, cfg: anonymous, send: say(hello{version: helloVersion, cluster: cluster, from: 3, to: 1, boot: 99, age: 7, service: "call", address: "h:1"}), answer: noCertificate},
+		{what: "no certificate where nobody joins", addr: two.addr, cfg: anonymous, send: say(hello{version: helloVersion, cluster: cluster, from: 0, to: 0, boot: 0, age: 7, service: "join", address: "h:1"}), says: "certificate required", logs: "certificate"},
 		{what: "client of another cluster", addr: one.addr, cfg: trusting(g.identity(3, now)), send: say(good), says: "bad certificate", logs: g.ca.Cluster().String()},
 		{what: "server of another cluster", addr: one.addr, cfg: g.identity(3, now).Client(1), send: say(good), says: cluster.String()},
 		{what: "another server", addr: one.addr, cfg: member.Client(2), send: say(good), says: "0000000000000002"},
@@ -224,7 +224,7 @@ func TestGarbageOnRaftConnection(t *testing.T) {
 			}
 			s := &sock{Conn: raw}
 			defer s.abort()
-			c, _, err := shake(t.Context(), s, member.Client(1), hello{helloVersion, f.ca.Cluster(), 3, 1, 99, serviceRaft}, patience)
+			c, _, err := shake(t.Context(), s, member.Client(1), hello{version: helloVersion, cluster: f.ca.Cluster(), from: 3, to: 1, boot: 99, service: serviceRaft}, patience)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -89,6 +89,44 @@ func CheckMarker(root, group string) error {
 	return checkMarker(dir, root, group)
 }
 
+// RemoveMarker makes root a directory like any other: the group's root marker goes, and what lies beside it unless it
+// was kept aside for the user. A directory that is not there, or is no binding of the group, is left alone.
+func RemoveMarker(root, group string) error {
+	err := CheckMarker(root, group)
+	switch {
+	case errors.Is(err, ErrMarkerMissing), errors.Is(err, ErrMarkerForeign), errors.Is(err, ErrNotDirectory), errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	}
+	rootFd, err := openRoot(root)
+	if err != nil {
+		return err
+	}
+	defer closeFd(rootFd)
+	before, err := vfs.StatFd(rootFd)
+	if err != nil {
+		return fmt.Errorf("unmark %s: %w", root, err)
+	}
+	dir, err := vfs.OpenBeneath(rootFd, manifest.Reserved)
+	if err != nil {
+		return fmt.Errorf("unmark %s: %w", root, err)
+	}
+	defer closeFd(dir)
+	if err := unix.Unlinkat(dir, markerFile, 0); err != nil {
+		return fmt.Errorf("unmark %s: %w", root, err)
+	}
+	for _, name := range []string{"work/kept", "work"} {
+		if err := unix.Unlinkat(dir, name, unix.AT_REMOVEDIR); err != nil && err != unix.ENOENT && err != unix.ENOTEMPTY {
+			return fmt.Errorf("unmark %s: remove %s: %w", root, name, err)
+		}
+	}
+	if err := unix.Unlinkat(rootFd, manifest.Reserved, unix.AT_REMOVEDIR); err != nil && err != unix.ENOTEMPTY {
+		return fmt.Errorf("unmark %s: %w", root, err)
+	}
+	return setMTime(rootFd, before.MTime) // the marker was not the user's change
+}
+
 func openRoot(root string) (int, error) {
 	fd, err := openat(unix.AT_FDCWD, root, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	switch err {

@@ -1,0 +1,211 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/lockstep-sync/lockstep/internal/control"
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/files/manifest"
+	"github.com/lockstep-sync/lockstep/internal/files/place"
+	"github.com/lockstep-sync/lockstep/internal/kv"
+)
+
+// owned is the durable record of what this node holds of a group: written before the first byte of log, state or
+// marker, and deleted after the last. What the control group decided while the node was down is told from it.
+type owned struct {
+	Replica uint64 `json:"replica"`
+	Binding uint64 `json:"binding"`
+	Role    string `json:"role"`
+	Path    string `json:"path"`
+	// Recast: log and state are still those of the replica before (see engine.Recast).
+	Recast bool `json:"recast,omitempty"`
+}
+
+func ownedBy(m control.Member) owned {
+	return owned{Replica: m.Replica, Binding: m.Binding, Role: m.Role, Path: m.Path}
+}
+
+func (o owned) member(node uint64) control.Member {
+	return control.Member{Node: node, Replica: o.Replica, Binding: o.Binding, Role: o.Role, Path: o.Path}
+}
+
+func ownedKey(group uint64) []byte { return fmt.Appendf(nil, "o/%016x", group) }
+
+// ownedOf reads the record of a group.
+func (n *node) ownedOf(group uint64) (o owned, found bool, err error) {
+	v, found, err := n.state.Get(ownedKey(group))
+	if err != nil || !found {
+		return o, false, err
+	}
+	if err := json.Unmarshal(v, &o); err != nil {
+		return o, false, fmt.Errorf("record of group %d: %w", group, err)
+	}
+	return o, true, nil
+}
+
+// own records durably what is held from now on.
+func (n *node) own(group uint64, o owned) error {
+	v, err := json.Marshal(o)
+	if err != nil {
+		return err
+	}
+	b := n.state.Batch()
+	defer b.Discard()
+	if err := b.Set(ownedKey(group), v); err != nil {
+		return err
+	}
+	if err := b.Commit(); err != nil {
+		return err
+	}
+	return n.state.Sync()
+}
+
+// recast finishes what own with Recast began: log and state become fit for the recorded role.
+func (n *node) recast(group uint64, o owned) error {
+	if err := n.eng.Recast(group, o.Role == control.RoleVoter); err != nil {
+		return err
+	}
+	o.Recast = false
+	return n.own(group, o)
+}
+
+// resume takes up what a former run of the node held of a group, whatever the control group says by now: agree then
+// brings it to an end, or to another role, as it would have done at the time.
+func (n *node) resume(g *control.Group) error {
+	o, found, err := n.ownedOf(g.ID)
+	if err != nil || !found || n.holds(g.ID) || n.idle(g.ID) {
+		return err
+	}
+	if o.Recast {
+		if err := n.recast(g.ID, o); err != nil {
+			return err
+		}
+	}
+	m, mine := g.Member(n.self)
+	bound := mine && !g.Deleted && m.Binding == o.Binding && m.Path == o.Path
+	if bound && m.Replica == o.Replica {
+		return nil // as it was: hold starts it
+	}
+	return n.start(g, o.member(n.self), bound)
+}
+
+// turn changes the role of this node's part of a group. The replica of before goes on until the configuration has
+// let it go; then what it left becomes that of the new one, which has an id of its own.
+func (n *node) turn(ctx context.Context, g *control.Group, h *holding, m control.Member) error {
+	if h.grp != nil && !n.letGo(ctx, g, h.grp) {
+		return nil
+	}
+	n.log.Info("role", "group", g.Name, "from", h.role(), "to", m.Role, "replica", m.Replica)
+	n.forget(g.ID)
+	h.close()
+	if err := n.eng.StopGroup(g.ID, false); err != nil {
+		return err
+	}
+	o := ownedBy(m)
+	o.Recast = true
+	if err := n.own(g.ID, o); err != nil {
+		return err
+	}
+	if err := n.recast(g.ID, o); err != nil {
+		return err
+	}
+	return n.start(g, m, true)
+}
+
+func (h *holding) role() string {
+	if h.grp == nil {
+		return control.RoleObserver
+	}
+	return control.RoleVoter
+}
+
+// leave ends this node's part of a group that it is no longer a member of, or a former incarnation of it. The
+// directory is left alone at once; the replica goes on until the group's own configuration has let it go,
+// because the change that does so may need its vote. It is called again until then.
+func (n *node) leave(ctx context.Context, g *control.Group) error {
+	n.mu.Lock()
+	h, ok := n.holdings[g.ID]
+	n.mu.Unlock()
+	if !ok {
+		return nil
+	}
+	h.stop()
+	h.tasks.Wait()
+	if h.grp != nil && !n.letGo(ctx, g, h.grp) {
+		return nil
+	}
+	return n.release(h)
+}
+
+// replicaOf is what letGo must know of a replica; *engine.Group satisfies it.
+type replicaOf interface {
+	Fresh() core.Status
+	Replica() uint64
+}
+
+// letGo says whether the group's configuration no longer holds the replica, by its own account or that of the
+// member that leads.
+func (n *node) letGo(ctx context.Context, g *control.Group, grp replicaOf) bool {
+	if g.Deleted {
+		return true
+	}
+	if st := grp.Fresh(); len(st.Voters) > 0 && !contains(configured(st), grp.Replica()) {
+		return true
+	}
+	for _, r := range n.survey(ctx, g) {
+		if r.Role == "leader" && len(r.Configured) > 0 && !contains(r.Configured, grp.Replica()) {
+			return true
+		}
+	}
+	return false
+}
+
+// idle tells whether a group must not be started now.
+func (n *node) idle(group uint64) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.closing || n.sealed[group]
+}
+
+// forget takes a holding out of the list.
+func (n *node) forget(group uint64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.holdings, group)
+}
+
+// release forgets a replica for good. The directory's files stay, and so does what was kept aside of them; the mark
+// that makes the directory a binding goes.
+func (n *node) release(h *holding) error {
+	group := h.group.ID
+	h.close()
+	if err := n.eng.StopGroup(group, true); err != nil {
+		return err
+	}
+	err := dropWork(n.workDir(group, h.binding))
+	if place.CheckMarker(h.path, h.markerID()) == nil {
+		err = errors.Join(err, dropWork(filepath.Join(h.path, manifest.Reserved, "work")))
+	}
+	if err = errors.Join(err, place.RemoveMarker(h.path, h.markerID())); err != nil {
+		n.log.Warn("not all traces of a binding could be removed", "group", h.group.Name, "path", h.path, "err", err)
+	}
+	prefix := tablePrefix(group, h.binding)
+	b := n.state.Batch()
+	defer b.Discard()
+	if err := b.DeleteRange(prefix, kv.PrefixEnd(prefix)); err != nil {
+		return err
+	}
+	if err := b.Delete(ownedKey(group)); err != nil {
+		return err
+	}
+	if err := b.Commit(); err != nil {
+		return err
+	}
+	n.forget(group)
+	n.log.Info("group released; its files stay", "group", h.group.Name, "path", h.path)
+	return nil
+}

@@ -1,0 +1,272 @@
+package server
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/lockstep-sync/lockstep/internal/control"
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+)
+
+// watch is what a voter of the control group knows of the nodes: it asks each of them every watchEvery. Whether a
+// node counts as down is decided by what a majority of those voters say.
+type watch struct {
+	mu    sync.Mutex
+	nodes map[uint64]*watched
+	began time.Time
+}
+
+type watched struct {
+	answered time.Time // last; the start of watching if never
+	last     helloAnswer
+	up       bool
+}
+
+const (
+	watchEvery = time.Second
+	// watchAtOnce bounds the nodes that are asked at the same time.
+	watchAtOnce = 16
+	// settleTime is how long a voter watches before it decides anything.
+	settleTime = 5 * time.Second
+)
+
+func newWatch() *watch { return &watch{nodes: map[uint64]*watched{}} }
+
+// helloAnswer is what a node says to a hello.
+type helloAnswer struct {
+	// At is the index of its copy of the control group's state.
+	At uint64 `json:"at"`
+	// Leads are the groups that it leads.
+	Leads []leadAnswer `json:"leads,omitempty"`
+	// Missed are the nodes that it watches and that do not answer it: for how long.
+	Missed map[uint64]time.Duration `json:"missed,omitempty"`
+	// Watches: it is a voter of the control group and has watched for long enough.
+	Watches bool `json:"watches,omitempty"`
+}
+
+type leadAnswer struct {
+	Group   uint64        `json:"group"`
+	Settled bool          `json:"settled"` // the configuration is that of the members
+	Fresh   []uint64      `json:"fresh"`   // nodes of voters that have caught up
+	Steady  time.Duration `json:"steady"`  // for how long it leads
+}
+
+// helloHere answers for this node.
+func (n *node) helloHere(context.Context, groupRequest) (helloAnswer, error) {
+	st := n.ctl.state()
+	a := helloAnswer{At: st.Index}
+	for i := range st.Groups {
+		g := &st.Groups[i]
+		if grp := n.groupHere(g.ID); grp != nil && grp.Core().Role == core.Leader {
+			a.Leads = append(a.Leads, leadOf(g, grp.Fresh(), grp.Led()))
+		}
+	}
+	a.Missed, a.Watches = n.watch.missed(time.Now())
+	return a, nil
+}
+
+func leadOf(g *control.Group, st core.Status, led time.Duration) leadAnswer {
+	a := leadAnswer{Group: g.ID, Steady: led}
+	var want []uint64
+	for _, m := range g.Voters() {
+		want = append(want, m.Replica)
+		if contains(st.Voters, m.Replica) && progressOf(st, m.Replica) == control.CaughtUp {
+			a.Fresh = append(a.Fresh, m.Node)
+		}
+	}
+	slices.Sort(want)
+	a.Settled = len(st.Outgoing) == 0 && len(st.Learners) == 0 && slices.Equal(want, st.Voters)
+	return a
+}
+
+// missed are the nodes that did not answer when last asked.
+func (w *watch) missed(now time.Time) (map[uint64]time.Duration, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	missed := map[uint64]time.Duration{}
+	for id, at := range w.nodes {
+		if !at.up {
+			missed[id] = now.Sub(at.answered)
+		}
+	}
+	return missed, !w.began.IsZero() && now.Sub(w.began) >= settleTime
+}
+
+// stop forgets everything: what is not watched is not known.
+func (w *watch) stop() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.began = time.Time{}
+	clear(w.nodes)
+}
+
+func (w *watch) note(id uint64, a helloAnswer, up bool, now time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.began.IsZero() {
+		w.began = now
+	}
+	at, ok := w.nodes[id]
+	if !ok {
+		at = &watched{answered: now}
+		w.nodes[id] = at
+	}
+	if at.up = up; up {
+		at.answered, at.last = now, a
+	}
+}
+
+// keep drops nodes that are no longer there.
+func (w *watch) keep(ids []uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for id := range w.nodes {
+		if !contains(ids, id) {
+			delete(w.nodes, id)
+		}
+	}
+}
+
+// answers are the last words of the nodes that answer.
+func (w *watch) answers() map[uint64]helloAnswer {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	all := map[uint64]helloAnswer{}
+	for id, at := range w.nodes {
+		if at.up {
+			all[id] = at.last
+		}
+	}
+	return all
+}
+
+// watchNodes asks all nodes while this one votes in the control group, and decides about seats and leaders while it
+// leads that.
+func (n *node) watchNodes(ctx context.Context) {
+	t := time.NewTicker(watchEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		grp := n.groupHere(control.ControlGroup)
+		if grp == nil {
+			n.watch.stop()
+			continue
+		}
+		n.watchOnce(ctx)
+		if grp.Core().Role == core.Leader && ctx.Err() == nil {
+			n.govern(ctx)
+		}
+	}
+}
+
+func (n *node) watchOnce(ctx context.Context) {
+	var ids []uint64
+	for _, p := range n.ctl.state().Nodes {
+		if !p.Removed {
+			ids = append(ids, p.ID)
+		}
+	}
+	n.watch.keep(ids)
+	slots := make(chan struct{}, watchAtOnce)
+	var wait sync.WaitGroup
+	for _, id := range ids {
+		slots <- struct{}{}
+		wait.Go(func() {
+			defer func() { <-slots }()
+			a, err := n.hello(ctx, id)
+			if ctx.Err() == nil {
+				n.watch.note(id, a, err == nil, time.Now())
+			}
+		})
+	}
+	wait.Wait()
+}
+
+// hello asks a node whether it lives.
+func (n *node) hello(ctx context.Context, id uint64) (helloAnswer, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	return call(ctx, n, id, methodHello, groupRequest{}, n.helloHere)
+}
+
+// healthOf puts together what the voters of the control group say: a node is down for as long as a majority of all of
+// them has missed it.
+func healthOf(st *control.State, answers map[uint64]helloAnswer) func(node uint64) control.Health {
+	g, ok := st.Group(control.ControlGroup)
+	if !ok {
+		return func(uint64) control.Health { return control.Health{} }
+	}
+	voters := g.Voters()
+	return func(id uint64) control.Health {
+		var missed []time.Duration
+		for _, v := range voters {
+			if a := answers[v.Node]; a.Watches {
+				if d, is := a.Missed[id]; is {
+					missed = append(missed, d)
+				}
+			}
+		}
+		_, answered := answers[id]
+		majority := len(voters)/2 + 1
+		if len(missed) < majority {
+			return control.Health{Up: answered}
+		}
+		slices.Sort(missed)
+		return control.Health{Down: missed[len(missed)-majority]} // that long at least, says a majority
+	}
+}
+
+// govern decides, on the leader of the control group: at most one seat a group and one leadership at a time.
+func (n *node) govern(ctx context.Context) {
+	st := n.ctl.state()
+	answers := n.watch.answers()
+	if !answers[n.self].Watches {
+		return
+	}
+	health := healthOf(st, answers)
+	settled := map[uint64]bool{}
+	var leds []control.Led
+	for id, a := range answers {
+		if a.At < st.Index {
+			return // it has not heard of the last change yet
+		}
+		for _, l := range a.Leads {
+			settled[l.Group] = l.Settled
+			leds = append(leds, control.Led{Group: l.Group, Node: id, Voters: l.Fresh, Fixed: !l.Settled, Steady: l.Steady})
+		}
+	}
+	busy := false
+	for i := range st.Groups {
+		g := &st.Groups[i]
+		if !settled[g.ID] {
+			continue
+		}
+		if c := control.PlanSeats(st, g, health); c != nil {
+			busy = true
+			n.log.Info("seats", "group", g.Name, "in", n.nameOf(c.In), "out", n.nameOf(c.Out), "why", c.Why)
+			if _, err := n.ctl.propose(ctx, &control.Command{By: "policy", Seats: c}); err != nil {
+				n.log.Warn("seats not changed", "group", g.Name, "err", err)
+			}
+		}
+	}
+	if !busy {
+		n.spreadLeaders(ctx, st, leds)
+	}
+}
+
+// spreadLeaders moves one leadership, if that makes the load more even.
+func (n *node) spreadLeaders(ctx context.Context, st *control.State, leds []control.Led) {
+	slices.SortFunc(leds, func(a, b control.Led) int { return int(a.Group) - int(b.Group) })
+	m := control.PlanLeader(st, leds, time.Now())
+	if m == nil {
+		return
+	}
+	_, err := call(ctx, n, m.From, methodLead, groupRequest{Group: m.Group, Node: m.To}, n.leadHere)
+	n.log.Info("leadership moved to spread the load", "group", m.Group, "from", n.nameOf(m.From), "to", n.nameOf(m.To), "why", m.Why, "err", err)
+}
