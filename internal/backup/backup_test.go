@@ -46,8 +46,10 @@ func sample(t testing.TB) []byte {
 			t.Fatalf("content: %v, %v", ok, err)
 		}
 	}
-	if ok, err := f.Content(hashOf(large), uint64(len(large)), strings.NewReader("changed meanwhile")); err != nil || ok {
-		t.Fatalf("a content that is not what its name says: %v, %v", ok, err)
+	for _, other := range []string{"changed meanwhile", strings.Repeat("x", len(large))} {
+		if ok, err := f.Content(hashOf(large), uint64(len(large)), strings.NewReader(other)); err != nil || ok || f.Has(hashOf(large)) {
+			t.Fatalf("a content that is not what its name says: %v, %v", ok, err)
+		}
 	}
 	if ok, err := f.Content(hashOf(large), uint64(len(large)), bytes.NewReader(large)); err != nil || !ok || !f.Has(hashOf(large)) {
 		t.Fatalf("content: %v, %v", ok, err)
@@ -197,6 +199,19 @@ func TestPartsCannotBeDroppedOrDoubled(t *testing.T) {
 		"fewer contents than it says": func(w *Writer) error {
 			w.index.Contents++
 			return nil
+		},
+		"a content under another name": func(w *Writer) error {
+			name := hashOf([]byte("other"))
+			return errors.Join(w.record(kindContent, append(name[:], 0, 0, 0, 0, 0, 0, 0, 1)), w.record(kindData, []byte("x")), w.verdict(name, 1, true))
+		},
+		"a content that is shorter than it says": func(w *Writer) error {
+			name := hashOf([]byte("x"))
+			return errors.Join(w.record(kindContent, append(name[:], 0, 0, 0, 0, 0, 0, 0, 2)), w.record(kindData, []byte("x")), w.verdict(name, 2, true))
+		},
+		"a content twice": func(w *Writer) error {
+			name := hashOf(nil)
+			head := append(name[:], 0, 0, 0, 0, 0, 0, 0, 0)
+			return errors.Join(w.record(kindContent, head), w.verdict(name, 0, true), w.record(kindContent, head), w.verdict(name, 0, true))
 		},
 		"the end of a fragment": func(w *Writer) error { return w.EndGroup() },
 	} {

@@ -286,3 +286,30 @@ func TestRefusesProposalsOfAnotherHistory(t *testing.T) {
 		t.Errorf("a read of its own: %v", err)
 	}
 }
+
+// TestObserverBeginsAHistory: when only an observer survives, it gets a log where its state ends, and votes.
+func TestObserverBeginsAHistory(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	m, members := cluster(t, 1)
+	s := members[1].engine.NewSession(testGroup, voters{1}, [16]byte{1})
+	five := reopen(m, 5, &member{logs: logstore.NewMemory(), state: kv.NewMemory()})
+	o, err := five.engine.Observe(ObserverConfig{ID: testGroup, Machine: counter{}, Members: voters{1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	at, _ := put(ctx, t, s, "a")
+	if err := o.WaitApplied(ctx, at.Index); err != nil {
+		t.Fatal(err)
+	}
+	o.Close()
+	m.kill(1)
+	line, err := five.engine.Recover(RecoverConfig{Group: testGroup, Replica: 5, History: [16]byte{2}})
+	if err != nil || line.Fork.Index < at.Index || line.Before != [16]byte{1} {
+		t.Fatalf("%+v, %v", line, err)
+	}
+	restart(t, five, 5)
+	if _, count := put(ctx, t, five.engine.NewSession(testGroup, voters{5}, [16]byte{2}), "b"); count != 2 {
+		t.Errorf("%d writes, want 2", count)
+	}
+}

@@ -17,6 +17,7 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/control"
 	"github.com/lockstep-sync/lockstep/internal/engine"
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
+	"github.com/lockstep-sync/lockstep/internal/kv"
 )
 
 // A backup is taken from one member of each group, after a linearizable read of the control group: each group is at
@@ -238,27 +239,35 @@ func (n *node) writeGroup(ctx context.Context, group uint64, out *backup.Writer)
 	if _, err := h.member.Barrier(barrier); err != nil {
 		return fmt.Errorf("group %s has no leader that answers: %w", h.group.Name, err)
 	}
+	view, err := collect(ctx, a, out, h.stateView, func(v *engine.StateView) kv.Reader { return v.Machine })
+	if err != nil {
+		return err
+	}
+	return errors.Join(n.writeState(h, view, out), view.Close())
+}
+
+// collect takes one moment after the other until every content that the moment's state names is written, and returns
+// that one.
+func collect[M io.Closer](ctx context.Context, a opener, out *backup.Writer, take func() (M, error), state func(M) kv.Reader) (m M, err error) {
 	var missing string
 	for range backupRounds {
-		view, err := h.stateView()
-		if err != nil {
-			return err
+		if m, err = take(); err != nil {
+			return m, err
 		}
-		missing, err = writeContents(ctx, a, view, out)
+		missing, err = writeContents(ctx, a, state(m), out)
 		if err == nil && missing == "" {
-			err = n.writeState(h, view, out)
-			return errors.Join(err, view.Close())
+			return m, nil
 		}
-		if err = errors.Join(err, view.Close()); err != nil {
-			return err
+		if err = errors.Join(err, m.Close()); err != nil {
+			return m, err
 		}
 		select {
 		case <-time.After(backupPause):
 		case <-ctx.Done():
-			return ctx.Err()
+			return m, ctx.Err()
 		}
 	}
-	return fmt.Errorf("the content of %s is nowhere, or changes faster than it can be read", missing)
+	return m, fmt.Errorf("the content of %s is nowhere, or changes faster than it can be read", missing)
 }
 
 // opener is the agent, for contents.
@@ -267,8 +276,8 @@ type opener interface {
 }
 
 // writeContents writes what the state names and the file has not yet; missing is a path whose content was nowhere.
-func writeContents(ctx context.Context, a opener, view *engine.StateView, out *backup.Writer) (missing string, err error) {
-	err = manifest.Walk(view.Machine, "", "", func(path string, nd manifest.Node) error {
+func writeContents(ctx context.Context, a opener, state kv.Reader, out *backup.Writer) (missing string, err error) {
+	err = manifest.Walk(state, "", "", func(path string, nd manifest.Node) error {
 		if nd.Kind != manifest.File || out.Has(backup.Hash(nd.Hash)) {
 			return nil
 		}
