@@ -184,6 +184,38 @@ func TestNewerAbortedAndForeign(t *testing.T) {
 	}
 }
 
+// TestAnotherSourceTakesOver: what a member sent before it failed counts, and the next one ends the group.
+func TestAnotherSourceTakesOver(t *testing.T) {
+	var first bytes.Buffer
+	f := NewFragment(&first)
+	for _, text := range []string{"one", "two"} {
+		if _, err := f.Content(hashOf([]byte(text)), 3, strings.NewReader(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var out bytes.Buffer
+	w, err := NewWriter(&out, Header{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Forward(bytes.NewReader(first.Bytes()[:first.Len()-5])); !errors.Is(err, ErrTruncated) || w.Open() || !w.Has(hashOf([]byte("one"))) {
+		t.Fatalf("a member that goes away inside a content: %v, open %v", err, w.Open())
+	}
+	if err := w.Forward(bytes.NewReader(fragmentWith(t, []byte("two")))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Finish(); err != nil {
+		t.Fatal(err)
+	}
+	if h, err := load(out.Bytes()); err != nil || len(h.contents) != 2 {
+		t.Errorf("%v, %v", h.contents, err)
+	}
+	err = w.Part(Part{Kind: PartState}, func(io.Writer) error { return errors.New("gone") })
+	if err == nil || !w.Open() {
+		t.Errorf("a part that was not ended: %v, open %v", err, w.Open())
+	}
+}
+
 // TestPartsCannotBeDroppedOrDoubled: a file that was put together anew, record by record, does not pass either.
 func TestPartsCannotBeDroppedOrDoubled(t *testing.T) {
 	for name, write := range map[string]func(w *Writer) error{

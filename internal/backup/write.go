@@ -19,6 +19,7 @@ type Writer struct {
 	contents *blake3.Hasher // hashes of complete contents
 	seen     map[Hash]bool
 	index    Index
+	open     bool // a part was begun and not ended
 	buf      []byte
 }
 
@@ -73,6 +74,7 @@ func (o *Writer) Part(p Part, body func(io.Writer) error) error {
 	if err := o.json(kindPart, p); err != nil {
 		return err
 	}
+	o.open = true
 	part := &partWriter{o: o, hash: blake3.New()}
 	if err := body(part); err != nil {
 		return err
@@ -80,8 +82,13 @@ func (o *Writer) Part(p Part, body func(io.Writer) error) error {
 	p.Length = part.length
 	part.hash.Sum(p.Digest[:0])
 	o.index.Parts = append(o.index.Parts, p)
+	o.open = false
 	return o.record(kindEnd, p.Digest[:])
 }
+
+// Open says whether a part was begun and could not be ended: then the file can only be aborted. After any other error
+// of a source the file can go on with another one.
+func (o *Writer) Open() bool { return o.open }
 
 type partWriter struct {
 	o      *Writer

@@ -31,11 +31,7 @@ type BackupFile interface {
 
 type (
 	backupInfo api.BackupInfo
-	backupList struct {
-		api.BackupInfo
-		Entries dirEntries `json:"entries,omitempty"`
-		listed  bool
-	}
+	backupList api.BackupInfo
 )
 
 func (a *app) backupCommand() *cobra.Command {
@@ -59,7 +55,7 @@ can be read, and that every file's content is there. Exits with 8 if anything is
 		RunE: a.reading(func(ctx context.Context, f BackupFile, args []string) (result, error) {
 			if len(args) == 1 {
 				info, err := f.Verify(ctx)
-				return backupList{BackupInfo: info}, err
+				return backupList(info), err
 			}
 			at := ""
 			if len(args) == 3 {

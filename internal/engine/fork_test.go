@@ -193,15 +193,13 @@ func TestTwoRecoveriesAreStrangers(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	m, members := cluster(t, 3)
-	s := members[1].engine.NewSession(testGroup, voters{1}, [16]byte{1})
 	put(ctx, t, members[2].engine.NewSession(testGroup, voters{1, 2, 3}, [16]byte{9}), "a")
 	for _, node := range []uint64{1, 2, 3} {
 		m.kill(node)
 	}
 	one := boot(t, m, 1, nil, members[1].logs, members[1].state)
 	g1 := recoverAt(t, one, 1, 2)
-	s = one.engine.NewSession(testGroup, voters{1}, [16]byte{1})
-	put(ctx, t, s, "one")
+	put(ctx, t, one.engine.NewSession(testGroup, voters{1}, [16]byte{1}), "one")
 	two := boot(t, m, 2, nil, members[2].logs, members[2].state)
 	g2 := recoverAt(t, two, 2, 3)
 	put(ctx, t, two.engine.NewSession(testGroup, voters{2}, [16]byte{2}), "two")

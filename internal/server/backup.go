@@ -140,25 +140,30 @@ func membersOf(st *control.State, g *control.Group) (list []backup.Member) {
 	return list
 }
 
-// backUpGroup has one member after the other try; this node first, if it is one.
+// backUpGroup has one member after the other try; this node first, if it is one. Contents that one has sent count for
+// the next.
 func (n *node) backUpGroup(ctx context.Context, out *backup.Writer, g *control.Group) error {
 	members := g.Members
 	if m, ok := g.Member(n.self); ok {
 		members = append([]control.Member{m}, members...)
 	}
-	for i, m := range members {
-		r, err := n.openBackup(ctx, g, m.Node)
-		if err != nil {
-			if i == len(members)-1 {
-				return &api.Error{Code: api.CodeUnavailable, Op: "backup create", Subject: g.Name, Why: err.Error(),
-					Hint: "lockstep group show " + g.Name + " says which members are up"}
-			}
-			continue
+	var failed error
+	for _, m := range members {
+		if failed = n.backUpFrom(ctx, out, g, m.Node); failed == nil || ctx.Err() != nil || out.Open() {
+			return failed
 		}
-		err = out.Forward(bufio.NewReaderSize(r, 1<<20))
-		return errors.Join(err, r.Close())
+		n.log.Info("a member could not be backed up from", "group", g.Name, "peer", n.nameOf(m.Node), "err", failed)
 	}
-	return nil
+	return &api.Error{Code: api.CodeUnavailable, Op: "backup create", Subject: g.Name, Why: failed.Error(),
+		Hint: "lockstep group show " + g.Name + " says which members are up"}
+}
+
+func (n *node) backUpFrom(ctx context.Context, out *backup.Writer, g *control.Group, node uint64) error {
+	r, err := n.openBackup(ctx, g, node)
+	if err != nil {
+		return err
+	}
+	return errors.Join(out.Forward(bufio.NewReaderSize(r, 1<<20)), r.Close())
 }
 
 // openBackup begins to read a group from a member, this node or another one.
