@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lockstep-sync/lockstep/internal/engine/catchup"
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
 	"github.com/lockstep-sync/lockstep/internal/engine/replica"
 	"github.com/lockstep-sync/lockstep/internal/kv"
@@ -530,6 +531,26 @@ func TestTopologyChanges(t *testing.T) {
 		f.reaches(12)
 		if got := fmt.Sprint(o.path()); got != "[12 11 1]" {
 			t.Errorf("path %s", got)
+		}
+	})
+}
+
+// TestOnlyAVoterIsBelieved: a relay that says that the states have diverged may be the one that has.
+func TestOnlyAVoterIsBelieved(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFarm(t, 1, nil)
+		defer f.close()
+		f.write(5, 100)
+		o := f.observe(11, 1)
+		f.fedBy(11, 1, 1)
+		says := func(voter bool) *link {
+			return &link{welcome: welcome{Voter: voter, Line: o.rep.Line(), Plan: catchup.Plan{Mode: catchup.Diverged, Rule: "R2", Why: "x"}}}
+		}
+		if keep, err := o.judge(says(false)); keep || err == nil || o.rep.Quarantine() != nil {
+			t.Errorf("a relay was believed: %v, %v", keep, err)
+		}
+		if _, err := o.judge(says(true)); err != nil || o.rep.Quarantine() == nil {
+			t.Errorf("a voter was not believed: %v", err)
 		}
 	})
 }
