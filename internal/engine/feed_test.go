@@ -227,6 +227,46 @@ func TestSlowChild(t *testing.T) {
 	})
 }
 
+// TestStuckChild: one that owes acknowledgements for a little, and never sends them, is sent away, too: it would keep
+// the log from being cut.
+func TestStuckChild(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		held := make(chan struct{})
+		f := newFarm(t, 1, func(f *farm) {
+			f.machine = func(node uint64) machine.Machine {
+				if node == 11 {
+					return &blocking{hold: held}
+				}
+				return counter{}
+			}
+		})
+		defer f.close()
+		f.write(5, 100)
+		s := f.groups[1].src
+		c := &child{acks: make(chan struct{}, 1), next: f.index + 1, acked: f.index - 2, limit: 1 << 30}
+		tick := make(chan time.Time, 1)
+		beats := func() (n int, err error) {
+			for ; err == nil && n < 1000; n++ {
+				tick <- time.Now()
+				_, err = s.await(t.Context(), c, nil, tick)
+			}
+			return n, err
+		}
+		if n, err := beats(); err != errSlow || n != int(ackPatience/feedBeat)+1 {
+			t.Errorf("after %d beats: %v", n, err)
+		}
+		f.observe(11, 1)
+		f.fedBy(11, 1, 1)
+		f.write(2, 100)
+		wait(2 * ackPatience)
+		if n := f.groups[1].src.needed(f.index); n != f.index {
+			t.Errorf("after %v it still holds the log at %d", 2*ackPatience, n)
+		}
+		close(held)
+		f.reaches(11)
+	})
+}
+
 // TestDivergedIsReplaced: a state that ends in another entry than the group's is not used any more and is replaced,
 // but only when a voter says so.
 func TestDivergedIsReplaced(t *testing.T) {
@@ -341,6 +381,11 @@ func TestBarrier(t *testing.T) {
 		f.write(30, 100)
 		o := f.observe(11, 1)
 		f.until("it is live", func() bool { return o.Catchup().Mode == ModeLive })
+		f.kill(11) // and comes back by entries
+		f.write(30, 100)
+		f.reaches(1)
+		o = f.observe(11, 1)
+		f.until("it is live again", func() bool { c := o.Catchup(); return c.Mode == ModeLive && c.By == ModeDiff })
 		crashed := f.states[11].Crash(func(int) int { return 0 })
 		rep, err := replica.Open(kv.Prefixed(crashed, groupPrefix(testGroup)), counter{})
 		if err != nil || rep.Applied().Index < f.index {
