@@ -96,6 +96,7 @@ func DecodeBatch(data []byte) (Batch, error) {
 		if flags&flagSession != 0 {
 			copy(p.Client[:], d.bytes(16))
 			p.Seq, p.Floor = d.uvarint(), d.uvarint()
+			d.bad = d.bad || p.Client == ([16]byte{}) // which is no session
 		}
 		p.Engine = flags&flagEngine != 0
 		if flags&flagLocal != 0 {
