@@ -232,3 +232,25 @@ func TestAThousandInATree(t *testing.T) {
 		t.Errorf("the voters send %d copies, the last observer is %d hops away", root, deepest)
 	}
 }
+
+// TestFeedsPreferTheZone: an observer is fed from its own zone, as far as the state says which that is; a zone without
+// a voter gets one copy.
+func TestFeedsPreferTheZone(t *testing.T) {
+	g := crowd("tree:8", 2, 6)
+	s := &State{}
+	for _, m := range g.Members {
+		s.Nodes = append(s.Nodes, Node{ID: m.Node, Zone: []string{"east", "west", "north"}[m.Node%3]})
+	}
+	far := 0
+	for node, f := range s.Feeds(g) { // voters: 1 in west, 2 in north
+		if s.zoneOf(node) != s.zoneOf(f.Upstream) {
+			if s.zoneOf(node) != "east" {
+				t.Errorf("%d of %s is fed by %d of %s", node, s.zoneOf(node), f.Upstream, s.zoneOf(f.Upstream))
+			}
+			far++
+		}
+	}
+	if far != 1 {
+		t.Errorf("%d copies cross zones, want 1", far)
+	}
+}
