@@ -361,6 +361,14 @@ func (b *board) want(index uint64, c manifest.Changed) {
 	b.wantLocked(&want{Changed: c, index: index}, b.placingEpoch(index))
 }
 
+// wantHeld is want for a walk: hold, which began it, does not end before the path is on disk. A newer epoch, of what was
+// committed while the walk went on, must not have it: the placed index would pass the place where the walk began.
+func (b *board) wantHeld(hold *epoch, index uint64, c manifest.Changed) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.wantLocked(&want{Changed: c, index: index}, hold)
+}
+
 func (b *board) wantLocked(w *want, ep *epoch) {
 	ep.left++
 	w.epochs = append(w.epochs, ep)

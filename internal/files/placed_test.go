@@ -115,3 +115,23 @@ func TestBacklogAge(t *testing.T) {
 	b.want(8, manifest.Changed{Path: "r"}) // more for the same entry
 	age(time.Minute)
 }
+
+// TestWalkHoldsThePlacedIndex: what a walk finds missing belongs to the index at which it began, also if something was
+// committed, and placed, meanwhile.
+func TestWalkHoldsThePlacedIndex(t *testing.T) {
+	b := newBoard(time.Now)
+	b.restart(5)
+	hold, index := b.beginWalk()
+	b.commit(6, []manifest.Changed{{Path: "new", Node: manifest.Node{Kind: manifest.Dir, Version: 6}}})
+	b.wantHeld(hold, index, manifest.Changed{Path: "old", Node: manifest.Node{Kind: manifest.Dir, Version: 3}})
+	b.endWalk(hold)
+	if at := b.placedIndex(); at != 0 {
+		t.Errorf("%d counts as placed while what the walk found is not", at)
+	}
+	for _, w := range b.takeWants(10) {
+		b.placeDone(w)
+	}
+	if at := b.placedIndex(); at != 6 {
+		t.Errorf("placed up to %d, want 6", at)
+	}
+}

@@ -70,11 +70,11 @@ func (w *walk) step() (done bool, err error) {
 	}
 	w.begun = true
 	if n, ok := nodes[""]; ok {
-		w.a.board.want(w.index, manifest.Changed{Path: "", Node: n})
+		w.a.board.wantHeld(w.hold, w.index, manifest.Changed{Path: "", Node: n})
 	}
 	for _, path := range order { // what is left was never placed, or is not as wanted
 		if n, ok := nodes[path]; ok {
-			w.a.board.want(w.index, manifest.Changed{Path: path, Node: n})
+			w.a.board.wantHeld(w.hold, w.index, manifest.Changed{Path: path, Node: n})
 		}
 	}
 	return done, nil
@@ -89,7 +89,7 @@ func (w *walk) compare(from, to []byte, nodes map[string]manifest.Node) error {
 		n, ok := nodes[path]
 		switch {
 		case !ok && path != "": // the root is never removed
-			w.a.board.want(w.index, manifest.Changed{Path: path})
+			w.a.board.wantHeld(w.hold, w.index, manifest.Changed{Path: path})
 		case ok && w.a.asWanted(&rec, &n):
 			delete(nodes, path)
 		}
