@@ -24,7 +24,9 @@ type Node struct {
 	Address string `json:"address"`
 	State   string `json:"state"` // up, down, joining
 	Version string `json:"version"`
-	Voter   bool   `json:"voter"` // votes in the control group
+	Voter   bool   `json:"voter"`           // votes in the control group
+	Drain   bool   `json:"drain,omitempty"` // gives up its votes and leaderships
+	Zone    string `json:"zone,omitempty"`
 	Self    bool   `json:"self,omitempty"`
 }
 

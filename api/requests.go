@@ -21,6 +21,7 @@ type GroupSet struct {
 	Ack         string `json:"ack,omitempty"`           // local, quorum, all
 	InSyncAfter string `json:"in_sync_after,omitempty"` // as in time.ParseDuration; 1s to 1h
 	CheckEvery  string `json:"check_every,omitempty"`   // same; 1s to 24h
+	RepairAfter string `json:"repair_after,omitempty"`  // same; at least 10s, or off
 }
 
 // GroupCheckRequest asks that a group's replicas compare their states now.

@@ -83,6 +83,22 @@ func RouteGroupTransfer() Route {
 	return Route{Method: http.MethodPost, Path: "/v1/groups/{group}/transfer", Request: GroupTransfer{}, Response: Done{}}
 }
 
+func RouteGroupMember() Route {
+	return Route{Method: http.MethodPost, Path: "/v1/groups/{group}/members", Request: GroupMember{}, Response: Done{}}
+}
+
+func RouteGroupDelete() Route {
+	return Route{Method: http.MethodDelete, Path: "/v1/groups/{group}", Request: None{}, Response: Done{}}
+}
+
+func RouteNodeDrain() Route {
+	return Route{Method: http.MethodPost, Path: "/v1/nodes/{node}/drain", Request: NodeDrain{}, Response: NodeChange{}, Streams: true}
+}
+
+func RouteNodeRemove() Route {
+	return Route{Method: http.MethodPost, Path: "/v1/nodes/{node}/remove", Request: NodeRemove{}, Response: NodeChange{}, Streams: true}
+}
+
 func RouteGroupSet() Route {
 	return Route{Method: http.MethodPost, Path: "/v1/groups/{group}/settings", Request: GroupSet{}, Response: Done{}}
 }
@@ -155,6 +171,7 @@ func Routes() []Route {
 		RouteVersion(), RouteStatus(), RouteNodes(),
 		RouteTokens(), RouteTokenCreate(), RouteTokenRevoke(),
 		RouteGroups(), RouteGroup(), RouteGroupTransfer(), RouteGroupProbe(), RouteGroupToken(), RouteGroupCheck(),
+		RouteGroupMember(), RouteGroupDelete(), RouteNodeDrain(), RouteNodeRemove(),
 		RouteGroupSet(), RouteGroupRecover(), RouteBackup(), RouteRestore(),
 		RouteDirCreate(), RouteDirStatus(), RouteDirBind(), RouteDirUnbind(), RouteDirConfirm(),
 		RouteDirList(), RouteDirConflicts(), RouteDirWait(), RouteDirVerify(),

@@ -103,6 +103,26 @@ func (c *Client) Group(ctx context.Context, group string) (api.Group, error) {
 	return call[api.Group](ctx, c, api.RouteGroup(), nil, group)
 }
 
+// GroupMember changes one membership; the group's leader carries it out afterwards.
+func (c *Client) GroupMember(ctx context.Context, group string, req api.GroupMember) (api.Done, error) {
+	return call[api.Done](ctx, c, api.RouteGroupMember(), req, group)
+}
+
+// GroupDelete ends a group; the files stay.
+func (c *Client) GroupDelete(ctx context.Context, group string) (api.Done, error) {
+	return call[api.Done](ctx, c, api.RouteGroupDelete(), nil, group)
+}
+
+// NodeDrain returns when the node has no seat left. progress may be nil; it is called from this goroutine.
+func (c *Client) NodeDrain(ctx context.Context, node string, req api.NodeDrain, progress func(api.Progress)) (api.NodeChange, error) {
+	return stream[api.NodeChange](ctx, c, api.RouteNodeDrain(), req, progress, node)
+}
+
+// NodeRemove drains the node and takes it out of the cluster. progress may be nil; it is called from this goroutine.
+func (c *Client) NodeRemove(ctx context.Context, node string, req api.NodeRemove, progress func(api.Progress)) (api.NodeChange, error) {
+	return stream[api.NodeChange](ctx, c, api.RouteNodeRemove(), req, progress, node)
+}
+
 func (c *Client) GroupSet(ctx context.Context, group string, req api.GroupSet) (api.Done, error) {
 	return call[api.Done](ctx, c, api.RouteGroupSet(), req, group)
 }

@@ -69,6 +69,41 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 	}))
 }
 
+// untilNot runs a command again and again until it succeeds and prints nothing that matches.
+func untilNot(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: until-not PATTERN COMMAND…")
+	}
+	pattern, err := regexp.Compile("(?m)" + args[0])
+	ts.Check(err)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	ts.Check(farm.Poll(ctx, 100*time.Millisecond, func() error {
+		if err := ts.Exec(args[1], args[2:]...); err != nil {
+			return err
+		}
+		if out := ts.ReadFile("stdout"); pattern.MatchString(out) {
+			return fmt.Errorf("%s is still in\n%s", pattern, out)
+		}
+		return nil
+	}))
+}
+
+// gone waits until a file is no longer there: gone n2/tree/a
+func gone(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: gone FILE")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	ts.Check(farm.Poll(ctx, 10*time.Millisecond, func() error {
+		if _, err := os.Lstat(ts.MkAbs(args[0])); !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("%s is still there (%v)", args[0], err)
+		}
+		return nil
+	}))
+}
+
 // appears waits until a file is there and holds a text: appears n2/tree/a 'hello'
 func appears(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {

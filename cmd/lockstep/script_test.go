@@ -34,13 +34,15 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"fakeapi": fakeAPI,
-			"status":  status,
-			"cluster": startCluster,
-			"until":   until,
-			"appears": appears,
-			"capture": capture,
-			"shape":   shape,
+			"fakeapi":   fakeAPI,
+			"status":    status,
+			"cluster":   startCluster,
+			"until":     until,
+			"until-not": untilNot,
+			"gone":      gone,
+			"appears":   appears,
+			"capture":   capture,
+			"shape":     shape,
 		},
 	})
 }

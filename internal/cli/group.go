@@ -48,13 +48,13 @@ func (a *app) groupCommand() *cobra.Command {
 		}),
 	}
 	return a.noun("group", "Look at groups and who leads them", "  lockstep group list", list, show, a.groupRecover(), transfer,
-		a.groupSet(), a.groupProbe(), a.groupToken(), a.groupCheck())
+		a.groupMembers(), a.groupDelete(), a.groupSet(), a.groupProbe(), a.groupToken(), a.groupCheck())
 }
 
 func (a *app) groupSet() *cobra.Command {
 	var req api.GroupSet
 	c := &cobra.Command{
-		Use:   "set GROUP [--ack ACK] [--in-sync-after TIME] [--check-every TIME] [--topology TOPOLOGY]",
+		Use:   "set GROUP [--ack ACK] [--in-sync-after TIME] [--check-every TIME] [--topology TOPOLOGY] [--repair-after TIME]",
 		Short: "Change settings of a group",
 		Long: `Change settings of a group. They take effect at once, for what is written from then on.
 
@@ -67,6 +67,8 @@ func (a *app) groupSet() *cobra.Command {
 --in-sync-after, how long a member may lag or be down before it leaves the in-sync set (5s).
 
 --check-every, how often the replicas compare their states, if something was written (1m).
+
+--repair-after, how long a voter may be down before a spare takes its seat (off).
 
 --topology, how observers, the members that do not vote, are fed:
 
@@ -91,6 +93,7 @@ Observers move to their new upstream one by one, without a gap.`,
 	f.StringVar(&req.Ack, "ack", "", "local, quorum or all")
 	f.StringVar(&req.InSyncAfter, "in-sync-after", "", "from 1s to 1h")
 	f.StringVar(&req.CheckEvery, "check-every", "", "from 1s to 24h")
+	f.StringVar(&req.RepairAfter, "repair-after", "", "at least 10s, or off")
 	f.StringVar(&req.Topology, "topology", "", "star, chain, tree:K or auto")
 	return c
 }

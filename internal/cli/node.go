@@ -13,7 +13,7 @@ import (
 type nodeList []api.Node
 
 func (a *app) nodeCommand() *cobra.Command {
-	return a.noun("node", "List the servers of the cluster", "  lockstep node list", &cobra.Command{
+	return a.noun("node", "Look at the servers of the cluster, drain and remove them", "  lockstep node list", &cobra.Command{
 		Use:     "list",
 		Short:   "List the nodes, their addresses and whether they are up",
 		Example: "  lockstep node list\n  lockstep node list -o json",
@@ -21,11 +21,11 @@ func (a *app) nodeCommand() *cobra.Command {
 		RunE: asking(a, func(ctx context.Context, c *client.Client, _ []string) (nodeList, error) {
 			return c.Nodes(ctx)
 		}),
-	})
+	}, a.nodeDrain(), a.nodeUndrain(), a.nodeRemove())
 }
 
 func (l nodeList) text(w io.Writer) error {
-	rows := [][]string{{"NODE", "STATE", "VOTES", "ADDRESS", "VERSION"}}
+	rows := [][]string{{"NODE", "STATE", "VOTES", "ADDRESS", "VERSION", "ZONE"}}
 	for _, n := range l {
 		name, votes := n.Name, "no"
 		if n.Self {
@@ -34,7 +34,11 @@ func (l nodeList) text(w io.Writer) error {
 		if n.Voter {
 			votes = "yes"
 		}
-		rows = append(rows, []string{name, n.State, votes, n.Address, n.Version})
+		state := n.State
+		if n.Drain {
+			state += ", drain"
+		}
+		rows = append(rows, []string{name, state, votes, n.Address, n.Version, orDash(n.Zone)})
 	}
 	return table(w, rows)
 }

@@ -29,6 +29,17 @@ func (n *node) GroupSet(ctx context.Context, group string, req api.GroupSet) err
 				Hint: "for instance 10s or 1m"}
 		}
 	}
+	if req.RepairAfter != "" {
+		var after time.Duration
+		if req.RepairAfter != "off" {
+			var err error
+			if after, err = time.ParseDuration(req.RepairAfter); err != nil || after <= 0 {
+				return &api.Error{Code: api.CodeUsage, Op: "group set", Subject: group, Why: fmt.Sprintf("%q is not a duration", req.RepairAfter),
+					Hint: "for instance 10m, or off"}
+			}
+		}
+		c.RepairAfter = &after
+	}
 	_, err := n.ctl.propose(ctx, &control.Command{By: n.id.Name(), SetGroup: &c})
 	return err
 }

@@ -142,7 +142,7 @@ func (n *node) Nodes(ctx context.Context) ([]api.Node, error) {
 			state = "up"
 		}
 		out = append(out, api.Node{Name: p.Name, ID: nodeID(p.ID), Address: p.Address, State: state, Version: p.Version,
-			Voter: m.Role == control.RoleVoter, Self: p.ID == n.self})
+			Voter: m.Role == control.RoleVoter, Self: p.ID == n.self, Drain: p.Drain, Zone: p.Zone})
 	}
 	return out, nil
 }
@@ -234,8 +234,16 @@ func (n *node) TransferLeader(ctx context.Context, group, name string) error {
 	}
 	for i, r := range n.survey(ctx, g) {
 		if r.Role == "leader" {
-			_, err := call(ctx, n, g.Members[i].Node, methodLead, groupRequest{Group: g.ID, Node: to.ID}, n.leadHere)
-			return err
+			if _, err := call(ctx, n, g.Members[i].Node, methodLead, groupRequest{Group: g.ID, Node: to.ID}, n.leadHere); err != nil {
+				return err
+			}
+			// Recorded afterwards, so that a transfer works while the control group does not.
+			ctx, cancel := context.WithTimeout(ctx, answerTime)
+			defer cancel()
+			if _, err := n.ctl.propose(ctx, &control.Command{By: n.id.Name(), ChoseLeader: &control.ChoseLeader{Group: group, Node: name}}); err != nil {
+				n.log.Warn("the choice of a leader is not recorded: it may be moved again", "group", group, "err", err)
+			}
+			return nil
 		}
 	}
 	return &api.Error{Code: api.CodeUnavailable, Op: op, Subject: group, Why: "the group has no leader now", Hint: "try again in a second"}

@@ -88,6 +88,16 @@ func TestEveryRoute(t *testing.T) {
 		{"transfer", func(ctx context.Context, c *client.Client) (any, error) {
 			return c.GroupTransfer(ctx, g, api.GroupTransfer{Node: "n2"})
 		}, []any{"transfer", g, "n2"}},
+		{"member", func(ctx context.Context, c *client.Client) (any, error) {
+			return c.GroupMember(ctx, g, api.GroupMember{Op: "add", Node: "n4", Role: "spare"})
+		}, []any{"member", g, api.GroupMember{Op: "add", Node: "n4", Role: "spare"}}},
+		{"delete", func(ctx context.Context, c *client.Client) (any, error) { return c.GroupDelete(ctx, g) }, []any{"delete", g}},
+		{"drain", func(ctx context.Context, c *client.Client) (any, error) {
+			return c.NodeDrain(ctx, "n1", api.NodeDrain{Off: true}, nil)
+		}, []any{"drain", "n1", true}},
+		{"remove", func(ctx context.Context, c *client.Client) (any, error) {
+			return c.NodeRemove(ctx, "n1", api.NodeRemove{Force: true}, nil)
+		}, []any{"remove", "n1", true}},
 		{"group set", func(ctx context.Context, c *client.Client) (any, error) {
 			return c.GroupSet(ctx, g, api.GroupSet{Topology: "tree:4"})
 		}, []any{"group set", g, api.GroupSet{Topology: "tree:4"}}},

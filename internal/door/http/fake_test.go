@@ -61,6 +61,17 @@ func (n *fakeNode) GroupToken(_ context.Context, g, token string) (api.GroupToke
 func (n *fakeNode) TransferLeader(_ context.Context, g, node string) error {
 	return n.note("transfer", g, node)
 }
+func (n *fakeNode) GroupMember(_ context.Context, g string, r api.GroupMember) error {
+	return n.note("member", g, r)
+}
+func (n *fakeNode) GroupDelete(_ context.Context, g string) error { return n.note("delete", g) }
+func (n *fakeNode) NodeDrain(_ context.Context, node string, off bool, progress func(api.Progress)) (api.NodeChange, error) {
+	progress(api.Progress{What: "draining", Node: node, Unit: "groups"})
+	return api.NodeChange{Node: node}, n.note("drain", node, off)
+}
+func (n *fakeNode) NodeRemove(_ context.Context, node string, force bool, _ func(api.Progress)) (api.NodeChange, error) {
+	return api.NodeChange{Node: node}, n.note("remove", node, force)
+}
 func (n *fakeNode) GroupSet(_ context.Context, g string, r api.GroupSet) error {
 	return n.note("group set", g, r)
 }

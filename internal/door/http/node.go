@@ -33,6 +33,11 @@ type Node interface {
 	GroupCheck(ctx context.Context, group string, deep bool) (api.GroupCheck, error)
 	GroupToken(ctx context.Context, group, token string) (api.GroupToken, error)
 	TransferLeader(ctx context.Context, group, node string) error
+	GroupMember(ctx context.Context, group string, req api.GroupMember) error
+	GroupDelete(ctx context.Context, group string) error
+	// NodeDrain returns when the node has no seat left, or takes part again (off).
+	NodeDrain(ctx context.Context, node string, off bool, progress func(api.Progress)) (api.NodeChange, error)
+	NodeRemove(ctx context.Context, node string, force bool, progress func(api.Progress)) (api.NodeChange, error)
 	GroupSet(ctx context.Context, group string, req api.GroupSet) error
 	GroupRecover(ctx context.Context, group string, req api.GroupRecover) (api.GroupRecovered, error)
 

@@ -62,6 +62,17 @@ func (m *router) changes(n Node) {
 		}
 		return done("group transfer", group, r.Body.Node+" leads "+group, n.TransferLeader(ctx, group, r.Body.Node))
 	})
+	plain(m, api.RouteGroupMember(), func(ctx context.Context, r request[api.GroupMember]) (any, error) {
+		group := r.PathValue("group")
+		if err := required("group members", "node", r.Body.Node); err != nil {
+			return nil, err
+		}
+		return done("group members "+r.Body.Op, group, group+": "+r.Body.Op+" "+r.Body.Node+" is under way", n.GroupMember(ctx, group, r.Body))
+	})
+	plain(m, api.RouteGroupDelete(), func(ctx context.Context, r none) (any, error) {
+		group := r.PathValue("group")
+		return done("group delete", group, group+" has ended; its files stay where they are", n.GroupDelete(ctx, group))
+	})
 	plain(m, api.RouteGroupSet(), func(ctx context.Context, r request[api.GroupSet]) (any, error) {
 		group := r.PathValue("group")
 		if r.Body == (api.GroupSet{}) {
@@ -119,6 +130,12 @@ func (m *router) longOnes(n Node) {
 		}
 		return n.DirWait(ctx, r.PathValue("group"), req, progress)
 	})
+	long(m, api.RouteNodeDrain(), func(ctx context.Context, r request[api.NodeDrain], progress func(api.Progress)) (any, error) {
+		return n.NodeDrain(ctx, r.PathValue("node"), r.Body.Off, progress)
+	})
+	long(m, api.RouteNodeRemove(), func(ctx context.Context, r request[api.NodeRemove], progress func(api.Progress)) (any, error) {
+		return n.NodeRemove(ctx, r.PathValue("node"), r.Body.Force, progress)
+	})
 	long(m, api.RouteDirVerify(), func(ctx context.Context, r request[api.DirVerifyRequest], progress func(api.Progress)) (any, error) {
 		return n.DirVerify(ctx, r.PathValue("group"), r.Body.Repair, progress)
 	})
@@ -142,7 +159,8 @@ func required(op, what, value string) error {
 // settings says what is set to what.
 func settings(s api.GroupSet) string {
 	var list []string
-	for _, p := range [][2]string{{"ack", s.Ack}, {"in-sync-after", s.InSyncAfter}, {"check-every", s.CheckEvery}, {"topology", s.Topology}} {
+	for _, p := range [][2]string{{"ack", s.Ack}, {"in-sync-after", s.InSyncAfter}, {"check-every", s.CheckEvery}, {"topology", s.Topology},
+		{"repair-after", s.RepairAfter}} {
 		if p[1] != "" {
 			list = append(list, p[0]+" "+p[1])
 		}
