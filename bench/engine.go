@@ -201,7 +201,7 @@ func engineWorkload(sessions []*engine.Session, proposers int, for_ time.Duratio
 // benchEngine prints the engine's figures: three voters in one process, TLS on loopback, one disk, sync on.
 func benchEngine(dir string, runs int) error {
 	fmt.Println("engine: 3 voters in one process, TLS on loopback, 256 B, quorum ack, sync on; the voters share one disk")
-	for _, w := range []struct{ proposers, groups int }{{1, 1}, {64, 1}, {256, 1}, {256, 100}} {
+	for _, w := range []struct{ proposers, sessions, groups int }{{1, 1, 1}, {64, 1, 1}, {256, 1, 1}, {6400, 100, 1}, {6400, 100, 100}} {
 		var rates, p50s, p99s, costs []float64
 		for run := range runs {
 			v, err := startVoters(filepath.Join(dir, fmt.Sprintf("engine-%d-%d-%d", w.proposers, w.groups, run)), w.groups)
@@ -209,8 +209,8 @@ func benchEngine(dir string, runs int) error {
 				return err
 			}
 			var sessions []*engine.Session
-			for n := range w.groups {
-				sessions = append(sessions, v.session(n))
+			for n := range w.sessions {
+				sessions = append(sessions, v.session(n%w.groups))
 			}
 			if _, _, _, err = engineWorkload(sessions, w.proposers, 500*time.Millisecond); err == nil {
 				var rate float64
