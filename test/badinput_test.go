@@ -245,7 +245,7 @@ func TestBadBindings(t *testing.T) {
 	run(api.CodeUsage, "tree", "absolute", "dir", "bind", "web", "n2:tree")
 	run(api.CodeUsage, "n2:"+file, "not a directory", "dir", "bind", "web", "n2:"+file)
 	run(api.CodeConflict, "n1", "holds|overlaps", "dir", "bind", "web", "n1:"+filepath.Join(f.Dir, "else"))
-	run(api.CodeNotFound, "n2", "hold", "dir", "unbind", "web", "n2")
+	run(api.CodeNotFound, "n2", "no member", "dir", "unbind", "web", "n2")
 	run(api.CodeConflict, "n1", "last", "dir", "unbind", "web", "n1")
 	run(api.CodeNotFound, "nope", ".", "dir", "bind", "nope", "n2:"+n2.Tree)
 	run(api.CodeNotFound, "n2", ".", "dir", "wait", "web", "--node", "n2")

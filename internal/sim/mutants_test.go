@@ -164,8 +164,8 @@ var mutants = []mutant{
 		why: "a state that was altered on its way is put in force",
 	},
 	{
-		name: "old sessions stay after a difference was fetched", file: "engine/replica/snapshot.go",
-		old: "	if err := b.DeleteRange(sessions, kv.PrefixEnd(sessions)); err != nil {\n",
+		name: "old sessions stay after a difference was fetched", file: "engine/replica/stage.go",
+		old: "	if err := sessions.DeleteRange(nil, nil); err != nil {\n",
 		new: "	if err := error(nil); err != nil {\n",
 		why: "a replica that was brought up to date remembers sessions that the others have forgotten",
 	},
