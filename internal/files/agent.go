@@ -115,6 +115,8 @@ type Agent struct {
 	root   *vfs.Root
 	kept   []place.Kept
 
+	wentBack bool // the system went down: the disk may be of an earlier moment than the group remembers
+
 	begun    chan struct{}   // closed once the first scan is due: only then is there anything to wait for
 	ctx      context.Context // Run's, for what its goroutines wait for
 	fail     context.CancelCauseFunc

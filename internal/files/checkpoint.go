@@ -161,6 +161,7 @@ func (a *Agent) distrust(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	a.wentBack = true
 	a.status.setMode("scan", "verifying what was placed just before the system went down")
 	e := a.table.edit()
 	defer e.discard()

@@ -7,23 +7,18 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 )
 
-// consult asks the manifest about findings that may be no edits: what was never placed here but is in the
-// manifest with these bytes. Those are recorded as they are, and the rest is returned. One look-up serves the
-// whole batch, because on the way in of a large tree every path is asked for.
+// consult asks the manifest about findings: those that are no edits, since what was never placed here is in the
+// manifest with these bytes, are recorded as they are, and the rest is returned. One look-up serves the whole batch,
+// because on the way in of a large tree every path is asked for.
 func (a *Agent) consult(found []finding) ([]finding, error) {
-	var paths []string
+	paths := make([]string, len(found))
 	for i := range found {
-		if found[i].unsure {
-			paths = append(paths, found[i].change.Path)
-		}
+		paths[i] = found[i].change.Path
 	}
-	if len(paths) == 0 {
-		return found, nil
-	}
-	wants := make(map[string]manifest.Node, len(paths))
+	stands := make(map[string]standing, len(paths))
 	v, err := a.cfg.Log.View()
 	if err == nil {
-		err = manifest.GetAll(v, paths, func(path string, n manifest.Node) { wants[path] = n })
+		err = manifest.GetAll(v, a.cfg.Node, paths, func(path string, n manifest.Node, own bool) { stands[path] = standing{n, own} })
 		v.Close()
 	}
 	if err != nil {
@@ -32,16 +27,35 @@ func (a *Agent) consult(found []finding) ([]finding, error) {
 	kept := found[:0]
 	var adopted []adoption
 	for i := range found {
-		f := &found[i]
+		f, stands := &found[i], stands[found[i].change.Path]
 		if f.unsure {
-			if ad, ok := a.noEdit(f, wants[f.change.Path]); ok {
+			if ad, ok := a.noEdit(f, stands.Node); ok {
 				adopted = append(adopted, ad)
 				continue
 			}
 		}
+		a.follows(f, stands)
 		kept = append(kept, *f)
 	}
 	return kept, a.adopt(adopted)
+}
+
+// standing is what stands at a path in the manifest.
+type standing struct {
+	manifest.Node
+	own bool // the content came from this node
+}
+
+// follows bases an edit on what stands, if that came from this disk: what is found there now is what became of it. The
+// placed record does not say so when the process died between the commit and the record, or before the record was
+// safe; by its version the node's own earlier edit would pass for somebody else's, and the newer one would lose. After
+// the system went down the disk itself may have gone back, and only the record tells.
+func (a *Agent) follows(f *finding, stands standing) {
+	never := f.old.Stat.Kind == manifest.Absent
+	if a.wentBack || !stands.own || stands.Version <= f.old.Version || f.old.Version == 0 && !never {
+		return
+	}
+	f.change.Base, f.old.Version, f.old.Hash = stands.Version, stands.Version, stands.Hash
 }
 
 // adoption is a path whose state is recorded without a proposal.

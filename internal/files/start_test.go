@@ -169,3 +169,116 @@ func TestNothingCountsAsPlacedBeforeTheFirstComparison(t *testing.T) {
 		t.Errorf("%d counts as placed though nothing was compared", at)
 	}
 }
+
+// TestOwnEditAfterLostRecord: a process that is killed may lose the placed records of its last edits. An edit that
+// comes then follows them; it is not in conflict with what the same node wrote before.
+func TestOwnEditAfterLostRecord(t *testing.T) {
+	for name, step := range map[string]struct {
+		edit func(nd *node)
+		want string
+	}{
+		"changed":        {func(nd *node) { nd.write("f", "third") }, "third"},
+		"changed back":   {func(nd *node) { nd.write("f", "first") }, "first"},
+		"removed":        {func(nd *node) { must(nd.f.t, os.Remove(nd.path("f"))) }, ""},
+		"as it was last": {func(nd *node) {}, "second"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFarm(t, 2)
+			f.up()
+			nd := f.nodes[0]
+			nd.write("f", "first")
+			f.flush()
+			forgetting(nd, func() { nd.write("f", "second"); f.flush() })
+			step.edit(nd)
+			nd.up()
+			f.flush()
+			alone(f, "f", step.want)
+		})
+	}
+	t.Run("made and changed", func(t *testing.T) {
+		f := newFarm(t, 2)
+		f.up()
+		nd := f.nodes[0]
+		forgetting(nd, func() { nd.write("f", "first"); f.flush() })
+		nd.write("f", "second")
+		nd.up()
+		f.flush()
+		alone(f, "f", "second")
+	})
+	t.Run("somebody else's between", func(t *testing.T) {
+		f := newFarm(t, 2)
+		f.up()
+		nd := f.nodes[0]
+		nd.write("f", "first")
+		f.flush()
+		nd.down()
+		f.nodes[1].write("f", "other")
+		f.flush()
+		nd.write("f", "third")
+		nd.up()
+		f.flush()
+		if got := f.nodes[1].read("f"); got != "other" {
+			t.Errorf("an edit that knew nothing of %q won: %q", "other", got)
+		}
+	})
+	t.Run("the system went down", func(t *testing.T) {
+		f := newFarm(t, 2)
+		f.up()
+		nd := f.nodes[0]
+		nd.write("f", "first")
+		f.flush()
+		nd.write("f", "second")
+		f.flush()
+		old, err := table{nd.table}.get("f")
+		must(t, err)
+		nd.write("f", "third")
+		f.flush()
+		crash(nd)
+		putRecord(nd, "f", old)
+		b := nd.table.Batch() // the last checkpoint was before the third: what it covers is not verified
+		must(t, table{nd.table}.setNumber(b, metaPlaced, old.Version))
+		must(t, b.Commit())
+		nd.write("f", "torn")
+		nd.up()
+		f.flush()
+		if got := nd.read("f"); got != "third" {
+			t.Errorf("what a disk that went back holds has won: %q", got)
+		}
+	})
+}
+
+// forgetting stops the node after do, and has it lose the records of f that do has led to.
+func forgetting(nd *node, do func()) {
+	nd.f.t.Helper()
+	old, err := table{nd.table}.get("f")
+	must(nd.f.t, err)
+	do()
+	nd.down()
+	putRecord(nd, "f", old)
+}
+
+func putRecord(nd *node, path string, rec record) {
+	nd.f.t.Helper()
+	e := table{nd.table}.edit()
+	must(nd.f.t, e.set(path, rec))
+	must(nd.f.t, e.commit())
+}
+
+// alone checks that all nodes hold path with this content, or do not hold it, and nothing else.
+func alone(f *farm, path, want string) {
+	f.t.Helper()
+	f.same()
+	for _, nd := range f.nodes {
+		entries, err := os.ReadDir(nd.root)
+		must(f.t, err)
+		for _, e := range entries {
+			if e.Name() != path && e.Name() != ".lockstep" {
+				f.t.Errorf("%s holds %s too", nd.name, e.Name())
+			}
+		}
+		b, err := os.ReadFile(nd.path(path))
+		if string(b) != want || (want == "") != errors.Is(err, os.ErrNotExist) {
+			f.t.Errorf("%s: %q, %v, want %q", nd.name, b, err, want)
+		}
+	}
+}

@@ -2,7 +2,6 @@ package manifest
 
 import (
 	"encoding/binary"
-	"fmt"
 	"strings"
 
 	"github.com/lockstep-sync/lockstep/internal/kv"
@@ -72,19 +71,12 @@ func (a *application) end() error {
 
 // authorNumber finds or assigns the number of a node name.
 func (a *application) authorNumber(name string) (uint64, error) {
-	v, ok, err := a.tx.Get(authorNameKey(name))
-	if err != nil {
-		return 0, err
-	}
-	if ok {
-		id, n := binary.Uvarint(v)
-		if n <= 0 {
-			return 0, fmt.Errorf("author %q: %w", name, errTruncated)
-		}
-		return id, nil
+	id, ok, err := numberOf(a.tx, name)
+	if err != nil || ok {
+		return id, err
 	}
 	a.counters.authors++
-	id := a.counters.authors
+	id = a.counters.authors
 	if err := a.tx.Set(authorNameKey(name), binary.AppendUvarint(nil, id)); err != nil {
 		return 0, err
 	}

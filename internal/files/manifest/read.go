@@ -17,14 +17,30 @@ func Get(r kv.Reader, path string) (n Node, found bool, err error) {
 	return rec.Node, rec.Kind != Absent, nil
 }
 
-// GetAll calls visit for each of paths, in any order, with the entry there, of Kind Absent if there is none. It
-// costs less than a Get for each.
-func GetAll(r kv.Reader, paths []string, visit func(path string, n Node)) error {
-	err := lookup(r, paths, func(path string, rec record) { visit(path, rec.Node) })
+// GetAll calls visit for each of paths, in any order, with the entry there, of Kind Absent if there is none, and
+// whether its content came from node. It costs less than a Get for each.
+func GetAll(r kv.Reader, node string, paths []string, visit func(path string, n Node, by bool)) error {
+	id, known, err := numberOf(r, node)
+	if err == nil {
+		err = lookup(r, paths, func(path string, rec record) { visit(path, rec.Node, known && rec.author == id) })
+	}
 	if err != nil {
 		return fmt.Errorf("manifest: get %d paths: %w", len(paths), err)
 	}
 	return nil
+}
+
+// numberOf is the number under which a node's name stands in records; false: it has written nothing yet.
+func numberOf(r kv.Reader, node string) (id uint64, ok bool, err error) {
+	v, ok, err := r.Get(authorNameKey(node))
+	if err != nil || !ok {
+		return 0, false, err
+	}
+	id, n := binary.Uvarint(v)
+	if n <= 0 {
+		return 0, false, fmt.Errorf("author %q: %w", node, errTruncated)
+	}
+	return id, true, nil
 }
 
 // lookup calls visit for each path, with the zero record if nothing stands there.
