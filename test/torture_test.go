@@ -216,11 +216,6 @@ func (x *torture) kinds(n *farm.Node) map[string]func() (func() error, error) {
 			return nothing, os.WriteFile(x.clock(x.farm.Dir, i), []byte(jump.String()), 0o644)
 		},
 	}
-	if *tortureTime < time.Minute {
-		// A wait right after all were killed is now and then answered too early; open, see docs/TRACK_RECORD.md. The
-		// short run would fail by chance; the long ones show it.
-		delete(kinds, "kill all")
-	}
 	if x.net != nil {
 		kinds["partition"] = func() (func() error, error) { return x.net.Heal, x.cut(i, true, true) }
 		kinds["partition, one way"] = func() (func() error, error) {
