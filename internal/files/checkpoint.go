@@ -148,7 +148,7 @@ func (a *Agent) bootNumber() uint64 {
 }
 
 // distrust verifies, after the system went down without a clean stop, what was placed since the last
-// checkpoint: its content may not have reached the disk. The death of the process alone loses nothing.
+// checkpoint: its content may not have reached the disk. The death of the process alone loses records at most: see follows.
 func (a *Agent) distrust(ctx context.Context) error {
 	boot, err := a.table.number(metaBoot)
 	if err != nil {
