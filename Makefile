@@ -13,7 +13,7 @@ help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/lockstep
-	$(GO) build -trimpath -o $(BINARY) ./cmd/lockstep
+	CGO_ENABLED=0 $(GO) build -trimpath -o $(BINARY) ./cmd/lockstep
 
 test: ## all tests, with vet, staticcheck, formatting and the import rules
 	$(GO) test -timeout 20m ./...

@@ -44,6 +44,8 @@ type board struct {
 	nudged  bool // the placer has rechecks to answer
 
 	paths  map[string]*pathState
+	most   int                  // paths at once in this busy time
+	rested bool                 // one is over
 	flying map[string]struct{}  // claimed for a look: read, or on its way into the log
 	looks  []string             // ready to be looked at
 	places []string             // ready to be placed
@@ -93,8 +95,18 @@ func (b *board) state(path string) *pathState {
 	if st == nil {
 		st = &pathState{}
 		b.paths[path] = st
+		b.most = max(b.most, len(b.paths))
 	}
 	return st
+}
+
+// takeRest says once that a busy time is over.
+func (b *board) takeRest() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	rested := b.rested && len(b.paths) == 0
+	b.rested = b.rested && !rested
+	return rested
 }
 
 // hint asks for a look at path, at the earliest at `after` (zero: now). It returns false if there is no room.
@@ -320,8 +332,13 @@ func (b *board) after(path string, st *pathState) {
 	}
 }
 
+// manyPaths is from how many paths at once on a time was busy.
+const manyPaths = 4096
+
 // rest gives back what a busy time left: maps and slices keep their largest size otherwise.
 func (b *board) rest() {
+	b.rested = b.rested || b.most > manyPaths
+	b.most = 0
 	b.paths = map[string]*pathState{}
 	if len(b.flying) == 0 {
 		b.flying = map[string]struct{}{}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	"github.com/zeebo/blake3"
@@ -46,6 +47,9 @@ func (a *Agent) timeLoop(ctx context.Context) {
 			if err := a.checkpoint(false); err != nil {
 				a.broken(err)
 				return
+			}
+			if a.board.takeRest() {
+				debug.FreeOSMemory() // most of the heap of a busy time is free now, and would be kept
 			}
 			checkAt = a.cfg.Now().Add(a.cfg.Checkpoint)
 		}

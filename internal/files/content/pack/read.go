@@ -136,6 +136,9 @@ func (l *Log) Expire(before time.Time, needed func(manifest.Hash) bool) error {
 // remove takes a content out of the index; mu is held.
 func (l *Log) remove(h manifest.Hash, at location) error {
 	delete(l.index, h)
+	if len(l.index) == 0 {
+		l.index = map[manifest.Hash]location{} // a map keeps its largest size
+	}
 	l.stats.Contents--
 	l.stats.Bytes -= int64(at.length)
 	f := l.files[at.file]
