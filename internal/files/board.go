@@ -100,15 +100,6 @@ func (b *board) state(path string) *pathState {
 	return st
 }
 
-// takeRest says once that a busy time is over.
-func (b *board) takeRest() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	rested := b.rested && len(b.paths) == 0
-	b.rested = b.rested && !rested
-	return rested
-}
-
 // hint asks for a look at path, at the earliest at `after` (zero: now). It returns false if there is no room.
 func (b *board) hint(path string, after time.Time) bool {
 	b.mu.Lock()
@@ -329,25 +320,6 @@ func (b *board) after(path string, st *pathState) {
 		if len(b.paths) == 0 {
 			b.rest()
 		}
-	}
-}
-
-// manyPaths is from how many paths at once on a time was busy.
-const manyPaths = 4096
-
-// rest gives back what a busy time left: maps and slices keep their largest size otherwise.
-func (b *board) rest() {
-	b.rested = b.rested || b.most > manyPaths
-	b.most = 0
-	b.paths = map[string]*pathState{}
-	if len(b.flying) == 0 {
-		b.flying = map[string]struct{}{}
-	}
-	if len(b.looks) == 0 {
-		b.looks = nil
-	}
-	if len(b.places) == 0 {
-		b.places = nil
 	}
 }
 
