@@ -21,10 +21,16 @@ func PutRaw(s Store, key, value []byte) error {
 	return db.Set(key, value, pebble.Sync)
 }
 
-// DropCache makes reads of a log go to the database.
+// DropCache makes reads of a log go to the disk.
 func DropCache(l Log) {
-	p := l.(*pebbleLog)
-	p.mu.Lock()
-	p.x.cache.evict(-1)
-	p.mu.Unlock()
+	var st *logState
+	switch l := l.(type) {
+	case *pebbleLog:
+		st = &l.logState
+	case *segLog:
+		st = &l.logState
+	}
+	st.mu.Lock()
+	st.x.cache.evict(-1)
+	st.mu.Unlock()
 }

@@ -400,3 +400,9 @@ func (s *pebbleStore) Close() error {
 	}
 	return s.usable()
 }
+
+// Idle implements Store.
+func (s *pebbleStore) Idle() error { return s.usable() }
+
+// Full implements Store.
+func (s *pebbleStore) Full() error { return nil }

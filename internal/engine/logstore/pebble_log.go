@@ -1,7 +1,6 @@
 package logstore
 
 import (
-	"errors"
 	"fmt"
 	"sync"
 
@@ -10,15 +9,13 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-var errRemoved = errors.New("the log was removed")
-
 // pebbleLog is one group's log. The writing goroutine alone changes it: it may read the fields without mu,
 // and takes mu to change what readers look at.
 type pebbleLog struct {
 	store *pebbleStore
 	group uint64
 
-	staged  staging // of the Write at hand
+	staged  pebbleStaging // of the Write at hand
 	stored  uint64  // first index that may still be in the database, below the log's start
 	garbage uint64  // bytes there
 	counted int     // what store.cached includes for this log
@@ -27,16 +24,11 @@ type pebbleLog struct {
 	// names are taken away there. It is taken before mu.
 	cold sync.RWMutex
 
-	mu        sync.RWMutex
-	x         index
-	hard      hardState
-	confIndex uint64
-	conf      *raftpb.ConfState
-	removed   bool
+	logState
 }
 
-// staging is the log as it will be after the writes staged so far.
-type staging struct {
+// pebbleStaging is the log as it will be after the writes staged so far.
+type pebbleStaging struct {
 	active, destructive bool
 	start, last, term   uint64 // term of last
 	stored              uint64
@@ -54,7 +46,7 @@ func (l *pebbleLog) beginStaging() {
 	if l.staged.active {
 		return
 	}
-	l.staged = staging{active: true, start: l.x.start, last: l.x.last, term: l.x.mustTerm(l.x.last), stored: l.stored}
+	l.staged = pebbleStaging{active: true, start: l.x.start, last: l.x.last, term: l.x.mustTerm(l.x.last), stored: l.stored}
 	l.store.touched = append(l.store.touched, l)
 }
 
@@ -143,14 +135,6 @@ func (l *pebbleLog) stageEntries(b *pebble.Batch, entries []*raftpb.Entry) error
 	return nil
 }
 
-// above leaves out the entries that are compacted already.
-func above(entries []*raftpb.Entry, start uint64) []*raftpb.Entry {
-	if len(entries) == 0 || entries[0].GetIndex() > start {
-		return entries
-	}
-	return entries[min(start+1-entries[0].GetIndex(), uint64(len(entries))):]
-}
-
 // publish lets readers see a write that is durable.
 func (l *pebbleLog) publish(w *Write) {
 	if w.Snapshot != nil {
@@ -189,63 +173,6 @@ func (l *pebbleLog) close() {
 	l.account()
 }
 
-func (l *pebbleLog) InitialState() (*raftpb.HardState, *raftpb.ConfState, error) {
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	if l.removed {
-		return nil, nil, errRemoved
-	}
-	return l.hard.initial(l.x.start, l.x.mustTerm(l.x.last)), proto.CloneOf(l.conf), nil
-}
-
-func (l *pebbleLog) FirstIndex() (uint64, error) {
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	return l.x.start + 1, nil
-}
-
-func (l *pebbleLog) LastIndex() (uint64, error) {
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	return l.x.last, nil
-}
-
-func (l *pebbleLog) Term(i uint64) (uint64, error) {
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	return l.x.term(i)
-}
-
-func (l *pebbleLog) Bytes(lo uint64) uint64 {
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	if lo > l.x.last {
-		return 0
-	}
-	return l.x.sizes.end - l.x.sizes.offset(max(lo, l.x.start+1))
-}
-
-func (l *pebbleLog) Cached() uint64 {
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	return l.x.cache.first
-}
-
-func (l *pebbleLog) Snapshot() (*raftpb.Snapshot, error) {
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	if l.removed {
-		return nil, errRemoved
-	}
-	at := max(l.x.start, min(l.confIndex, l.x.last))
-	return metadataOnly(at, l.x.mustTerm(at), l.conf), nil
-}
-
-func metadataOnly(index, term uint64, conf *raftpb.ConfState) *raftpb.Snapshot {
-	return &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{
-		Index: proto.Uint64(index), Term: proto.Uint64(term), ConfState: proto.CloneOf(conf)}}
-}
-
 func (l *pebbleLog) Entries(lo, hi, maxSize uint64) ([]*raftpb.Entry, error) {
 	if out, ok, err := l.recent(lo, hi, maxSize); ok || err != nil {
 		return out, err
@@ -277,22 +204,6 @@ func (l *pebbleLog) Entries(lo, hi, maxSize uint64) ([]*raftpb.Entry, error) {
 		out = append(out, e)
 	}
 	return out, nil
-}
-
-// recent answers from memory if all of it is there.
-func (l *pebbleLog) recent(lo, hi, maxSize uint64) (out []*raftpb.Entry, ok bool, err error) {
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	if err := l.x.check(lo, hi); err != nil {
-		return nil, false, err
-	}
-	if lo < l.x.cache.first {
-		return nil, false, nil
-	}
-	if lo >= hi {
-		return nil, true, nil
-	}
-	return l.x.cache.take(nil, lo, hi, 0, maxSize), true, nil
 }
 
 // read reads entries that are in the database, up to the size limit but at least one.

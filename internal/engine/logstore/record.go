@@ -61,6 +61,8 @@ func groupKey(group uint64, kind byte) []byte {
 	return key
 }
 
+func crcOf(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
+
 // checksum binds a record to its key: a record in the wrong place is damage too.
 func checksum(key, body []byte) uint32 {
 	return crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, body)

@@ -1,0 +1,244 @@
+package logstore
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"syscall"
+)
+
+// segment is a file of the ring. Its fields belong to the writing goroutine; readers use file alone, and only
+// while a log's cold lock keeps the runs that point here.
+type segment struct {
+	name string
+	slot uint64
+	file File
+	size int64
+
+	seq         uint64 // 0: nothing in it counts
+	first, last uint64 // numbers of its batches
+	runs        int    // runs of live entries in it
+	bytes       int64  // what they take
+}
+
+func segmentName(slot uint64) string { return fmt.Sprintf("%08d.seg", slot) }
+
+// slotOf is the inverse of segmentName.
+func slotOf(name string) (slot uint64, ok bool) {
+	if _, err := fmt.Sscanf(name, "%d.seg", &slot); err != nil || segmentName(slot) != name {
+		return 0, false
+	}
+	return slot, true
+}
+
+// ring hands out segments to write into. One goroutine of its own makes new ones and deletes those that are too
+// many, so that the writer waits for neither; take, give and stop are called by the writing goroutine alone.
+//
+// Spare segments are written already, so they take no new space: they are the reserve when the disk is full.
+type ring struct {
+	disk    Disk
+	size    int64
+	reserve int // spares to keep ready
+	onError func(error)
+	log     *slog.Logger
+
+	spares []*segment
+
+	mu      sync.Mutex
+	slots   uint64 // the highest slot in use
+	asked   int // segments being made
+	made    []*segment
+	full    error // why the last one could not be made
+	extra   []*segment
+	wake    chan struct{} // to the goroutine
+	arrived chan struct{} // to the writer
+	closed  bool
+	done    sync.WaitGroup
+}
+
+func newRing(disk Disk, size int64, reserve int, log *slog.Logger, onError func(error)) *ring {
+	return &ring{disk: disk, size: size, reserve: reserve, onError: onError, log: log,
+		wake: make(chan struct{}, 1), arrived: make(chan struct{}, 1)}
+}
+
+func (r *ring) start() { r.done.Go(r.run) }
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// collect takes what the goroutine has made.
+func (r *ring) collect() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.spares = append(r.spares, r.made...)
+	r.made = nil
+}
+
+// stock asks for spares that are missing. While the disk is full it asks only if again is set.
+func (r *ring) stock(again bool) {
+	r.collect()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.full != nil && !again {
+		return
+	}
+	if missing := r.reserve - len(r.spares); missing > r.asked {
+		r.asked = missing
+		signal(r.wake)
+	}
+}
+
+// take returns a segment of at least size bytes. It waits for one that is being made, and makes one itself if size
+// is uncommon. Errors are those of a disk that cannot give another: with ENOSPC the reserve is used up.
+func (r *ring) take(size int64) (*segment, error) {
+	for {
+		r.collect()
+		if i := slices.IndexFunc(r.spares, func(s *segment) bool { return s.size >= size }); i >= 0 {
+			s := r.spares[i]
+			r.spares = slices.Delete(r.spares, i, i+1)
+			r.stock(false)
+			return s, nil
+		}
+		if size > r.size {
+			return r.make(r.nextSlot(), size)
+		}
+		r.stock(true)
+		<-r.arrived
+		r.mu.Lock()
+		full, none := r.full, len(r.made) == 0 && r.asked == 0
+		r.mu.Unlock()
+		if full != nil && none {
+			return nil, full
+		}
+	}
+}
+
+// give returns a segment in which nothing counts any more.
+func (r *ring) give(s *segment) {
+	s.seq, s.first, s.last, s.runs, s.bytes = 0, 0, 0, 0, 0
+	r.spares = append(r.spares, s)
+}
+
+// shrink gives spares beyond keep to the goroutine, which deletes them.
+func (r *ring) shrink(keep int) {
+	keep = max(keep, r.reserve)
+	if len(r.spares) <= keep {
+		return
+	}
+	r.mu.Lock()
+	r.extra = append(r.extra, r.spares[keep:]...)
+	r.mu.Unlock()
+	clear(r.spares[keep:])
+	r.spares = r.spares[:keep]
+	signal(r.wake)
+}
+
+// space is nil, or why no segment could be made.
+func (r *ring) space() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.full
+}
+
+// retry has the disk tried again after it was full. Any goroutine may call it.
+func (r *ring) retry() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.full != nil && r.asked == 0 {
+		r.asked = 1
+		signal(r.wake)
+	}
+}
+
+func (r *ring) nextSlot() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.slots++
+	return r.slots
+}
+
+func (r *ring) make(slot uint64, size int64) (*segment, error) {
+	name := segmentName(slot)
+	f, err := r.disk.Create(name, size)
+	if err != nil {
+		return nil, fmt.Errorf("make segment %s: %w", name, err)
+	}
+	return &segment{name: name, slot: slot, file: f, size: size}, nil
+}
+
+func (r *ring) run() {
+	for range r.wake {
+		for {
+			r.mu.Lock()
+			extra, want, closed := r.extra, r.asked > 0, r.closed
+			r.extra = nil
+			r.mu.Unlock()
+			if closed {
+				return
+			}
+			for _, s := range extra {
+				r.drop(s)
+			}
+			if !want {
+				break
+			}
+			s, err := r.make(r.nextSlot(), r.size)
+			r.deliver(s, err)
+		}
+	}
+}
+
+func (r *ring) deliver(s *segment, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	defer signal(r.arrived)
+	if err == nil {
+		r.asked--
+		r.made = append(r.made, s)
+		if r.full != nil {
+			r.log.Info("the log has room again")
+		}
+		r.full = nil
+		return
+	}
+	r.asked = 0
+	if r.full == nil {
+		r.log.Warn("no new log segment; the reserve is used", "err", err)
+	}
+	r.full = err
+	if !isFull(err) && r.onError != nil {
+		r.onError(err)
+	}
+}
+
+// isFull says whether an error is a disk's that has no room, which is the one that may pass.
+func isFull(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
+
+func (r *ring) drop(s *segment) {
+	if err := errors.Join(s.file.Close(), r.disk.Remove(s.name)); err != nil {
+		r.log.Warn("a log segment that is not needed stays", "segment", s.name, "err", err)
+	}
+}
+
+// stop ends the goroutine and closes the spares.
+func (r *ring) stop() error {
+	r.mu.Lock()
+	r.closed = true
+	r.mu.Unlock()
+	signal(r.wake)
+	r.done.Wait()
+	r.collect()
+	var errs []error
+	for _, s := range append(r.spares, r.extra...) {
+		errs = append(errs, s.file.Close())
+	}
+	return errors.Join(errs...)
+}
