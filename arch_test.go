@@ -62,7 +62,7 @@ func arrows() []arrow {
 		{"internal/engine/catchup", nil},
 		{"internal/engine/ranges", []string{"internal/kv"}},
 		{"internal/engine/replica", []string{"internal/engine/core", "internal/machine", "internal/kv"}},
-		{"internal/engine/logstore/...", []string{"internal/engine/logstore", "internal/kv/guard", "internal/vfs"}},
+		{"internal/engine/logstore/...", []string{"internal/engine/logstore"}},
 		{"internal/engine/transport", []string{"api", "internal/access"}},
 
 		{"internal/machine", []string{"internal/kv"}},
@@ -82,7 +82,7 @@ func ownedDependencies() []arrow {
 		{"github.com/BurntSushi/toml", []string{"internal/cli"}},
 		{"golang.org/x/term", []string{"internal/cli/..."}},
 		{"github.com/prometheus/", []string{"internal/door/http", "internal/server"}},
-		{"github.com/cockroachdb/pebble", []string{"internal/kv/...", "internal/engine/logstore/...", "internal/machine/machinetest", "internal/sim/...", "bench/..."}},
+		{"github.com/cockroachdb/pebble", []string{"internal/kv/...", "internal/machine/machinetest", "internal/sim/...", "bench/..."}},
 		{"go.etcd.io/raft", []string{"internal/engine/...", "internal/control", "internal/server", "internal/sim/...", "bench/..."}},
 	}
 }

@@ -95,7 +95,7 @@ func (v *voters) start(dir string, id uint64, groups int, ca *access.CA, l net.L
 	}
 	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
 	fault := func(err error) { fmt.Fprintln(os.Stderr, "storage:", err) }
-	logs, err := logstore.OpenPebble(filepath.Join(dir, fmt.Sprint("log", id)), logstore.Options{Log: quiet, OnError: fault})
+	logs, err := logstore.Open(filepath.Join(dir, fmt.Sprint("log", id)), logstore.Options{Salt: id, Log: quiet, OnError: fault})
 	if err != nil {
 		return err
 	}

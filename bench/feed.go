@@ -106,7 +106,7 @@ func (f *feedFarm) open(id uint64) error {
 	}
 	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
 	fault := func(err error) { fmt.Fprintln(os.Stderr, "storage:", err) }
-	logs, err := logstore.OpenPebble(filepath.Join(f.dir, fmt.Sprint("log", id)), logstore.Options{Log: quiet, OnError: fault})
+	logs, err := logstore.Open(filepath.Join(f.dir, fmt.Sprint("log", id)), logstore.Options{Salt: id, Log: quiet, OnError: fault})
 	if err != nil {
 		return err
 	}

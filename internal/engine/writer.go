@@ -88,6 +88,11 @@ func (w *writer) run() {
 				if ended {
 					return
 				}
+				if err := w.store.Idle(); err != nil {
+					w.failed(err)
+					w.refuseAll()
+					return
+				}
 				break
 			}
 			if err := w.carryOut(jobs); err != nil {

@@ -239,9 +239,9 @@ func (n *node) openStores(tidy *cleanup) (err error) {
 			return damaged(n.data.sub(name), fmt.Errorf("it was there before and is gone: %w", err))
 		}
 	}
-	n.logs, err = logstore.OpenPebble(n.data.sub("log"), logstore.Options{Log: n.log, OnError: n.failed})
+	n.logs, err = logstore.Open(n.data.sub("log"), logstore.Options{Salt: rand.Uint64(), Log: n.log, OnError: n.failed})
 	if err != nil {
-		return damaged(n.data.sub("log"), err)
+		return logError(n.data.sub("log"), err)
 	}
 	tidy.add(n.logs.Close)
 	n.state, err = kv.OpenPebble(n.data.sub("state"), kv.PebbleOptions{Log: n.log, OnError: n.failed})
@@ -256,6 +256,19 @@ func (n *node) openStores(tidy *cleanup) (err error) {
 func damaged(subject string, err error) error {
 	return &api.Error{Code: api.CodeDamage, Op: "serve", Subject: subject, Why: err.Error(),
 		Hint: "this node's copy cannot be trusted; move the data directory away and join again with --join TOKEN --replace"}
+}
+
+// logError tells a log that is not what was acknowledged from one that cannot be used as things are.
+func logError(subject string, err error) error {
+	if errors.Is(err, logstore.ErrDamaged) {
+		return damaged(subject, err)
+	}
+	e := &api.Error{Code: api.CodeFailed, Op: "serve", Subject: subject, Why: err.Error(),
+		Hint: "nothing was changed; start the version of lockstep that wrote it, or see to the disk"}
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		e.Hint = "make room on the disk, then start again"
+	}
+	return e
 }
 
 func (n *node) openTransport(l net.Listener, tidy *cleanup) (err error) {

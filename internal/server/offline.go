@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	mrand "math/rand/v2"
 	"net"
 	"os"
 	"time"
@@ -42,9 +43,9 @@ func OfflineRecover(ctx context.Context, path, confirm string, log *slog.Logger)
 			Why:  "what only the other nodes know of the cluster is lost",
 			Hint: "if that is meant, say the node's name: --yes-lose-data " + id.Name()}
 	}
-	logs, err := logstore.OpenPebble(data.sub("log"), logstore.Options{Log: log, OnError: func(error) {}})
+	logs, err := logstore.Open(data.sub("log"), logstore.Options{Salt: mrand.Uint64(), Log: log, OnError: func(error) {}})
 	if err != nil {
-		return out, damaged(data.sub("log"), err)
+		return out, logError(data.sub("log"), err)
 	}
 	defer func() { err = errors.Join(err, logs.Close()) }()
 	state, err := kv.OpenPebble(data.sub("state"), kv.PebbleOptions{Log: log, OnError: func(error) {}})

@@ -20,14 +20,14 @@ func benchStores(b *testing.B, run func(b *testing.B, s logstore.Store)) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		s, err := logstore.OpenSegments(logstore.SegmentOptions{Disk: d, Salt: 1})
+		s, err := logstore.OpenSegments(logstore.Options{Disk: d, Salt: 1})
 		if err != nil {
 			b.Fatal(err)
 		}
 		run(b, s)
 	})
 	b.Run("store=pebble", func(b *testing.B) {
-		s, err := logstore.OpenPebble(b.TempDir(), logstore.Options{})
+		s, err := logstore.OpenPebble(b.TempDir(), logstore.PebbleOptions{})
 		if err != nil {
 			b.Fatal(err)
 		}

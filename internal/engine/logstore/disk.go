@@ -14,9 +14,10 @@ type Disk interface {
 	// List names the files that are there.
 	List() ([]string, error)
 	Open(name string) (File, error)
-	// Create makes a file of size zero bytes that are written, not merely allocated: durably, and its name too.
-	// After an error there is no such file.
-	Create(name string, size int64) (File, error)
+	// Create makes a file of size zero bytes that take their space, durably, and its name too. If written is set they
+	// are written as well: a sync of bytes that overwrite written ones waits for no journal. After an error there is
+	// no such file.
+	Create(name string, size int64, written bool) (File, error)
 	Remove(name string) error
 	Close() error
 }
@@ -76,16 +77,16 @@ func (d *osDisk) Open(name string) (File, error) {
 	return &osFile{f: f}, nil
 }
 
-// zeroChunk is how much is written at a time: small enough that other writers' syncs get in between.
-const zeroChunk = 256 << 10
+// zeroChunk is how much is written before it is waited for, so that other writers' syncs get in between.
+const zeroChunk = 512 << 10
 
-func (d *osDisk) Create(name string, size int64) (File, error) {
+func (d *osDisk) Create(name string, size int64, written bool) (File, error) {
 	path := filepath.Join(d.path, name)
 	f, err := os.OpenFile(path+unfinished, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	if err = fill(f, size); err == nil {
+	if err = fill(f, size, written); err == nil {
 		if err = os.Rename(path+unfinished, path); err == nil {
 			err = d.dir.Sync()
 		}
@@ -97,17 +98,21 @@ func (d *osDisk) Create(name string, size int64) (File, error) {
 }
 
 // fill reserves the space first, so that a full disk is met before anything is written.
-func fill(f *os.File, size int64) error {
-	if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+func fill(f *os.File, size int64, written bool) error {
+	fd := int(f.Fd())
+	err := unix.Fallocate(fd, 0, 0, size)
+	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
 		return fmt.Errorf("allocate %d bytes: %w", size, err)
 	}
 	zeros := make([]byte, zeroChunk)
-	for at := int64(0); at < size; at += zeroChunk {
-		if _, err := f.WriteAt(zeros[:min(zeroChunk, size-at)], at); err != nil {
+	for at := int64(0); at < size && (written || err != nil); at += zeroChunk {
+		n := min(zeroChunk, size-at)
+		if _, err := f.WriteAt(zeros[:n], at); err != nil {
 			return err
 		}
-		if err := unix.Fdatasync(int(f.Fd())); err != nil {
-			return fmt.Errorf("sync %s: %w", f.Name(), err)
+		flags := unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER
+		if err := unix.SyncFileRange(fd, at, n, flags); err != nil && !errors.Is(err, unix.ENOSYS) {
+			return fmt.Errorf("write %s: %w", f.Name(), err)
 		}
 	}
 	return f.Sync()

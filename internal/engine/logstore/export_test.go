@@ -1,25 +1,6 @@
 package logstore
 
-import (
-	"github.com/cockroachdb/pebble/v2"
-	"go.etcd.io/raft/v3/raftpb"
-)
-
-// EntryRecord is an entry's key and value in the database.
-func EntryRecord(group uint64, e *raftpb.Entry) (key, value []byte) {
-	key, value = entryKey(group, e.GetIndex()), make([]byte, entryValueLen(e))
-	putEntry(key, value, e)
-	return key, value
-}
-
-// PutRaw writes below the store; nil deletes.
-func PutRaw(s Store, key, value []byte) error {
-	db := s.(*pebbleStore).db
-	if value == nil {
-		return db.Delete(key, pebble.Sync)
-	}
-	return db.Set(key, value, pebble.Sync)
-}
+import "encoding/binary"
 
 // DropCache makes reads of a log go to the disk.
 func DropCache(l Log) {
@@ -33,4 +14,27 @@ func DropCache(l Log) {
 	st.mu.Lock()
 	st.x.cache.evict(-1)
 	st.mu.Unlock()
+}
+
+// SetLevel changes the format level of every frame of a segment.
+func SetLevel(data []byte, level byte) {
+	frames, _ := scan(data, 0)
+	for _, f := range frames {
+		h := data[f.at : f.at+headerSize]
+		h[3] = level
+		binary.LittleEndian.PutUint32(h[60:], crcOf(h[:60]))
+	}
+}
+
+// GroupsAt are the groups that the batch says something about in which a byte of a segment lies.
+func GroupsAt(data []byte, at int64) (groups []uint64) {
+	frames, _ := scan(data, 0)
+	for i := range frames {
+		if f := &frames[i]; f.at <= at && at < f.at+f.aligned() && f.flags&flagMark == 0 {
+			for _, c := range f.about() {
+				groups = append(groups, c.group)
+			}
+		}
+	}
+	return groups
 }

@@ -4,13 +4,25 @@
 // single sync (group commit); atomically for each group: entries, hard state and snapshot position are all
 // there after a crash, or none of that Write is.
 //
-// OpenPebble is the store of a node, NewMemory its twin for tests and the simulator, which knows what a crash
-// may leave. DESIGN.md has the format. The package is not where logs are compared or shipped, and decides
-// nothing about truncation. It starts no goroutine; Pebble starts its own and Close waits for them.
+// Open is the store of a node, NewMemory its twin for tests and the simulator, which knows what a crash may leave.
+// docs/en/formats/log.md has the format, and what is believed after a crash and why. The package is not where logs are
+// compared or shipped, and decides nothing about truncation.
 //
-// Cost (bench_test.go, 2 busy cores, ext4 on a virtual disk): beside its one sync a Write takes 11 µs for a
-// 256 B entry and 0.1 ms for 64 of them; with the sync 0.6 to 1.2 ms and 1.4 to 2.0 ms, where a bare overwrite
-// and fdatasync takes 0.5 to 1.3 ms. 64 recent entries are read in 4 µs, 64 that only the database has in 85.
+// How it is built: a builder collects the sections of a batch (section.go), segStore makes frames of them (segments.go,
+// segment_write.go), segLog is a group's part (segment_log.go, on logState and index, which need no disk), ring hands
+// out segments (ring.go), mover keeps them from being pinned (mover.go). recovery reads them back: scan finds frames,
+// replay follows what they say, load finds the entries (scan.go, replay.go, recover.go). Disk is the seam to the
+// operating system. Pebble is the oracle in tests (pebble_*_oracle_test.go).
+//
+// Goroutines: one, which makes segments ready; Close waits for it. Invariants:
+//   - What is acknowledged was synced, and what is read at a start is synced before anything is built on it.
+//   - A frame says what was durable before it. So a bad frame with a sound one behind it is damage, not a torn write.
+//   - A segment is used again only when, by what is durable, no live entry is in it, and never the one before the
+//     current: all else that it said, the current head says again.
+//   - An entry is readable until the cold lock of its log is held alone; segments are given back after that.
+//
+// Cost (bench_test.go, 2 busy cores, ext4 on a virtual disk): a Write takes 0.16 ms with its sync, of one entry of 300 B
+// or of 64 of them; 64 entries of 4,000 B for as many groups 0.46 ms.
 package logstore
 
 import (

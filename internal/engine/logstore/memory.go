@@ -376,7 +376,7 @@ func (g *memoryLog) Bytes(lo uint64) (n uint64) {
 	}
 	defer unlock()
 	for i := max(lo, l.start+1); i <= l.last(); i++ {
-		n += uint64(len(l.ents[i-l.start-1].Data) + entryKeyLen + 8)
+		n += uint64(storedBytes(len(l.ents[i-l.start-1].Data)))
 	}
 	return n
 }

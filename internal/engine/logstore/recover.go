@@ -189,7 +189,9 @@ func (rc *recovery) loadSegment(seq uint64, groups []uint64, into map[uint64]map
 		if s.segment == seq {
 			sealedTo = s.last
 			seg.first, seg.last = s.first, s.last
-			rc.checkSealed(seg, s, frames, groups)
+			if err := rc.checkSealed(seg, s, frames, groups); err != nil {
+				return err
+			}
 		}
 	}
 	here := map[uint64]*loader{}
@@ -221,43 +223,63 @@ func (rc *recovery) loadSegment(seq uint64, groups []uint64, into map[uint64]map
 
 // checkSealed looks for batches of a full segment that cannot be read. Whom they concern is said by the batch
 // behind; if that is gone as well, everyone who has entries here.
-func (rc *recovery) checkSealed(seg *segment, want sealedSegment, frames []found, groups []uint64) {
-	byNumber := map[uint64]*found{}
+func (rc *recovery) checkSealed(seg *segment, want sealedSegment, frames []found, groups []uint64) error {
+	bodies, abouts := map[uint64]*found{}, map[uint64]census{}
 	for i := range frames {
-		if f := &frames[i]; f.flags&flagMark == 0 {
-			byNumber[f.number] = f
+		f := &frames[i]
+		if f.flags&flagMark == 0 {
+			bodies[f.number] = f
 		}
-	}
-	witness := func(number uint64) census {
-		if next := byNumber[number+1]; next != nil && !next.bad {
-			return next.before()
-		}
-		for i := range frames {
-			if f := &frames[i]; !f.bad && f.flags&flagMark != 0 && f.number == number {
-				return f.before()
-			}
-		}
-		return nil
+		f.witness(abouts)
 	}
 	for n := want.first; n <= want.last; n++ {
-		f := byNumber[n]
+		f := bodies[n]
 		if f != nil && !f.bad {
 			continue
 		}
-		about := witness(n)
+		if n == want.last {
+			if err := rc.witnessBehind(seg, abouts); err != nil {
+				return err
+			}
+		}
 		p := Problem{Segment: seg.name, Batch: n, What: fmt.Sprintf("batch %d of a full segment is damaged", n)}
 		sound := census(nil)
 		if f != nil {
 			p.Offset, sound = f.at, f.about()
 		}
 		for _, g := range groups {
-			if about == nil || about.of(g) > sound.of(g) {
+			if about, known := abouts[n]; !known || about.of(g) > sound.of(g) {
 				p.Groups = append(p.Groups, g)
 				rc.spoil(g, errors.New(p.What))
 			}
 		}
 		rc.problems = append(rc.problems, p)
 	}
+	return nil
+}
+
+// witness notes the census that a sound frame has of the batch before it, or a mark of its own.
+func (f *found) witness(abouts map[uint64]census) {
+	switch {
+	case f.bad || f.census == 0:
+	case f.flags&flagMark != 0:
+		abouts[f.number] = f.before()
+	default:
+		abouts[f.number-1] = f.before()
+	}
+}
+
+// witnessBehind adds what the next segment's head says, if that is still there.
+func (rc *recovery) witnessBehind(seg *segment, abouts map[uint64]census) error {
+	next := rc.bySeq[seg.seq+1]
+	if next == nil {
+		return nil
+	}
+	frames, err := rc.frames(next)
+	if err == nil && len(frames) > 0 {
+		frames[0].witness(abouts)
+	}
+	return err
 }
 
 // of counts a group's sections.

@@ -46,21 +46,20 @@ type ring struct {
 
 	spares []*segment
 
-	mu      sync.Mutex
-	slots   uint64 // the highest slot in use
-	asked   int // segments being made
-	made    []*segment
-	full    error // why the last one could not be made
-	extra   []*segment
-	wake    chan struct{} // to the goroutine
-	arrived chan struct{} // to the writer
-	closed  bool
-	done    sync.WaitGroup
+	mu     sync.Mutex
+	slots  uint64 // the highest slot in use
+	asked  int    // segments being made
+	made   []*segment
+	full   error // why the last one could not be made
+	extra  []*segment
+	wake   chan struct{}
+	closed bool
+	done   sync.WaitGroup
 }
 
 func newRing(disk Disk, size int64, reserve int, log *slog.Logger, onError func(error)) *ring {
 	return &ring{disk: disk, size: size, reserve: reserve, onError: onError, log: log,
-		wake: make(chan struct{}, 1), arrived: make(chan struct{}, 1)}
+		wake: make(chan struct{}, 1)}
 }
 
 func (r *ring) start() { r.done.Go(r.run) }
@@ -80,12 +79,12 @@ func (r *ring) collect() {
 	r.made = nil
 }
 
-// stock asks for spares that are missing. While the disk is full it asks only if again is set.
-func (r *ring) stock(again bool) {
+// stock asks for spares that are missing, unless the disk is full: then retry does.
+func (r *ring) stock() {
 	r.collect()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.full != nil && !again {
+	if r.full != nil {
 		return
 	}
 	if missing := r.reserve - len(r.spares); missing > r.asked {
@@ -94,29 +93,22 @@ func (r *ring) stock(again bool) {
 	}
 }
 
-// take returns a segment of at least size bytes. It waits for one that is being made, and makes one itself if size
-// is uncommon. Errors are those of a disk that cannot give another: with ENOSPC the reserve is used up.
+// take returns a segment of at least size bytes. Without a spare it makes one, not written before: its syncs are
+// slower, but nobody waits until it is filled. An error means that the reserve is used up.
 func (r *ring) take(size int64) (*segment, error) {
-	for {
-		r.collect()
-		if i := slices.IndexFunc(r.spares, func(s *segment) bool { return s.size >= size }); i >= 0 {
-			s := r.spares[i]
-			r.spares = slices.Delete(r.spares, i, i+1)
-			r.stock(false)
-			return s, nil
-		}
-		if size > r.size {
-			return r.make(r.nextSlot(), size)
-		}
-		r.stock(true)
-		<-r.arrived
-		r.mu.Lock()
-		full, none := r.full, len(r.made) == 0 && r.asked == 0
-		r.mu.Unlock()
-		if full != nil && none {
-			return nil, full
-		}
+	r.collect()
+	if i := slices.IndexFunc(r.spares, func(s *segment) bool { return s.size >= size }); i >= 0 {
+		s := r.spares[i]
+		r.spares = slices.Delete(r.spares, i, i+1)
+		r.stock()
+		return s, nil
 	}
+	r.stock()
+	s, err := r.make(r.nextSlot(), max(size, r.size), false)
+	if isFull(err) {
+		r.noRoom(err)
+	}
+	return s, err
 }
 
 // give returns a segment in which nothing counts any more.
@@ -163,9 +155,9 @@ func (r *ring) nextSlot() uint64 {
 	return r.slots
 }
 
-func (r *ring) make(slot uint64, size int64) (*segment, error) {
+func (r *ring) make(slot uint64, size int64, written bool) (*segment, error) {
 	name := segmentName(slot)
-	f, err := r.disk.Create(name, size)
+	f, err := r.disk.Create(name, size, written)
 	if err != nil {
 		return nil, fmt.Errorf("make segment %s: %w", name, err)
 	}
@@ -188,33 +180,38 @@ func (r *ring) run() {
 			if !want {
 				break
 			}
-			s, err := r.make(r.nextSlot(), r.size)
+			s, err := r.make(r.nextSlot(), r.size, true)
 			r.deliver(s, err)
 		}
 	}
 }
 
 func (r *ring) deliver(s *segment, err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	defer signal(r.arrived)
-	if err == nil {
-		r.asked--
-		r.made = append(r.made, s)
-		if r.full != nil {
-			r.log.Info("the log has room again")
+	if err != nil {
+		r.noRoom(err)
+		if !isFull(err) && r.onError != nil {
+			r.onError(err)
 		}
-		r.full = nil
 		return
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.asked = max(0, r.asked-1)
+	r.made = append(r.made, s)
+	if r.full != nil {
+		r.log.Info("the log has room again")
+	}
+	r.full = nil
+}
+
+func (r *ring) noRoom(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.asked = 0
 	if r.full == nil {
-		r.log.Warn("no new log segment; the reserve is used", "err", err)
+		r.log.Warn("no new log segment: what is written goes into the reserve", "err", err)
 	}
 	r.full = err
-	if !isFull(err) && r.onError != nil {
-		r.onError(err)
-	}
 }
 
 // isFull says whether an error is a disk's that has no room, which is the one that may pass.

@@ -31,6 +31,13 @@ func (s *segStore) open() error {
 		s.groups[id] = l
 	}
 	s.sort(rc)
+	if s.current == nil && len(s.ring.spares) == 0 {
+		first, err := s.ring.make(s.ring.nextSlot(), s.ring.size, true)
+		if err != nil {
+			return errors.Join(err, rc.close())
+		}
+		s.ring.give(first)
+	}
 	if err := s.settleDisk(); err != nil {
 		return errors.Join(err, rc.close())
 	}

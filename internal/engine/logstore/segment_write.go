@@ -2,17 +2,21 @@ package logstore
 
 import (
 	"fmt"
+	"slices"
 )
 
 // write makes the batch in b durable: as the next frame of the current segment, or as the head of another.
 func (s *segStore) write(b *builder) (base int64, err error) {
 	about := b.about.encode(nil)
-	s.number++
 	room := align(int64(len(b.buf))) + markSize(about)
 	if s.current == nil || s.at+room > s.current.size {
 		if err := s.advance(b, markSize(about)); err != nil {
 			return 0, err
 		}
+	}
+	s.number++
+	if s.at == 0 {
+		s.current.first = s.number
 	}
 	h := header{
 		length: uint32(len(b.buf)), census: uint32(len(s.prev)), sections: b.sections, store: s.salt,
@@ -36,9 +40,10 @@ func (s *segStore) write(b *builder) (base int64, err error) {
 // padded is the batch with zeros up to a whole number of blocks. The header's room is at its front.
 func padded(b *builder) []byte {
 	n := len(b.buf)
-	b.buf = append(b.buf, make([]byte, align(int64(n))-int64(n))...)
-	frame := b.buf
-	b.buf = b.buf[:n]
+	end := int(align(int64(n)))
+	b.buf = slices.Grow(b.buf, end-n)
+	frame := b.buf[:end]
+	clear(frame[n:])
 	return frame
 }
 
@@ -46,6 +51,9 @@ func markSize(about []byte) int64 { return align(int64(headerSize + len(about)))
 
 // advance begins another segment: the batch gets the state of every group in front.
 func (s *segStore) advance(b *builder, mark int64) error {
+	if err := s.mark(lazily); err != nil { // the last batch's witness, where it lasts as long as the batch
+		return err
+	}
 	s.settle()
 	var head builder
 	head.reset(s.prev)
@@ -58,7 +66,7 @@ func (s *segStore) advance(b *builder, mark int64) error {
 	if err != nil {
 		return err
 	}
-	seg.seq, seg.first = 1, s.number
+	seg.seq = 1
 	if s.current != nil {
 		seg.seq = s.current.seq + 1
 	}

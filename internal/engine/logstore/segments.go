@@ -12,14 +12,17 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Defaults of SegmentOptions.
+// Defaults of Options.
 const (
 	DefaultSegmentBytes = 8 << 20
-	DefaultReserve      = 2
+	DefaultReserve      = 4
+	// DefaultGroupCacheBytes and DefaultCacheBytes are enough for followers that are a second behind.
+	DefaultGroupCacheBytes = 4 << 20
+	DefaultCacheBytes      = 16 << 20
 )
 
-// SegmentOptions tunes OpenSegments; the zero value of what is not required is right for a node.
-type SegmentOptions struct {
+// Options tunes OpenSegments; the zero value of what is not required is right for a node.
+type Options struct {
 	Disk Disk         // required; the store closes it
 	Salt uint64       // required: random, for a store that is new
 	Log  *slog.Logger // nil: silent
@@ -33,7 +36,7 @@ type SegmentOptions struct {
 	CacheBytes      int   // recent entries of all groups in memory; 0: DefaultCacheBytes
 }
 
-func (o *SegmentOptions) defaults() {
+func (o *Options) defaults() {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -55,7 +58,7 @@ func (o *SegmentOptions) defaults() {
 // segStore keeps all logs in a ring of segments. Its fields belong to the one goroutine that writes, except
 // groups and bad, which mu guards for Log and Groups.
 type segStore struct {
-	opts SegmentOptions
+	opts Options
 	ring *ring
 	salt uint64
 
@@ -105,9 +108,19 @@ type stagedRun struct {
 	write       int // its place among the writes; -1: moved
 }
 
+// Open opens the logs in a directory of the operating system; o.Disk is ignored.
+func Open(path string, o Options) (Store, error) {
+	d, err := OpenDisk(path)
+	if err != nil {
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	o.Disk = d
+	return OpenSegments(o)
+}
+
 // OpenSegments opens the logs on a disk, or makes an empty store. It reads everything that is retained: a group
 // whose log is not as it was acknowledged answers Log with ErrDamaged.
-func OpenSegments(o SegmentOptions) (Store, error) {
+func OpenSegments(o Options) (Store, error) {
 	o.defaults()
 	s := &segStore{opts: o, groups: map[uint64]*segLog{}, bad: map[uint64]error{}, dirty: map[uint64]*segLog{}}
 	s.ring = newRing(o.Disk, o.SegmentBytes, o.Reserve, o.Log, s.failLate)
@@ -115,7 +128,7 @@ func OpenSegments(o SegmentOptions) (Store, error) {
 		return nil, errors.Join(fmt.Errorf("open log: %w", err), o.Disk.Close())
 	}
 	s.ring.start()
-	s.ring.stock(false)
+	s.ring.stock()
 	return s, nil
 }
 

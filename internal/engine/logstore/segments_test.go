@@ -9,11 +9,11 @@ import (
 )
 
 // small are segments that a few batches fill.
-func small(d logstore.Disk) logstore.SegmentOptions {
-	return logstore.SegmentOptions{Disk: d, Salt: 7, SegmentBytes: 64 << 10}
+func small(d logstore.Disk) logstore.Options {
+	return logstore.Options{Disk: d, Salt: 7, SegmentBytes: 64 << 10}
 }
 
-func openSegments(t *testing.T, o logstore.SegmentOptions) logstore.Store {
+func openSegments(t *testing.T, o logstore.Options) logstore.Store {
 	t.Helper()
 	s, err := logstore.OpenSegments(o)
 	if err != nil {
@@ -23,12 +23,12 @@ func openSegments(t *testing.T, o logstore.SegmentOptions) logstore.Store {
 }
 
 func TestSegments(t *testing.T) {
-	for name, change := range map[string]func(*logstore.SegmentOptions){
-		"": func(*logstore.SegmentOptions) {},
+	for name, change := range map[string]func(*logstore.Options){
+		"": func(*logstore.Options) {},
 		// With hardly any cache every read goes to the disk; with a small one some reads are split.
-		"WithoutCache":   func(o *logstore.SegmentOptions) { o.GroupCacheBytes, o.CacheBytes = 1, 1 },
-		"WithSmallCache": func(o *logstore.SegmentOptions) { o.GroupCacheBytes, o.CacheBytes = 500, 5000 },
-		"TinySegments":   func(o *logstore.SegmentOptions) { o.SegmentBytes, o.CacheBytes = 16<<10, 1 },
+		"WithoutCache":   func(o *logstore.Options) { o.GroupCacheBytes, o.CacheBytes = 1, 1 },
+		"WithSmallCache": func(o *logstore.Options) { o.GroupCacheBytes, o.CacheBytes = 500, 5000 },
+		"TinySegments":   func(o *logstore.Options) { o.SegmentBytes, o.CacheBytes = 16<<10, 1 },
 	} {
 		t.Run(name, func(t *testing.T) {
 			logstoretest.Run(t, func(t *testing.T) logstore.Store {

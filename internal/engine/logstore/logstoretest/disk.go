@@ -8,8 +8,11 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
+	"testing"
+	"time"
 
 	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
 )
@@ -20,8 +23,7 @@ type Disk struct {
 	mu    sync.Mutex
 	files map[string]*memFile
 	grain int
-	// Fault, if set, is asked before every operation (list, open, create, remove, read, write, sync).
-	Fault func(op, name string) error
+	bad   func(op, name string) error
 
 	rng   *rand.Rand
 	armed bool
@@ -36,6 +38,23 @@ type memFile struct {
 // NewDisk makes an empty disk.
 func NewDisk(grain int, rng *rand.Rand) *Disk {
 	return &Disk{files: map[string]*memFile{}, grain: grain, rng: rng}
+}
+
+// SetFault has f asked before every operation (list, open, create, remove, read, write, sync); nil: nothing fails.
+func (d *Disk) SetFault(f func(op, name string) error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.bad = f
+}
+
+// Eventually waits for what another goroutine brings about.
+func Eventually(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !is(); runtime.Gosched() {
+		if time.Now().After(end) {
+			t.Fatalf("not in time: %s", what)
+		}
+	}
 }
 
 // Arm has the power cut fall into one of the next synced writes.
@@ -110,10 +129,10 @@ func (d *Disk) torn() *Disk {
 }
 
 func (d *Disk) fault(op, name string) error {
-	if d.Fault == nil {
+	if d.bad == nil {
 		return nil
 	}
-	if err := d.Fault(op, name); err != nil {
+	if err := d.bad(op, name); err != nil {
 		return fmt.Errorf("%s %s: %w", op, name, err)
 	}
 	return nil
@@ -137,7 +156,7 @@ func (d *Disk) Open(name string) (logstore.File, error) {
 }
 
 // Create implements logstore.Disk.
-func (d *Disk) Create(name string, size int64) (logstore.File, error) {
+func (d *Disk) Create(name string, size int64, _ bool) (logstore.File, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.fault("create", name); err != nil {

@@ -138,6 +138,13 @@ func Dump(s logstore.Store) (string, error) {
 	return b.String(), nil
 }
 
+// DumpLog describes everything that can be read from one log.
+func DumpLog(id uint64, l logstore.Log) (string, error) {
+	var b strings.Builder
+	err := dumpLog(&b, id, l)
+	return b.String(), err
+}
+
 func dumpLog(b *strings.Builder, id uint64, l logstore.Log) error {
 	v, err := look(l)
 	if err != nil {

@@ -16,9 +16,9 @@ type pebbleLog struct {
 	group uint64
 
 	staged  pebbleStaging // of the Write at hand
-	stored  uint64  // first index that may still be in the database, below the log's start
-	garbage uint64  // bytes there
-	counted int     // what store.cached includes for this log
+	stored  uint64        // first index that may still be in the database, below the log's start
+	garbage uint64        // bytes there
+	counted int           // what store.cached includes for this log
 
 	// cold is held shared while entries are read from the database, and alone while entries that the index
 	// names are taken away there. It is taken before mu.

@@ -17,12 +17,8 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/kv/guard"
 )
 
-// Defaults of Options.
-const (
-	DefaultMemTableBytes   = 8 << 20
-	DefaultGroupCacheBytes = 4 << 20
-	DefaultCacheBytes      = 16 << 20
-)
+// DefaultMemTableBytes of PebbleOptions.
+const DefaultMemTableBytes = 8 << 20
 
 // Physical deletion waits until this much of a log is compacted: a range tombstone per entry would cost
 // more than the entries.
@@ -31,8 +27,8 @@ const (
 	reclaimEntries = 4096
 )
 
-// Options tunes OpenPebble; the zero value is right for a node.
-type Options struct {
+// PebbleOptions tunes OpenPebble; the zero value is right for a node.
+type PebbleOptions struct {
 	Log *slog.Logger // nil: silent
 	// OnError is told of a failed disk on Pebble's goroutine, perhaps with its locks held: it must neither
 	// block nor use the store. After the first error that is not a full disk (ENOSPC, EDQUOT) every call
@@ -51,7 +47,7 @@ type Options struct {
 type pebbleStore struct {
 	db     *pebble.DB
 	guard  *guard.Guard
-	opts   Options
+	opts   PebbleOptions
 	failed error // sticky
 	cached int   // bytes in all tails
 
@@ -65,7 +61,7 @@ type pebbleStore struct {
 
 // OpenPebble opens the logs in dir, or makes an empty store. It reads every retained entry: a group whose
 // log is not as it was acknowledged answers Log with ErrDamaged.
-func OpenPebble(dir string, o Options) (Store, error) {
+func OpenPebble(dir string, o PebbleOptions) (Store, error) {
 	if o.MemTableBytes == 0 {
 		o.MemTableBytes = DefaultMemTableBytes
 	}
@@ -88,7 +84,7 @@ func OpenPebble(dir string, o Options) (Store, error) {
 	return s, nil
 }
 
-func openDB(dir string, o Options, g *guard.Guard) (*pebble.DB, error) {
+func openDB(dir string, o PebbleOptions, g *guard.Guard) (*pebble.DB, error) {
 	cache := pebble.NewCache(4 << 20) // reads are rare and sequential
 	defer cache.Unref()
 	if o.FS == nil {
