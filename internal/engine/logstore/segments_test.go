@@ -1,8 +1,11 @@
 package logstore_test
 
 import (
+	"errors"
 	"math/rand/v2"
 	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
 	"github.com/lockstep-sync/lockstep/internal/engine/logstore/logstoretest"
@@ -48,18 +51,20 @@ func TestSegmentsOnDisk(t *testing.T) {
 	})
 }
 
-// The store answers like the one in memory after every call, and after reopening.
-func TestSegmentsAgainstMemory(t *testing.T) {
+// The store answers like the one in memory and like the oracle on Pebble after every call, and after reopening.
+func TestSegmentsAgainstOracles(t *testing.T) {
 	rng := seeded(t)
 	disk := logstoretest.NewDisk(512, rng)
 	o := small(disk)
 	o.GroupCacheBytes, o.CacheBytes, o.SegmentBytes = 3000, 8000, 32<<10
 	s, m := openSegments(t, o), logstore.NewMemory()
+	p := open(t, "log", logstore.PebbleOptions{FS: vfs.NewMem(), MemTableBytes: 64 << 10, GroupCacheBytes: 3000, CacheBytes: 8000})
 	for i := range 3000 {
 		op, err := logstoretest.Next(rng, m)
 		must(t, err)
 		must(t, op.Do(m))
 		must(t, op.Do(s))
+		must(t, op.Do(p))
 		if rng.IntN(40) == 0 {
 			must(t, s.Close())
 			s = openSegments(t, o)
@@ -71,9 +76,12 @@ func TestSegmentsAgainstMemory(t *testing.T) {
 			if got, want := dump(t, s), dump(t, m); got != want {
 				t.Fatalf("call %d: %s", i, firstDifference(got, want))
 			}
+			if got := dump(t, p); got != dump(t, m) {
+				t.Fatalf("call %d, on Pebble: %s", i, firstDifference(got, dump(t, m)))
+			}
 		}
 	}
-	must(t, s.Close())
+	must(t, errors.Join(s.Close(), p.Close()))
 }
 
 // After a power cut at any time, in the middle of a write too, the store is in one of the states that Memory's crash
