@@ -27,5 +27,5 @@ func Expelled(name string) *api.Error {
 func Outlived(name string) *api.Error {
 	return &api.Error{Code: api.CodeDamage, Op: "serve", Subject: name,
 		Why:  "the cluster has seen a later state of this node: its data directory is a copy, or was restored from an old image, and has forgotten what it promised",
-		Hint: "if another process runs with this identity, stop one of the two for good; else move the data directory away and join again with --join TOKEN --replace"}
+		Hint: "if another process runs with this identity, that one is the node now; to take part from here, move the data directory away, stop the other, and join again with --join TOKEN --replace"}
 }

@@ -46,6 +46,14 @@ func (n *node) DirBind(ctx context.Context, group, name, dir string) error {
 
 // DirUnbind takes a node out of a files group; its files stay.
 func (n *node) DirUnbind(ctx context.Context, group, name string) error {
+	const op = "dir unbind"
+	st := n.ctl.state()
+	node, known := st.NodeNamed(name)
+	if g, ok := st.GroupNamed(group); ok && known {
+		if e := control.CheckLeave(st, op, node, g, n.upNow(ctx, g)); e != nil {
+			return e
+		}
+	}
 	_, err := n.ctl.propose(ctx, &control.Command{By: n.id.Name(), Unbind: &control.Unbind{Group: group, Node: name}})
 	return err
 }

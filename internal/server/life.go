@@ -32,13 +32,19 @@ const liveEvery = 10 * time.Second
 type lifeRecord struct {
 	Age   uint64                  `json:"age"`
 	Peers map[uint64]control.Life `json:"peers,omitempty"`
+	// Refused is what the cluster said when it would not have this node as it is. It is never taken back, and every
+	// start counts the age up: without it, a copy that is started often enough would pass for the successor.
+	Refused *api.Error `json:"refused,omitempty"`
 }
 
-// openLife begins a new run.
+// openLife begins a new run, if the cluster has not refused this data directory before.
 func openLife(path string, boot uint64) (*life, error) {
 	l := &life{path: path, boot: boot, past: map[uint64][]uint64{}, addrs: map[uint64]string{}}
 	if err := readJSON(path, &l.rec); err != nil {
 		return nil, err
+	}
+	if l.rec.Refused != nil {
+		return nil, l.rec.Refused
 	}
 	if l.rec.Peers == nil {
 		l.rec.Peers = map[uint64]control.Life{}
@@ -50,11 +56,25 @@ func openLife(path string, boot uint64) (*life, error) {
 func (l *life) grow() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err := writeJSON(l.path, lifeRecord{l.rec.Age + 1, l.rec.Peers}); err != nil {
+	return l.write(func(r *lifeRecord) { r.Age++ })
+}
+
+// write changes the record on the disk first; the lock is held.
+func (l *life) write(change func(*lifeRecord)) error {
+	next := l.rec
+	change(&next)
+	if err := writeJSON(l.path, next); err != nil {
 		return err
 	}
-	l.rec.Age++
+	l.rec = next
 	return nil
+}
+
+// end makes this run the last one of the data directory.
+func (l *life) end(why *api.Error) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.write(func(r *lifeRecord) { r.Refused = why })
 }
 
 func (l *life) now() control.Life {
@@ -153,8 +173,11 @@ func (n *node) denied(by uint64, why *api.Error) {
 	}
 }
 
-// expel ends the node in good order: the cluster does not want it as it is.
+// expel ends the node in good order, and for good: the cluster does not want it as it is.
 func (n *node) expel(why *api.Error) {
+	if err := n.life.end(why); err != nil {
+		n.log.Error("the refusal is not on the disk: the next start has to be refused again", "err", err)
+	}
 	select {
 	case n.quit <- why:
 	default:
