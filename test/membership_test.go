@@ -315,6 +315,29 @@ func TestRestoredDataDirectory(t *testing.T) {
 	}
 }
 
+// TestUnbindKeepsTheMajority: a directory is not unbound if the voters that remain could not decide anything.
+func TestUnbindKeepsTheMajority(t *testing.T) {
+	ctx, f := start(t, 3)
+	settle(t, ctx, f)
+	n1, n3 := f.Nodes[0], f.Nodes[2]
+	if err := n3.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Leader(ctx, group); err != nil {
+		t.Fatal(err)
+	}
+	server := "unix://" + filepath.Join(n1.Data, "lockstep.sock")
+	refused(t, api.CodeConflict, "n2", "group web would lose its majority", "dir", "unbind", group, "n2", "--server", server)
+	if _, err := n1.Client.DirUnbind(ctx, group, "n3"); err != nil {
+		t.Fatal(err)
+	}
+	write(t, n1, "goes on", "1")
+	reached(t, ctx, f, api.DirWaitFor{Mode: api.WaitAll})
+	if _, err := n1.Client.DirUnbind(ctx, group, "n2"); err != nil {
+		t.Errorf("all that remain answer: %v", err)
+	}
+}
+
 // elsewhere gives a node another address of this machine.
 func elsewhere(t *testing.T, n *farm.Node) {
 	t.Helper()

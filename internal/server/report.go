@@ -75,7 +75,7 @@ func reportMember(m member, grp *engine.Group, obs *engine.Observer) (report, er
 	switch {
 	case st.Role == core.Leader:
 		r.Role = "leader"
-	case contains(st.Learners, grp.Replica()):
+	case !contains(st.Voters, grp.Replica()) && !contains(st.Outgoing, grp.Replica()): // also before it knows of itself
 		r.Role = "learner"
 	}
 	var err error
