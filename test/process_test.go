@@ -74,7 +74,7 @@ func start(t *testing.T, size int) (context.Context, *farm.Farm) {
 			}
 		}
 	})
-	if err := f.Share(ctx, group, f.Nodes...); err != nil {
+	if err := errors.Join(f.WaitVoting(ctx), f.Share(ctx, group, f.Nodes...)); err != nil {
 		t.Fatal(err)
 	}
 	return ctx, f

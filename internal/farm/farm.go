@@ -266,6 +266,27 @@ func (f *Farm) Share(ctx context.Context, group string, nodes ...*Node) error {
 	return err
 }
 
+// WaitVoting waits until the first five nodes vote in the control group: before, one that dies may take the majority
+// with it.
+func (f *Farm) WaitVoting(ctx context.Context) error {
+	return Poll(ctx, 10*time.Millisecond, func() error {
+		g, err := f.Nodes[0].Client.Group(ctx, "control")
+		if err != nil {
+			return err
+		}
+		voters := 0
+		for _, r := range g.Replicas {
+			if r.Role == "leader" || r.Role == "follower" {
+				voters++
+			}
+		}
+		if want := min(len(f.Nodes), 5); voters < want {
+			return fmt.Errorf("farm: %d of %d nodes vote", voters, want)
+		}
+		return nil
+	})
+}
+
 // Leader is the node that leads a group, as any running node sees it.
 func (f *Farm) Leader(ctx context.Context, group string) (*Node, error) {
 	var leader *Node

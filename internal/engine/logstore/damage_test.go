@@ -161,7 +161,7 @@ func TestManyFlippedBits(t *testing.T) {
 			}
 		}
 		must(t, s.Remove(bad[0]))
-		fresh := logstoretest.Make(t, s, bad[0])
+		logstoretest.Make(t, s, bad[0])
 		must(t, s.Close())
 		s = openSegments(t, o)
 		fresh, found, err := s.Log(bad[0])
