@@ -31,7 +31,7 @@ track-record: ## the simulator over the next SEEDS=n seeds, written into docs/TR
 	$(GO) test ./internal/sim -run '^TestSim$$' -count=1 -timeout 0 -v -sim.record -sim.seeds=$(SEEDS)
 
 mutants: ## the bugs planted for the simulator, each of which it must catch
-	$(GO) test ./internal/sim -run '^TestMutants$$' -count=1 -timeout 0 -v -sim.mutants
+	$(GO) test ./internal/sim -run '^TestMutants$$' -count=1 -timeout 0 -v -sim.mutants -sim.record
 
 torture: ## real processes killed, stopped, cut off, out of space, with wrong clocks, for DURATION=d (30m)
 	$(GO) test ./test -run '^TestTorture$$' -count=1 -timeout 0 -v -torture.duration=$(DURATION)

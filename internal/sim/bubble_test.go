@@ -12,12 +12,13 @@ import (
 
 var (
 	bubbleSeeds = flag.Int("sim.bubbles", 12, "how many seeds to run whole engines with")
+	bubbleFrom  = flag.Int("sim.bubblesfrom", 0, "the first seed to run whole engines with")
 	bubbleSeed  = flag.Int("sim.bubble", -1, "run whole engines with this seed only")
 )
 
 // TestBubble runs whole engines under faults, and looks for what must hold once they are over.
 func TestBubble(t *testing.T) {
-	first, count := 0, *bubbleSeeds
+	first, count := *bubbleFrom, *bubbleSeeds
 	if *bubbleSeed >= 0 {
 		first, count = *bubbleSeed, 1
 	}

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"flag"
@@ -8,6 +9,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -268,6 +272,7 @@ func TestMutants(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds the simulator several times")
 	}
+	var seen []PlantedBug
 	for _, m := range mutants {
 		t.Run(m.name, func(t *testing.T) {
 			file, err := filepath.Abs(filepath.Join("..", filepath.FromSlash(m.file)))
@@ -284,12 +289,22 @@ func TestMutants(t *testing.T) {
 			if *onlyMutant != "" && m.name != *onlyMutant || *onlyMutant == "" && !m.quick && !*allMutants {
 				t.Skip("only its place was checked; plant it with -sim.mutants")
 			}
-			plant(t, m, file, strings.Replace(string(source), m.old, m.new, 1))
+			first, what := plant(t, m, file, strings.Replace(string(source), m.old, m.new, 1))
+			t.Logf("seen: seed %d: %.300s", first, what)
+			seen = append(seen, PlantedBug{Name: m.name, File: "internal/" + m.file, Why: m.why, Seeds: first + 1, Commit: commit(t)})
 		})
+	}
+	if *record && len(seen) > 0 {
+		r := readRecord(t)
+		r.planted(seen, func(name string) bool {
+			return slices.ContainsFunc(mutants, func(m mutant) bool { return m.name == name })
+		})
+		saveRecord(t, r)
 	}
 }
 
-func plant(t *testing.T, m mutant, file, source string) {
+// plant builds the simulator with the bug in it and returns the first seed that shows it, and how.
+func plant(t *testing.T, m mutant, file, source string) (first uint64, what string) {
 	dir := t.TempDir()
 	changed, overlay, binary := filepath.Join(dir, "changed.go"), filepath.Join(dir, "overlay.json"), filepath.Join(dir, "sim.test")
 	spec, err := json.Marshal(map[string]map[string]string{"Replace": {file: changed}})
@@ -307,14 +322,33 @@ func plant(t *testing.T, m mutant, file, source string) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
-	args := []string{"-test.run=^TestSim$", "-sim.failfast", fmt.Sprint("-sim.seeds=", *mutantSeeds)}
-	if m.whole {
-		args = []string{"-test.run=^TestBubble$", "-test.failfast", fmt.Sprint("-sim.bubbles=", *mutantSeeds)}
+	var out []byte
+	for from, count := 0, 24; from < *mutantSeeds; from, count = from+count, 4*count { // few at first: most are seen soon
+		count = min(count, *mutantSeeds-from)
+		args := []string{"-test.run=^TestSim$", "-sim.failfast", fmt.Sprint("-sim.from=", from), fmt.Sprint("-sim.seeds=", count)}
+		if m.whole {
+			args = []string{"-test.run=^TestBubble$", "-test.failfast", fmt.Sprint("-sim.bubblesfrom=", from), fmt.Sprint("-sim.bubbles=", count)}
+		}
+		out, err = exec.CommandContext(ctx, binary, args...).CombinedOutput()
+		if first, what, found := firstSeen(out); err != nil && found {
+			return first, what
+		} else if err != nil && (ctx.Err() != nil || bytes.Contains(out, []byte("panic: "))) {
+			break
+		}
 	}
-	out, err := exec.CommandContext(ctx, binary, args...).CombinedOutput()
-	_, first, found := strings.Cut(string(out), ": seed ")
-	if err == nil || !found {
-		t.Fatalf("not seen in %d seeds, though %s: %v\n%s", *mutantSeeds, m.why, err, out)
+	t.Fatalf("not seen in %d seeds, though %s: %v\n%s", *mutantSeeds, m.why, err, out)
+	return 0, ""
+}
+
+var seenAt = regexp.MustCompile(`: seed (\d+)[:,] ([^\n]*)`)
+
+// firstSeen is the lowest seed that a run complained of; each of its processes stops at its own first.
+func firstSeen(out []byte) (first uint64, what string, found bool) {
+	for _, match := range seenAt.FindAllSubmatch(out, -1) {
+		seed, err := strconv.ParseUint(string(match[1]), 10, 64)
+		if err == nil && (!found || seed < first) {
+			first, what, found = seed, string(match[2]), true
+		}
 	}
-	t.Logf("seen: seed %.300s", first)
+	return first, what, found
 }

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -13,6 +14,8 @@ import (
 type Record struct {
 	Runs []RecordedRun `json:"runs"`
 	Bugs []Bug         `json:"bugs"`
+	// Planted are bugs that were put there on purpose.
+	Planted []PlantedBug `json:"planted"`
 	// Torture are runs against real processes, as their test has reported them.
 	Torture []json.RawMessage `json:"torture"`
 }
@@ -36,6 +39,24 @@ type Bug struct {
 	Commit string `json:"commit"` // at which the seed shows it
 	What   string `json:"what"`
 	Fixed  string `json:"fixed"`
+}
+
+// PlantedBug is a mutant of the sources that the simulator has seen through.
+type PlantedBug struct {
+	Name   string `json:"name"`
+	File   string `json:"file"`
+	Why    string `json:"why"`   // what it breaks
+	Seeds  uint64 `json:"seeds"` // run until it was seen, from seed 0
+	Commit string `json:"commit"`
+}
+
+// planted enters what was seen in the place of what is known of the same bugs, and drops the bugs that are not listed.
+func (r *Record) planted(seen []PlantedBug, listed func(name string) bool) {
+	kept := slices.DeleteFunc(r.Planted, func(b PlantedBug) bool {
+		return !listed(b.Name) || slices.ContainsFunc(seen, func(s PlantedBug) bool { return s.Name == b.Name })
+	})
+	r.Planted = append(kept, seen...)
+	slices.SortFunc(r.Planted, func(a, b PlantedBug) int { return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Name, b.Name)) })
 }
 
 // ReadRecord reads what WriteRecord wrote; a file that is not there is an empty record.
@@ -101,6 +122,12 @@ func (r *Record) Page() string {
 	line("| seed | commit | what was wrong | what became of it |\n|---|---|---|---|")
 	for _, bug := range r.Bugs {
 		line("| %d | %s | %s | %s |", bug.Seed, bug.Commit, bug.What, bug.Fixed)
+	}
+	line("\n## Bugs planted\n")
+	line("`make mutants` puts each of these into the sources, alone, and runs seeds from 0 until one shows it.\n")
+	line("| planted | in | because of it | seeds until seen | commit |\n|---|---|---|---|---|")
+	for _, bug := range r.Planted {
+		line("| %s | `%s` | %s | %d | %s |", bug.Name, bug.File, bug.Why, bug.Seeds, bug.Commit)
 	}
 	line("\n## Real processes\n")
 	line("Reports of `make torture`, one a run.\n\n```")

@@ -96,13 +96,22 @@ func readRecord(t *testing.T) *Record {
 }
 
 func writeRecord(t *testing.T, run RecordedRun) {
-	commit, err := exec.CommandContext(t.Context(), "git", "rev-parse", "--short", "HEAD").Output()
+	run.Commit, run.Date = commit(t), time.Now().UTC().Format(time.DateOnly)
+	r := readRecord(t)
+	r.Runs = append(r.Runs, run)
+	saveRecord(t, r)
+}
+
+// commit names the sources.
+func commit(t *testing.T) string {
+	out, err := exec.CommandContext(t.Context(), "git", "rev-parse", "--short", "HEAD").Output()
 	if err != nil {
 		t.Fatalf("which sources are these? %v", err)
 	}
-	run.Commit, run.Date = strings.TrimSpace(string(commit)), time.Now().UTC().Format(time.DateOnly)
-	r := readRecord(t)
-	r.Runs = append(r.Runs, run)
+	return strings.TrimSpace(string(out))
+}
+
+func saveRecord(t *testing.T, r *Record) {
 	b, err := r.Encode()
 	if err == nil {
 		err = errors.Join(os.WriteFile(recordFile, b, 0o644), os.WriteFile(recordPage, []byte(r.Page()), 0o644))

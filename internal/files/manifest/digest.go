@@ -21,12 +21,14 @@ type digester struct {
 	memo kv.Tx // nil: read only
 	seen map[string]digests
 	buf  []byte
+	// tree and state hash one directory after the other.
+	tree, state *blake3.Hasher
 	// doubting: stored memos are not believed.
 	doubting bool
 }
 
 func newDigester(r kv.Reader, memo kv.Tx) *digester {
-	return &digester{r: r, memo: memo, seen: map[string]digests{}}
+	return &digester{r: r, memo: memo, seen: map[string]digests{}, tree: blake3.New(), state: blake3.New()}
 }
 
 // TreeDigest identifies what the manifest says the binding should hold: every path with its metadata and
@@ -120,7 +122,9 @@ func (g *digester) subdirs(dir string) ([]string, error) {
 
 // hash digests dir's children; below holds the digests of its child directories, in order.
 func (g *digester) hash(dir string, below []digests) (digests, error) {
-	tree, state := blake3.New(), blake3.New()
+	tree, state := g.tree, g.state
+	tree.Reset()
+	state.Reset()
 	from, to := childRange(dir)
 	buf := g.buf
 	err := g.r.Scan(from, to, func(key, value []byte) error {
