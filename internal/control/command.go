@@ -29,6 +29,15 @@ type Command struct {
 	RemoveNode  *RemoveNode  `json:"remove_node,omitempty"`
 	DeleteGroup *DeleteGroup `json:"delete_group,omitempty"`
 	ChoseLeader *ChoseLeader `json:"chose_leader,omitempty"`
+	Renew       *Renew       `json:"renew,omitempty"`
+}
+
+// Renew gives a voter whose log is damaged another replica id: what the old one voted and acknowledged is not known any
+// more. Its binding stays. If the node has another replica by now, nothing changes.
+type Renew struct {
+	Group   uint64 `json:"group"`
+	Node    uint64 `json:"node"`
+	Replica uint64 `json:"replica"`
 }
 
 // Init describes the cluster and its first node, which has id 1. A second one changes nothing.

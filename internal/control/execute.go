@@ -68,6 +68,8 @@ func (x *execution) runMembership(c *Command) (Result, error) {
 		return x.deleteGroup(c.DeleteGroup)
 	case c.ChoseLeader != nil:
 		return x.choseLeader(c.ChoseLeader)
+	case c.Renew != nil:
+		return x.renew(c.Renew)
 	}
 	return refuse(api.CodeUsage, "control", "", "an unknown command", "upgrade the nodes that are older"), nil
 }

@@ -172,6 +172,29 @@ func TestCreateGroup(t *testing.T) {
 	checkState(t, f.state())
 }
 
+// TestRenew: a voter with a damaged log gets another replica id and keeps its binding; asking twice changes nothing, and
+// the only voter has nobody to heal from.
+func TestRenew(t *testing.T) {
+	f := newFixture(t)
+	f.join("n2", "n3")
+	f.must(control.Command{CreateGroup: &control.CreateGroup{Name: "g", Paths: map[string]string{"n1": "/a", "n2": "/b"}}})
+	f.must(control.Command{CreateGroup: &control.CreateGroup{Name: "one", Paths: map[string]string{"n1": "/c"}}})
+	g, _ := f.state().GroupNamed("g")
+	renew := control.Command{Renew: &control.Renew{Group: g.ID, Node: 2, Replica: 2}}
+	for range 2 {
+		f.must(renew)
+		g, _ = f.state().GroupNamed("g")
+		if want := (control.Member{Replica: 3, Node: 2, Role: control.RoleVoter, Path: "/b", Binding: 2}); g.Members[1] != want || g.NextReplica != 4 {
+			t.Fatalf("group %+v", g)
+		}
+	}
+	one, _ := f.state().GroupNamed("one")
+	f.refused(control.Command{Renew: &control.Renew{Group: one.ID, Node: 1, Replica: 1}}, "conflict")
+	f.refused(control.Command{Renew: &control.Renew{Group: one.ID, Node: 3, Replica: 1}}, "not_found")
+	f.refused(control.Command{Renew: &control.Renew{Group: 99, Node: 1, Replica: 1}}, "not_found")
+	checkState(t, f.state())
+}
+
 func TestBindAndUnbind(t *testing.T) {
 	f := newFixture(t)
 	f.join("n2", "n3", "n4", "n5", "n6")

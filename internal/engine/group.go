@@ -318,6 +318,9 @@ func (g *Group) feed(m *mail) {
 }
 
 func (g *Group) receive(m *raftpb.Message) {
+	if m.GetTo() != g.cfg.Replica {
+		return // for a replica that was here before: what it had acknowledged is not in this log
+	}
 	g.heard(m)
 	if m.GetType() == raftpb.MsgSnap {
 		g.startInstall(m)

@@ -90,6 +90,7 @@ func (n *node) registerCalls() {
 	handle(n, methodRecover, n.recoverHere)
 	handle(n, methodFate, n.fateHere)
 	handle(n, methodCompare, n.compareHere)
+	n.net.HandleCalls(methodRenew, n.renewFor)
 }
 
 // call asks a node, this one included.

@@ -19,6 +19,7 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/control"
 	"github.com/lockstep-sync/lockstep/internal/engine"
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
 	"github.com/lockstep-sync/lockstep/internal/engine/replica"
 	"github.com/lockstep-sync/lockstep/internal/files"
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
@@ -72,6 +73,10 @@ func (n *node) hold(ctx context.Context, g *control.Group, m control.Member) err
 	if idle {
 		return nil
 	}
+	// Ids only grow. This node's copy of the control state may be older than what it has acted upon, while it heals.
+	if o, found, err := n.ownedOf(g.ID); err != nil || found && o.Replica > m.Replica {
+		return err
+	}
 	if ok && h.group.History != g.History { // forked: it begins again, on the new history
 		if err := n.pause(h); err != nil {
 			return fmt.Errorf("group %s: %w", g.Name, err)
@@ -97,7 +102,11 @@ func (n *node) hold(ctx context.Context, g *control.Group, m control.Member) err
 	if err := n.own(g.ID, ownedBy(m)); err != nil {
 		return fmt.Errorf("group %s: %w", g.Name, err)
 	}
-	return n.start(g, m, true)
+	err := n.start(g, m, true)
+	if errors.Is(err, logstore.ErrDamaged) && m.Role == control.RoleVoter {
+		return n.stepAside(ctx, g, m, err)
+	}
+	return err
 }
 
 // start runs the replica and, if the directory is bound, its agent.
@@ -109,6 +118,7 @@ func (n *node) start(g *control.Group, m control.Member, bound bool) error {
 	if err != nil {
 		return fmt.Errorf("group %s: %w", g.Name, err)
 	}
+	n.suspect(g.ID, nil)
 	n.mu.Lock()
 	n.holdings[g.ID] = h
 	n.mu.Unlock()

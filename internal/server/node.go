@@ -48,6 +48,7 @@ type node struct {
 
 	mu         sync.Mutex
 	holdings   map[uint64]*holding // by group
+	suspects   map[uint64]error    // groups whose log is damaged, by id
 	closing    bool
 	sealed     map[uint64]bool         // groups that must not run now
 	estranged  map[[2]uint64]time.Time // (group, node) → when it was last heard of on another history
@@ -84,7 +85,7 @@ func Run(ctx context.Context, cfg Config) error {
 		ctl:    newControlPlane(),
 		hints:  newHints(data.sub(hintFile), s.hint),
 		sealed: map[uint64]bool{}, estranged: map[[2]uint64]time.Time{}, superseded: make(chan replica.Line, 1),
-		holdings: map[uint64]*holding{}, fault: make(chan error, 1), quit: make(chan error, 1),
+		holdings: map[uint64]*holding{}, suspects: map[uint64]error{}, fault: make(chan error, 1), quit: make(chan error, 1),
 		watch: newWatch(),
 	}
 	return n.run(ctx, listener, s.init)

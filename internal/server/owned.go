@@ -9,6 +9,7 @@ import (
 
 	"github.com/lockstep-sync/lockstep/internal/control"
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 	"github.com/lockstep-sync/lockstep/internal/files/place"
 	"github.com/lockstep-sync/lockstep/internal/kv"
@@ -87,10 +88,14 @@ func (n *node) resume(g *control.Group) error {
 	}
 	m, mine := g.Member(n.self)
 	bound := mine && !g.Deleted && m.Binding == o.Binding && m.Path == o.Path
-	if bound && m.Replica == o.Replica {
+	if bound && m.Replica <= o.Replica {
 		return nil // as it was: hold starts it
 	}
-	return n.start(g, o.member(n.self), bound)
+	err = n.start(g, o.member(n.self), bound)
+	if errors.Is(err, logstore.ErrDamaged) && bound {
+		return n.beginAgain(g, m)
+	}
+	return err
 }
 
 // turn changes the role of this node's part of a group. The replica of before goes on until the configuration has

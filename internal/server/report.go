@@ -48,6 +48,9 @@ func (n *node) reportHere(ctx context.Context, req groupRequest) (report, error)
 		}
 		return reportMember(n.ctl.self, n.ctl.grp, n.ctl.obs)
 	}
+	if r, ok := n.reportSuspect(req.Group); ok {
+		return r, nil
+	}
 	h, err := n.holding(req.Group)
 	if err != nil {
 		return report{}, err

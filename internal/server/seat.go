@@ -30,9 +30,7 @@ func (n *node) openControl(ctx context.Context, init *control.Init) error {
 			return err
 		}
 	}
-	n.ctl.mu.Lock()
-	defer n.ctl.mu.Unlock()
-	return n.startControl(role, replica, init)
+	return n.startControlSound(ctx, role, replica, init)
 }
 
 // startControl starts the replica; the control plane's lock is held.
@@ -56,7 +54,7 @@ func (n *node) startControl(role string, replica uint64, init *control.Init) err
 	}
 	grp, err := n.eng.StartGroup(cfg)
 	if err != nil {
-		return damaged(n.data.path, err)
+		return err
 	}
 	grp.SetNodes(n.controlNodes(replica)) // by now its state is known, if there is one
 	n.ctl.grp, n.ctl.self = grp, grp
@@ -79,6 +77,9 @@ func (n *node) holdControl(ctx context.Context, g *control.Group, m control.Memb
 		obs.Reconsider()
 	}
 	role, replica, _ := n.hints.seat()
+	if m.Replica < replica { // ids only grow: this copy of the state is older than what a peer has said
+		return nil
+	}
 	if m.Replica == replica && m.Role == role || grp != nil && !n.letGo(ctx, g, grp) {
 		return nil
 	}

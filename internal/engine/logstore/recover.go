@@ -86,9 +86,10 @@ func (rc *recovery) order() error {
 	return nil
 }
 
-// headed says whether a segment's head is sound.
-func (rc *recovery) headed(seg *segment) bool {
-	return slices.ContainsFunc(rc.files, func(x *examined) bool { return x.seg == seg && x.head })
+// readable says whether a segment can be followed from its beginning: its head is sound, or it is the first of all,
+// whose head has nothing to say.
+func (rc *recovery) readable(seg *segment) bool {
+	return seg.seq == 1 || slices.ContainsFunc(rc.files, func(x *examined) bool { return x.seg == seg && x.head })
 }
 
 func (rc *recovery) nameOf(seq uint64) string {
@@ -114,19 +115,23 @@ func (rc *recovery) follow() error {
 	if err != nil {
 		return err
 	}
-	all := frames
-	if !rc.headed(rc.newest) {
-		if rc.before == nil || !rc.headed(rc.before) {
+	all, base := frames, rc.newest
+	if !rc.readable(base) {
+		if base = rc.before; base == nil || !rc.readable(base) {
 			return fmt.Errorf("%w: the heads of the newest segments cannot be read", ErrDamaged)
 		}
-		if all, err = rc.frames(rc.before); err != nil {
+		if all, err = rc.frames(base); err != nil {
 			return err
 		}
 		all = append(all, frames...)
 	}
+	first := base.first
+	if base.seq == 1 {
+		first = 1
+	}
 	// Frames that were written again after a torn write of the same batch, and marks that were overwritten, lie
 	// where their successors are: each place has one frame.
-	rc.number = rc.replay.run(all, rc.nameOf)
+	rc.number = rc.replay.run(all, first, rc.nameOf)
 	for i := range frames {
 		f := &frames[i]
 		switch {

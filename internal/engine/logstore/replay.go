@@ -39,9 +39,9 @@ type Problem struct {
 
 func newReplay() *replay { return &replay{groups: map[uint64]*replayed{}, salvaged: map[place]bool{}} }
 
-// run takes the frames of one or two segments in order, the first of which is a sound head.
-func (r *replay) run(frames []found, nameOf func(seq uint64) string) (last uint64) {
-	next := frames[0].number
+// run takes the frames of one or two segments in order, beginning with batch next: that of a sound head, or the first
+// of all, before which there was nothing.
+func (r *replay) run(frames []found, next uint64, nameOf func(seq uint64) string) (last uint64) {
 	for i := range frames {
 		f := &frames[i]
 		if f.bad || f.number < next && f.flags&flagMark == 0 {
@@ -74,6 +74,7 @@ func (r *replay) lost(frames []found, from, to uint64, witness *found, nameOf fu
 	if from == to {
 		p.What = fmt.Sprintf("batch %d is damaged: a later record says that it was synced", from)
 	}
+	r.based = true // whatever a head behind this one says is about a time when this was not lost
 	if from == to && len(about) > 0 {
 		hit = r.salvage(frames, from, about, witness, &p)
 	} else {

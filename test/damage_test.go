@@ -1,0 +1,164 @@
+package test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/lockstep-sync/lockstep/internal/farm"
+)
+
+// TestDamageOfALogIsFoundAndHealed: bits flip in the log of a node that is stopped. It finds that out, does not vote
+// with what is left, says so, and begins again under other replica ids, fed by the others: the few groups that are hit,
+// or all of them, the control group too.
+func TestDamageOfALogIsFoundAndHealed(t *testing.T) {
+	for name, bits := range map[string]int{"a few bits": 3, "everywhere": 2000} {
+		t.Run(name, func(t *testing.T) { damageDrill(t, bits) })
+	}
+}
+
+func damageDrill(t *testing.T, bits int) {
+	ctx, f := start(t, 3)
+	for i := range 30 {
+		write(t, f.Nodes[i%3], fmt.Sprintf("d%d/f%d", i%4, i), strings.Repeat("y", 300*i))
+	}
+	settle(t, ctx, f)
+	bad := f.Nodes[2]
+	if err := bad.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	write(t, f.Nodes[0], "d1/meanwhile", "by the others")
+	arrives(t, ctx, f.Nodes[1], "d1/meanwhile")
+	flipBits(t, filepath.Join(bad.Data, "log"), bits)
+	if err := f.Run(bad, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.WaitUp(ctx, bad); err != nil {
+		t.Fatal(err)
+	}
+	err := farm.Poll(ctx, 50*time.Millisecond, func() error {
+		if !strings.Contains(bad.Log(), "begins again under another id") {
+			return errors.New("nothing was found and healed")
+		}
+		for _, name := range []string{group, "control"} {
+			g, err := f.Nodes[0].Client.Group(ctx, name)
+			if err != nil {
+				return err
+			}
+			for _, r := range g.Replicas {
+				if r.Mode != "live" || r.Role != "leader" && r.Role != "follower" {
+					return fmt.Errorf("%s: %s is %s, %s: %s", name, r.Node, r.Role, r.Mode, r.Why)
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(bad.Log(), "does not vote") {
+		t.Error("nobody was told")
+	}
+	write(t, bad, "d1/after", "healed")
+	settle(t, ctx, f)
+	// The healed replica is one to rely on: with one of the others away, it is half of the majority.
+	if err := f.Nodes[0].Kill(); err != nil {
+		t.Fatal(err)
+	}
+	write(t, bad, "d2/after", "needed")
+	arrives(t, ctx, f.Nodes[1], "d2/after")
+	restart(t, ctx, f, f.Nodes[0], "")
+	settle(t, ctx, f)
+}
+
+func arrives(t *testing.T, ctx context.Context, n *farm.Node, name string) {
+	t.Helper()
+	err := farm.Poll(ctx, 20*time.Millisecond, func() error {
+		_, err := os.Stat(filepath.Join(n.Tree, name))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// flipBits changes bits of a log where something is written.
+func flipBits(t *testing.T, dir string, bits int) {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(dir, "*.seg"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(names)
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 1))
+	flipped := 0
+	for _, name := range names {
+		content, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var written []int
+		for i, b := range content {
+			if b != 0 {
+				written = append(written, i)
+			}
+		}
+		if len(written) == 0 {
+			continue
+		}
+		for range bits {
+			content[written[rng.IntN(len(written))]] ^= byte(1) << rng.IntN(8)
+			flipped++
+		}
+		if err := os.WriteFile(name, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if flipped == 0 {
+		t.Fatal("there is no log")
+	}
+}
+
+// TestATornLogHealsByItself: the last record of a node that was killed is cut off in the middle.
+func TestATornLogHealsByItself(t *testing.T) {
+	ctx, f := start(t, 3)
+	write(t, f.Nodes[0], "a", "1")
+	settle(t, ctx, f)
+	torn := f.Nodes[1]
+	if err := torn.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	names, err := filepath.Glob(filepath.Join(torn.Data, "log", "*.seg"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		content, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		end := len(content)
+		for end > 0 && content[end-1] == 0 {
+			end--
+		}
+		clear(content[max(0, end-40):end])
+		if err := os.WriteFile(name, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	restart(t, ctx, f, torn, "")
+	write(t, torn, "b", "2")
+	settle(t, ctx, f)
+	if log := torn.Log(); strings.Contains(log, "damaged") {
+		t.Errorf("a torn write was taken for damage:\n%s", log)
+	}
+}
