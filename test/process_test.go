@@ -1,5 +1,3 @@
-// Package test runs clusters of real processes on real files: kills, restarts, wiped data directories, and a
-// reader that must never see a bad file. An independent tool (rsync) judges the outcome.
 package test
 
 import (
