@@ -35,6 +35,7 @@ type arrow struct {
 
 func arrows() []arrow {
 	return []arrow{
+		{".", nil},
 		{"cmd/lockstep", []string{"api", "internal/cli", "internal/server"}},
 		{"bench/...", []string{"api", "client", "bench/...", "internal/farm", "internal/access", "internal/engine/...", "internal/kv/...", "internal/machine/..."}},
 		{"test", []string{"api", "client", "internal/farm", "internal/kv"}},

@@ -169,7 +169,9 @@ func (g *Group) healFrom(from uint64) error {
 	if q := g.rep.Quarantine(); q != nil {
 		return fmt.Errorf("its state ends before entry %d", g.rep.Applied().Index+1)
 	}
-	g.lg.Warn("quarantine over: the state was replaced", "from", from, "index", g.rep.Applied().Index)
+	at := g.rep.Applied().Index
+	g.catchup.reached(at)
+	g.lg.Warn("quarantine over: the state was replaced", "from", from, "index", at)
 	g.moved.broadcast()
 	return nil
 }
