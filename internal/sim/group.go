@@ -173,7 +173,7 @@ func (gr *group) settled() bool {
 	for _, id := range ids {
 		m := gr.member(id)
 		if !m.alive() {
-			if m.h.lost {
+			if m.h.lost || m.lost {
 				continue // nobody has taken it out of the group yet
 			}
 			return false

@@ -1,7 +1,9 @@
 package sim
 
 import (
+	"errors"
 	"slices"
+	"strings"
 
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
 	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
@@ -13,10 +15,11 @@ type host struct {
 	w  *world
 	id uint64
 
-	logs  *logstore.Memory // the disk
-	store *kv.Memory
-	full  bool // no write succeeds
-	lost  bool // the disk has lost its logs for good: no replica of it starts again
+	logs     disk
+	store    *kv.Memory
+	full     bool // no write succeeds
+	lost     bool // the disk has lost its logs for good: no replica of it starts again
+	doubtful bool // a bit of its logs has flipped
 
 	up, paused bool
 	run        int // counts starts; what belongs to an earlier one is void
@@ -44,12 +47,13 @@ type queued struct {
 func (w *world) addHost() *host {
 	h := &host{
 		w: w, id: uint64(len(w.hosts) + 1), slow: 1,
-		logs: logstore.NewMemory(), store: kv.NewMemory(),
+		store:     kv.NewMemory(),
 		skew:      int64(w.dice.clock.NormFloat64() * float64(second)),
 		drift:     int64(w.dice.clock.NormFloat64() * 0.03 * float64(w.shape.tick)),
 		members:   make([]*member, w.shape.groups),
 		observers: make([]*observer, w.shape.groups),
 	}
+	h.logs = w.newDisk(h.id)
 	w.hosts = append(w.hosts, h)
 	return h
 }
@@ -81,11 +85,16 @@ func (h *host) crash() {
 		inFlight = slices.Concat(h.lazy, writesOf(h.writing[:r.IntN(n+1)]))
 		inFlight = inFlight[:r.IntN(len(inFlight)+1)]
 	}
-	keep := func(n int) int { return r.IntN(n + 1) }
-	logs, err := h.logs.Crash(inFlight, keep)
-	must(err, "crash log")
-	h.logs, h.store = logs, h.store.Crash(keep)
 	h.up = false
+	if logs, err := h.logs.crash(inFlight); err == nil {
+		h.logs = logs
+	} else if h.doubtful && errors.Is(err, logstore.ErrDamaged) {
+		h.w.report.Damaged++
+		h.lost = true
+	} else {
+		must(err, "open log after a crash")
+	}
+	h.store = h.store.Crash(func(n int) int { return r.IntN(n + 1) })
 	h.run++
 	h.held, h.appends, h.writing, h.lazy = nil, nil, nil, nil
 	for i := range h.members {
@@ -106,10 +115,36 @@ func (h *host) do(f func()) {
 	case !h.up:
 	case h.paused:
 		h.held = append(h.held, f)
+	case h.doubtful:
+		h.shield(f)
 	default:
 		f()
 	}
 }
+
+// shield runs f. A fault of a core that has read what was altered ends its replica, as the engine ends it; somebody
+// starts the process again.
+func (h *host) shield(f func()) {
+	defer func() {
+		v := recover()
+		if v == nil {
+			return
+		}
+		fault, ok := v.(*core.Fault)
+		if !ok || !strings.Contains(fault.Error(), logstore.ErrDamaged.Error()) {
+			panic(v)
+		}
+		h.members[fault.Group-1].stop()
+		h.later(second, func() {
+			h.crash()
+			h.start()
+		})
+	}()
+	f()
+}
+
+// suspect hosts may have lost what they acknowledged.
+func (h *host) suspect() bool { return h.lost || h.doubtful }
 
 // later is after, void once the process has ended.
 func (h *host) later(d int64, f func()) {
@@ -138,8 +173,7 @@ func (h *host) resume() {
 func (h *host) tick() {
 	for _, m := range h.members {
 		if m.alive() {
-			m.g.Tick()
-			m.pump()
+			h.do(func() { m.g.Tick(); m.pump() })
 		}
 	}
 	h.later(max(milli, h.w.shape.tick+h.drift), h.tick)
@@ -172,6 +206,8 @@ func (h *host) write() {
 
 func (h *host) written(sync bool) {
 	if h.failing || h.full { // an error of the disk is final: nothing of this write was acknowledged, nothing will be
+		h.logs.fail()
+		_ = h.logs.Write(slices.Concat(h.lazy, writesOf(h.writing))) // some of it may be there in the end
 		h.w.nemesis.crash(h.w, h, second)
 		return
 	}
@@ -181,11 +217,13 @@ func (h *host) written(sync bool) {
 	if sync {
 		must(h.logs.Write(h.lazy), "write log")
 		h.lazy = nil
+		if len(h.appends) == 0 {
+			must(h.logs.Idle(), "mark log")
+		}
 	}
 	for _, q := range done {
 		if q.m.alive() && q.m.run == q.run {
-			q.m.g.Appended(q.a)
-			q.m.pump()
+			h.do(func() { q.m.g.Appended(q.a); q.m.pump() })
 			if !h.up {
 				return // what followed from it ended the process
 			}

@@ -3,11 +3,14 @@ package sim
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
+	"math"
 	"slices"
 
 	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
 	"github.com/lockstep-sync/lockstep/internal/engine/replica"
 	"github.com/lockstep-sync/lockstep/internal/machine"
 )
@@ -137,12 +140,19 @@ func (l *ledger) opened(m *member) {
 	commit := m.g.Status().Commit
 	i, err := m.log.FirstIndex()
 	must(err, "look at log")
-	for ; i <= commit; i++ {
-		term, err := m.log.Term(i)
-		must(err, "look at log")
-		if was, ok := l.entry(i); ok && was.term != term {
-			fail("%s starts with an entry of term %d committed at %d, the one there is of term %d", m, term, i, was.term)
+	if i > commit {
+		return
+	}
+	es, err := m.log.Entries(i, commit+1, math.MaxUint64)
+	must(err, "read log")
+	for _, e := range es {
+		now := logged{e.GetTerm(), sum(e.GetData())}
+		if was, ok := l.entry(e.GetIndex()); ok && was != now {
+			fail("%s starts with %+v committed at %d, what was committed there is %+v", m, now, e.GetIndex(), was)
 		}
+	}
+	if uint64(len(es)) != commit+1-i {
+		fail("%s starts with %d entries from %d to %d", m, len(es), i, commit)
 	}
 }
 
@@ -288,7 +298,13 @@ func (l *ledger) quorumHolds(cs *raftpb.ConfState, at core.Position) bool {
 
 // holds says whether the member's disk has the committed entry at at, in the log or covered by the state.
 func (m *member) holds(at core.Position) bool {
+	if m.lost || m.h.lost {
+		return true // it had, and nobody counts on it any more
+	}
 	log, found, err := m.h.logs.Log(m.gr.id)
+	if m.h.doubtful && errors.Is(err, logstore.ErrDamaged) {
+		return true // likewise
+	}
 	must(err, "look at log")
 	if !found {
 		return false

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"fmt"
 
 	"go.etcd.io/raft/v3/raftpb"
@@ -44,6 +45,7 @@ type member struct {
 	gr      *group
 	initial bool // of the first configuration
 	gone    bool // removed from the group for good
+	lost    bool // its log was found damaged: it never starts again under its id
 
 	run       int // counts starts
 	g         *core.Group
@@ -92,11 +94,15 @@ func (l logWithState) Snapshot() (*raftpb.Snapshot, error) {
 
 // start opens log and state as they are on the disk and runs.
 func (m *member) start() {
-	if m.gone {
+	if m.gone || m.lost {
 		return
 	}
 	h, s := m.h, &m.h.w.shape
 	log, found, err := h.logs.Log(m.gr.id)
+	if h.doubtful && errors.Is(err, logstore.ErrDamaged) {
+		m.setAside()
+		return
+	}
 	must(err, "open log")
 	if !found {
 		log, err = h.logs.Create(m.gr.id, m.startMeta())
@@ -126,6 +132,15 @@ func (m *member) start() {
 	m.applied = 0
 	m.gr.ledger.opened(m)
 	h.later(0, m.pumpIfAlive)
+}
+
+// setAside gives the replica up, as somebody does who is told of the damage; now and then he drops the log.
+func (m *member) setAside() {
+	m.lost = true
+	m.h.w.report.Damaged++
+	if m.h.w.dice.disk.IntN(2) == 0 {
+		must(m.h.logs.Remove(m.gr.id), "remove damaged log")
+	}
 }
 
 // stop ends the replica; its process goes on, or ends as well.

@@ -7,7 +7,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
-	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
 	"github.com/lockstep-sync/lockstep/internal/kv"
 )
 
@@ -31,6 +30,7 @@ const (
 	diskError    // the next write of a host fails
 	diskFull     // all of a host's writes fail for a while
 	diskRot      // the logs of one host are gone for good
+	bitFlip      // a bit of one host's logs flips
 	wipeObserver // an observers' host comes back with nothing
 	brokenFrame  // a frame fails its check: the connection ends
 	replayOld    // messages of any age come again
@@ -43,7 +43,7 @@ const (
 var faultNames = [faultKinds]string{"process killed", "several processes killed", "process paused", "one-way partition",
 	"partition", "leader isolated", "slow disk", "lossy network", "leadership moved", "false report of a death",
 	"membership changed", "two leaders called at once", "killed after a vote", "disk error", "disk full",
-	"log lost for good", "observer wiped", "broken frame", "old messages replayed", "garbage messages", "clock jumped",
+	"log lost for good", "bit flipped in a log", "observer wiped", "broken frame", "old messages replayed", "garbage messages", "clock jumped",
 	"clock rate changed"}
 
 func (f fault) String() string { return faultNames[f] }
@@ -110,7 +110,7 @@ func (n *nemesis) strike(w *world, f fault) bool {
 		n.until(w, second, h.resume)
 	case cutOneWay, cutBothWays, isolateLeader, lossyNet, brokenFrame, replayOld:
 		return n.network(w, f, gr)
-	case slowDisk, diskError, diskFull, diskRot, wipeObserver:
+	case slowDisk, diskError, diskFull, diskRot, bitFlip, wipeObserver:
 		return n.disk(w, f, h)
 	case transferLeader, rivals, falseAlarm, garbage:
 		return n.mislead(w, f, gr)
@@ -179,6 +179,11 @@ func (n *nemesis) disk(w *world, f fault, h *host) bool {
 		}
 		n.crash(w, h, 0)
 		h.lost = true
+	case bitFlip:
+		if !w.expendable(h) || !h.logs.flip() {
+			return false
+		}
+		h.doubtful = true
 	case wipeObserver:
 		for _, m := range h.members {
 			if m != nil {
@@ -186,7 +191,7 @@ func (n *nemesis) disk(w *world, f fault, h *host) bool {
 			}
 		}
 		n.crash(w, h, n.downtime(w))
-		h.logs, h.store = logstore.NewMemory(), kv.NewMemory()
+		h.logs, h.store = w.newDisk(h.id), kv.NewMemory()
 	}
 	return true
 }
@@ -195,7 +200,7 @@ func (n *nemesis) disk(w *world, f fault, h *host) bool {
 // every group that it is in a quorum stays, whatever change of membership may be under way.
 func (w *world) expendable(h *host) bool {
 	for _, other := range w.hosts {
-		if other.lost {
+		if other.suspect() && other != h || other.lost {
 			return false
 		}
 	}
@@ -305,6 +310,9 @@ func (n *nemesis) heal(w *world) {
 	for _, h := range w.hosts {
 		h.slow, h.full, h.failing = 1, false, false
 		h.resume()
+		if h.doubtful && h.up { // whatever has flipped is to be found
+			h.crash()
+		}
 		h.start()
 	}
 	n.retire(w)
@@ -361,14 +369,12 @@ func (gr *group) step(s core.Status) *raftpb.ConfChangeV2 {
 	}
 	leaver := func(from []uint64) uint64 {
 		for _, id := range from {
-			if w.hosts[id-1].lost {
+			if w.hosts[id-1].suspect() {
 				return id
 			}
 		}
-		for _, h := range w.hosts {
-			if h.lost {
-				return 0
-			}
+		if slices.ContainsFunc(w.hosts, (*host).suspect) {
+			return 0
 		}
 		return from[r.IntN(len(from))]
 	}
@@ -400,7 +406,7 @@ func (gr *group) step(s core.Status) *raftpb.ConfChangeV2 {
 // newcomer is a host that never held a replica of the group, a new one if need be.
 func (gr *group) newcomer() *host {
 	for _, h := range gr.w.hosts {
-		if h.up && h.members[gr.id-1] == nil && h.observers[gr.id-1] == nil && gr.w.dice.fate.IntN(2) == 0 {
+		if h.up && !h.suspect() && h.members[gr.id-1] == nil && h.observers[gr.id-1] == nil && gr.w.dice.fate.IntN(2) == 0 {
 			return h
 		}
 	}

@@ -28,6 +28,10 @@ type shape struct {
 	snapshotBytes     uint64 // what a state is said to weigh, for catchup.Decide
 	cached            bool   // a source's log is in memory as a whole, for catchup.Decide
 	limits            replica.Limits
+	segments          bool  // logs are in the store of production on a disk in memory, else in its twin
+	segmentBytes      int64 // of it
+	segmentReserve    int
+	logCache          int  // bytes of a group's log in memory
 	differ            bool // states are compared by digests rather than streamed, where the machine can
 
 	faults  []fault
@@ -72,6 +76,8 @@ func drawShape(r *mathrand.Rand) shape {
 		s.think = 1500 * milli
 		s.tick = max(s.tick, 200*milli)
 	}
+	s.segments, s.segmentReserve = r.IntN(2) == 0, 1+r.IntN(3)
+	s.segmentBytes, s.logCache = pick(16<<10, 32<<10, 128<<10), int(pick(1, 3000, 1<<20))
 	for _, f := range allFaults {
 		if r.IntN(2) == 0 {
 			s.faults = append(s.faults, f)

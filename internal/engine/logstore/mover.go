@@ -1,5 +1,10 @@
 package logstore
 
+import (
+	"maps"
+	"slices"
+)
+
 // moveBytes is how much is written again with one batch.
 const moveBytes = 256 << 10
 
@@ -30,7 +35,8 @@ func (m *mover) plan(s *segStore) {
 		m.victim = nil
 		return
 	}
-	for _, l := range s.groups {
+	for _, id := range slices.Sorted(maps.Keys(s.groups)) {
+		l := s.groups[id]
 		for _, r := range l.runs {
 			if r.seg == m.victim {
 				m.queue = append(m.queue, moved{l, r.first, r.last})

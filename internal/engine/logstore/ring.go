@@ -53,13 +53,14 @@ type ring struct {
 	full   error // why the last one could not be made
 	extra  []*segment
 	wake   chan struct{}
+	rests  chan chan struct{}
 	closed bool
 	done   sync.WaitGroup
 }
 
 func newRing(disk Disk, size int64, reserve int, log *slog.Logger, onError func(error)) *ring {
 	return &ring{disk: disk, size: size, reserve: reserve, onError: onError, log: log,
-		wake: make(chan struct{}, 1)}
+		wake: make(chan struct{}, 1), rests: make(chan chan struct{})}
 }
 
 func (r *ring) start() { r.done.Go(r.run) }
@@ -165,24 +166,46 @@ func (r *ring) make(slot uint64, size int64, written bool) (*segment, error) {
 }
 
 func (r *ring) run() {
-	for range r.wake {
-		for {
-			r.mu.Lock()
-			extra, want, closed := r.extra, r.asked > 0, r.closed
-			r.extra = nil
-			r.mu.Unlock()
-			if closed {
-				return
-			}
-			for _, s := range extra {
-				r.drop(s)
-			}
-			if !want {
-				break
-			}
-			s, err := r.make(r.nextSlot(), r.size, true)
-			r.deliver(s, err)
+	for {
+		var rested chan struct{}
+		select {
+		case <-r.wake:
+		case rested = <-r.rests:
 		}
+		if closed := r.work(); closed {
+			return
+		}
+		if rested != nil {
+			close(rested)
+		}
+	}
+}
+
+// rest returns when the goroutine has done all that it was asked for.
+func (r *ring) rest() {
+	rested := make(chan struct{})
+	r.rests <- rested
+	<-rested
+}
+
+// work does what was asked for, and says whether the ring is closed.
+func (r *ring) work() (closed bool) {
+	for {
+		r.mu.Lock()
+		extra, want, closed := r.extra, r.asked > 0, r.closed
+		r.extra = nil
+		r.mu.Unlock()
+		if closed {
+			return true
+		}
+		for _, s := range extra {
+			r.drop(s)
+		}
+		if !want {
+			return false
+		}
+		s, err := r.make(r.nextSlot(), r.size, true)
+		r.deliver(s, err)
 	}
 }
 

@@ -2,6 +2,7 @@ package logstore
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 )
 
@@ -115,11 +116,11 @@ func (s *segStore) describe(head *builder) {
 		}
 	}
 	head.segments(list)
-	for id, l := range s.groups {
-		st := l.state()
+	for _, id := range slices.Sorted(maps.Keys(s.groups)) {
+		st := s.groups[id].state()
 		head.state(id, &st)
 	}
-	for id := range s.bad {
+	for _, id := range slices.Sorted(maps.Keys(s.bad)) {
 		head.state(id, &groupState{damaged: true})
 	}
 }

@@ -1,6 +1,7 @@
 package logstore
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -34,6 +35,10 @@ type Options struct {
 	Reserve         int   // segments kept ready; 0: DefaultReserve
 	GroupCacheBytes int   // recent entries of one group in memory; 0: DefaultGroupCacheBytes
 	CacheBytes      int   // recent entries of all groups in memory; 0: DefaultCacheBytes
+
+	// InStep has every call wait for what it asked of the store's goroutine, so that equal calls leave equal bytes
+	// on the disk. A simulator wants that; whoever serves somebody does not.
+	InStep bool
 }
 
 func (o *Options) defaults() {
@@ -129,7 +134,15 @@ func OpenSegments(o Options) (Store, error) {
 	}
 	s.ring.start()
 	s.ring.stock()
+	s.rest()
 	return s, nil
+}
+
+// rest is the end of every call that may have asked something of the goroutine.
+func (s *segStore) rest() {
+	if s.opts.InStep {
+		s.ring.rest()
+	}
 }
 
 // failLate is for errors that come up beside the writing goroutine.
@@ -228,6 +241,7 @@ func (s *segStore) Create(group uint64, snap *raftpb.SnapshotMetadata) (Log, err
 	if _, found, _ := s.Log(group); found {
 		return nil, fmt.Errorf("create log of group %d: it exists", group)
 	}
+	defer s.rest()
 	l := newSegLog(s, group)
 	s.begin()
 	err := l.stageCreate(&s.b, snap)
@@ -249,6 +263,7 @@ func (s *segStore) Write(writes []Write) error {
 	if err := s.usable(); err != nil {
 		return err
 	}
+	defer s.rest()
 	if err := s.writeAll(writes); err != nil {
 		return s.fail(fmt.Errorf("write log: %w", err))
 	}
@@ -323,7 +338,8 @@ func (s *segStore) publish(writes []Write, base int64) {
 
 // stageConfs adds the configurations that wait for a write.
 func (s *segStore) stageConfs() error {
-	for id, l := range s.dirty {
+	for _, id := range slices.Sorted(maps.Keys(s.dirty)) {
+		l := s.dirty[id]
 		conf, err := marshalConf(l.conf)
 		if err != nil {
 			return fmt.Errorf("group %d: %w", id, err)
@@ -340,7 +356,7 @@ func (s *segStore) evict() {
 	for s.cached > s.opts.CacheBytes {
 		var largest *segLog
 		for _, l := range s.groups {
-			if largest == nil || l.x.cache.bytes > largest.x.cache.bytes {
+			if largest == nil || cmp.Or(cmp.Compare(l.x.cache.bytes, largest.x.cache.bytes), cmp.Compare(largest.group, l.group)) > 0 {
 				largest = l
 			}
 		}
@@ -416,6 +432,7 @@ func (s *segStore) Remove(group uint64) error {
 	if _, found, _ := s.Log(group); !found {
 		return nil
 	}
+	defer s.rest()
 	s.begin()
 	at := s.b.open(secRemove, group)
 	s.b.close(at, group)
