@@ -164,7 +164,7 @@ var mutants = []mutant{
 	{
 		name: "damaged snapshot believed", file: "engine/replica/snapshot.go",
 		old: "	if !bytes.Equal(got, want) {\n",
-		new: "	if len(got) != len(want) {\n",
+		new: "	if len(got) != len(want) && !bytes.Equal(got, want) {\n",
 		why: "a state that was altered on its way is put in force",
 	},
 	{
@@ -232,6 +232,42 @@ var mutants = []mutant{
 		old: "	out.field(st.terms.Append(nil))\n",
 		new: "	out.field(nil)\n",
 		why: "what became of accepted writes is no longer known",
+	},
+	{
+		name: "log believed without a sync", file: "engine/logstore/segment_open.go",
+		old: "		if err := seg.file.Sync(); err != nil {\n",
+		new: "		if err := error(nil); err != nil {\n",
+		why: "what a killed process left in memory is built on, and gone with the power",
+	},
+	{
+		name: "torn write left in its place", file: "engine/logstore/segment_open.go",
+		old: "	return s.mark(File.WriteSync)\n",
+		new: "	return nil\n",
+		why: "what a power cut has torn is taken for damage, or comes to life again",
+	},
+	{
+		name: "segment used again too early", file: "engine/logstore/segments.go",
+		old: "	s.pending.released = append(s.pending.released, release{r.seg, 1, int64(r.size)})\n",
+		new: "	r.seg.runs--\n	r.seg.bytes -= int64(r.size)\n",
+		why: "entries are overwritten before it is durable that nobody needs them",
+	},
+	{
+		name: "hard state missing from a head", file: "engine/logstore/segment_write.go",
+		old: "		st := s.groups[id].state()\n",
+		new: "		st := s.groups[id].state()\n		st.hard = hardState{}\n",
+		why: "votes are forgotten when the segment that holds them is used again",
+	},
+	{
+		name: "checksum of a section ignored", file: "engine/logstore/section.go",
+		old: "	if le.Uint32(b[at:]) != crcOf(b[at+4:at+s.size]) {\n",
+		new: "	if le.Uint32(b[at:]) != crcOf(b[at+4:at+s.size]) && s.size == 0 {\n",
+		why: "a bit that flipped is handed out as an entry",
+	},
+	{
+		name: "damage taken for a torn write", file: "engine/logstore/replay.go",
+		old: "		if upTo > next {\n",
+		new: "		if upTo > next && r.problems != nil {\n",
+		why: "acknowledged batches are dropped in silence",
 	},
 	{
 		name: "writer tells of a write before it was done", file: "engine/writer.go", whole: true,
