@@ -259,8 +259,8 @@ func (e *Engine) Standing(group uint64) (replica.Standing, error) {
 
 // MachineState reads the machine's state of a group on the store of a node that does not run, and the index that it
 // covers.
-func MachineState(state kv.Store, group uint64) (kv.Reader, uint64, error) {
-	return replica.ReadMachine(kv.Prefixed(state, groupPrefix(group)))
+func MachineState(state kv.Reader, group uint64) (kv.Reader, uint64, error) {
+	return replica.ReadMachine(kv.PrefixedReader(state, groupPrefix(group)))
 }
 
 // StoppedEnd is where a replica that does not run stands, and how far its log goes; a replica without a log, an

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -36,11 +37,47 @@ type PebbleOptions struct {
 // OpenPebble opens the store in dir, or makes an empty one. Batches go to a write-ahead log that only
 // Sync makes durable.
 func OpenPebble(dir string, o PebbleOptions) (Store, error) {
+	db, g, err := openPebble(dir, o, false)
+	if err != nil {
+		return nil, err
+	}
+	return &pebbleStore{pebbleReader{db, g}, db}, nil
+}
+
+// ViewPebble opens the store in dir, which must exist and be used by nobody else, to look at it: nothing in dir
+// changes. The view ends with its Close.
+func ViewPebble(dir string, o PebbleOptions) (View, error) {
+	if o.FS == nil {
+		o.FS = vfs.Default
+	}
+	o.FS = unlocked{o.FS}
+	db, g, err := openPebble(dir, o, true)
+	if err != nil {
+		return nil, err
+	}
+	return pebbleLook{pebbleReader{db, g}, db}, nil
+}
+
+// unlocked takes no lock: Pebble's is a file that is written.
+type unlocked struct{ vfs.FS }
+
+func (unlocked) Lock(string) (io.Closer, error) { return io.NopCloser(nil), nil }
+
+// pebbleLook is a database that was opened to be read.
+type pebbleLook struct {
+	pebbleReader
+	db *pebble.DB
+}
+
+func (l pebbleLook) Close() error { return l.db.Close() }
+
+func openPebble(dir string, o PebbleOptions, readOnly bool) (*pebble.DB, *guard.Guard, error) {
 	g := guard.New(o.Log, o.OnError)
 	cache := pebble.NewCache(cmpOr(o.CacheBytes, DefaultCacheBytes))
 	defer cache.Unref()
 	opts := &pebble.Options{
 		FS:                          o.FS,
+		ReadOnly:                    readOnly,
 		Cache:                       cache,
 		MemTableSize:                cmpOr(o.MemTableBytes, DefaultMemTableBytes),
 		MemTableStopWritesThreshold: 3,
@@ -64,9 +101,9 @@ func OpenPebble(dir string, o PebbleOptions) (Store, error) {
 	g.Install(opts)
 	db, err := pebble.Open(dir, opts)
 	if err != nil {
-		return nil, fmt.Errorf("open store %s: %w", dir, err)
+		return nil, nil, fmt.Errorf("open store %s: %w", dir, err)
 	}
-	return &pebbleStore{pebbleReader{db, g}, db}, nil
+	return db, g, nil
 }
 
 func cmpOr[T int64 | uint64](v, def T) T {

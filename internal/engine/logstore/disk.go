@@ -57,6 +57,59 @@ func OpenDisk(path string) (Disk, error) {
 	return &osDisk{path, dir}, nil
 }
 
+// ReadDisk opens a directory, which must exist, to look at it: whatever would change it is refused. read, if it is not
+// nil, is told of every read how many bytes came; its error ends that read.
+func ReadDisk(path string, read func(n int) error) (Disk, error) {
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	if read == nil {
+		read = func(int) error { return nil }
+	}
+	return &readDisk{osDisk{path, dir}, read}, nil
+}
+
+var errReadOnly = errors.New("the directory was opened to be read")
+
+type readDisk struct {
+	osDisk
+	read func(n int) error
+}
+
+func (d *readDisk) Open(name string) (File, error) {
+	f, err := os.Open(filepath.Join(d.path, name))
+	if err != nil {
+		return nil, err
+	}
+	return &readFile{osFile{f: f}, d.read}, nil
+}
+
+func (d *readDisk) Create(name string, _ int64, _ bool) (File, error) {
+	return nil, fmt.Errorf("create %s: %w", name, errReadOnly)
+}
+
+func (d *readDisk) Remove(name string) error { return fmt.Errorf("remove %s: %w", name, errReadOnly) }
+
+type readFile struct {
+	osFile
+	read func(n int) error
+}
+
+func (f *readFile) ReadAt(p []byte, off int64) (int, error) {
+	n, err := f.osFile.ReadAt(p, off)
+	if stop := f.read(n); stop != nil {
+		return n, stop
+	}
+	return n, err
+}
+
+func (f *readFile) WriteAt([]byte, int64) (int, error) { return 0, f.refuse() }
+func (f *readFile) WriteSync([]byte, int64) error      { return f.refuse() }
+func (f *readFile) Sync() error                        { return f.refuse() }
+
+func (f *readFile) refuse() error { return fmt.Errorf("write %s: %w", f.f.Name(), errReadOnly) }
+
 func (d *osDisk) List() ([]string, error) {
 	entries, err := os.ReadDir(d.path)
 	if err != nil {
