@@ -37,6 +37,7 @@ func startCluster(ts *testscript.TestScript, neg bool, args []string) {
 	defer cancel()
 	f, err := farm.Start(ctx, binary, ts.MkAbs("."), size)
 	ts.Check(err)
+	*ts.Value(clusterKey{}).(**farm.Farm) = f
 	ts.Defer(func() {
 		if err := f.Close(); err != nil {
 			ts.Logf("%v", err)

@@ -20,7 +20,7 @@ func main() { os.Exit(run()) }
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	return cli.Main(ctx, cli.Env{Args: os.Args[1:], Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, Build: build(), Serve: serve, OfflineRecover: offlineRecover, Backup: backupFile})
+	return cli.Main(ctx, cli.Env{Args: os.Args[1:], Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, Build: build(), Serve: serve, OfflineRecover: offlineRecover, OfflineLog: offlineLog, Backup: backupFile})
 }
 
 // build is what the linker wrote into this binary.

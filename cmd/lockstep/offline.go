@@ -14,6 +14,11 @@ func offlineRecover(ctx context.Context, c cli.OfflineRecover) (api.OfflineRecov
 	return server.OfflineRecover(ctx, c.Data, c.Confirm, slog.New(slog.DiscardHandler))
 }
 
+// offlineLog looks at the log of a stopped node.
+func offlineLog(data string, progress func(api.Progress)) cli.OfflineLog {
+	return server.OfflineLog{Data: data, Progress: progress}
+}
+
 // backupFile reads a backup without a node.
 func backupFile(path string, progress func(api.Progress)) cli.BackupFile {
 	return server.BackupFile{Path: path, Progress: progress}

@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/lockstep-sync/lockstep/internal/farm"
 )
 
 var update = flag.Bool("update", false, "rewrite the scripts with what the commands print now")
@@ -31,6 +33,7 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("LOCKSTEP_DATA", filepath.Join(env.WorkDir, "data"))
+			env.Values[clusterKey{}] = new(*farm.Farm)
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
@@ -39,6 +42,10 @@ func TestScripts(t *testing.T) {
 			"cluster":   startCluster,
 			"until":     until,
 			"until-not": untilNot,
+			"down":      stopNode,
+			"up":        startNode,
+			"flip":      flip,
+			"snapshot":  snapshot,
 			"gone":      gone,
 			"appears":   appears,
 			"capture":   capture,

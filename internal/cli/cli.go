@@ -33,6 +33,8 @@ type Env struct {
 	Serve func(ctx context.Context, cfg ServeConfig) error
 	// OfflineRecover lets a stopped node alone go on as the control group.
 	OfflineRecover func(ctx context.Context, cfg OfflineRecover) (api.OfflineRecovered, error)
+	// OfflineLog looks at the log below a stopped node's data directory; progress may be nil.
+	OfflineLog func(data string, progress func(api.Progress)) OfflineLog
 	// Backup reads a backup on disk; progress may be nil.
 	Backup func(path string, progress func(api.Progress)) BackupFile
 }

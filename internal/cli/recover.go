@@ -73,7 +73,7 @@ func (r recovered) text(w io.Writer) error {
 
 func (a *app) offlineCommand() *cobra.Command {
 	return a.noun("offline", "Work on the data directory of a node that is stopped", "  lockstep offline recover --data /var/lib/lockstep --yes-lose-data n1",
-		a.offlineRecover())
+		a.offlineRecover(), a.offlineLog())
 }
 
 func (a *app) offlineRecover() *cobra.Command {

@@ -28,6 +28,7 @@ type Section struct {
 	Kind          string
 	Group         uint64 // 0: none
 	New           bool   // the group was made by it
+	Snapshot      bool   // of a write: it replaced the log
 	WasDamaged    bool   // of a state: the group was found damaged before
 	// At is what the statement is about: the snapshot that replaced the log, the new start of it, the index of the
 	// configuration; nil: nothing of these.
@@ -181,6 +182,7 @@ func (d *Section) parseWrite(body []byte) error {
 	}
 	d.New = w.flags&isCreate != 0
 	if w.flags&hasSnapshot != 0 {
+		d.Snapshot = true
 		d.At = &Position{w.snapshot.index, w.snapshot.term}
 	}
 	if w.flags&hasHard != 0 {

@@ -84,7 +84,7 @@ func (in *Inspection) listGroups() {
 		return
 	}
 	for id, g := range in.rc.groups {
-		f := Found{Group: id, Damaged: g.bad, Start: Position{g.start, g.startTerm}, Hard: HardState(g.hard), ConfIndex: g.confIndex}
+		f := Found{Group: id, Damaged: g.bad, Start: Position{g.start, g.startTerm}, Hard: HardState{g.hard.term, g.hard.vote, g.hard.commit}, ConfIndex: g.confIndex}
 		f.Last = f.Start
 		for _, m := range in.rc.metas[id] {
 			f.Last = Position{f.Last.Index + 1, m.term}

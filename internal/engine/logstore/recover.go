@@ -9,15 +9,17 @@ import (
 
 // recovery finds out what a store's files hold. docs/en/formats/log.md has the rules.
 type recovery struct {
-	disk   Disk
-	salt   uint64
-	files  []*examined // all of them
-	bySeq  map[uint64]*segment
-	newest *segment
-	before *segment // the one before the newest, if it is there
-	at     int64    // where the next frame goes
-	number uint64   // of the newest batch
-	prev   []byte   // its census
+	disk  Disk
+	salt  uint64
+	files []*examined // all of them
+	// leftovers are files that were never finished.
+	leftovers []string
+	bySeq     map[uint64]*segment
+	newest    *segment
+	before    *segment // the one before the newest, if it is there
+	at        int64    // where the next frame goes
+	number    uint64   // of the newest batch
+	prev      []byte   // its census
 	*replay
 	metas map[uint64][]entryMeta // by group: its retained entries in order
 	runs  map[uint64][]run
@@ -33,7 +35,9 @@ type entryMeta struct {
 func recoverStore(disk Disk) (*recovery, error) {
 	rc := &recovery{disk: disk, bySeq: map[uint64]*segment{}, replay: newReplay(),
 		metas: map[uint64][]entryMeta{}, runs: map[uint64][]run{}}
-	if err := examineAll(disk, func(x *examined) { rc.files = append(rc.files, x) }); err != nil {
+	rc.nameOf = rc.segmentName
+	var err error
+	if rc.leftovers, err = examineAll(disk, func(x *examined) { rc.files = append(rc.files, x) }); err != nil {
 		return rc, err
 	}
 	if err := rc.order(); err != nil || rc.newest == nil {
@@ -92,7 +96,7 @@ func (rc *recovery) readable(seg *segment) bool {
 	return seg.seq == 1 || slices.ContainsFunc(rc.files, func(x *examined) bool { return x.seg == seg && x.head })
 }
 
-func (rc *recovery) nameOf(seq uint64) string {
+func (rc *recovery) segmentName(seq uint64) string {
 	if seg := rc.bySeq[seq]; seg != nil {
 		return seg.name
 	}
@@ -131,7 +135,7 @@ func (rc *recovery) follow() error {
 	}
 	// Frames that were written again after a torn write of the same batch, and marks that were overwritten, lie
 	// where their successors are: each place has one frame.
-	rc.number = rc.replay.run(all, first, rc.nameOf)
+	rc.number = rc.replay.run(all, first)
 	for i := range frames {
 		f := &frames[i]
 		switch {
@@ -165,9 +169,9 @@ func (rc *recovery) load() error {
 	}
 	for id, g := range rc.groups {
 		if g.bad == nil {
-			if err := rc.assemble(id, g, byGroup[id]); err != nil {
+			if segment, err := rc.assemble(id, g, byGroup[id]); err != nil {
 				rc.spoil(id, err)
-				rc.problems = append(rc.problems, Problem{Groups: []uint64{id}, What: err.Error()})
+				rc.problems = append(rc.problems, Problem{Segment: rc.nameOf(segment), Groups: []uint64{id}, What: err.Error()})
 			}
 		}
 	}
@@ -386,19 +390,19 @@ func (l *loader) finish(pieces []piece) {
 	}
 }
 
-// assemble puts a group's pieces together.
-func (rc *recovery) assemble(id uint64, g *replayed, from map[uint64]*loader) error {
+// assemble puts a group's pieces together. With an error it says in which segment.
+func (rc *recovery) assemble(id uint64, g *replayed, from map[uint64]*loader) (segment uint64, err error) {
 	next := g.start + 1
 	for _, p := range g.pieces {
 		l := from[p.segment]
 		if l == nil {
-			return fmt.Errorf("entries %d to %d were not found", p.first, p.last)
+			return p.segment, fmt.Errorf("entries %d to %d were not found", p.first, p.last)
 		}
 		if l.err != nil {
-			return l.err
+			return p.segment, l.err
 		}
 		if p.first != next {
-			return fmt.Errorf("entry %d is missing", next)
+			return p.segment, fmt.Errorf("entry %d is missing", next)
 		}
 		for _, r := range l.runs {
 			if r.last < p.first || r.first > p.last {
@@ -410,12 +414,12 @@ func (rc *recovery) assemble(id uint64, g *replayed, from map[uint64]*loader) er
 		for ; next <= p.last; next++ {
 			m, ok := l.metas[next]
 			if !ok {
-				return fmt.Errorf("entry %d is missing in segment %s", next, rc.nameOf(p.segment))
+				return p.segment, fmt.Errorf("entry %d is missing in segment %s", next, rc.nameOf(p.segment))
 			}
 			rc.metas[id] = append(rc.metas[id], m)
 		}
 	}
-	return g.check(rc.metas[id])
+	return rc.newest.seq, g.check(rc.metas[id])
 }
 
 // check holds a log that is complete against itself.

@@ -14,6 +14,7 @@ type replay struct {
 	based    bool // the head was read
 	salvaged map[place]bool
 	problems []Problem
+	nameOf   func(seq uint64) string // of a segment's file
 }
 
 // place of a frame.
@@ -41,7 +42,7 @@ func newReplay() *replay { return &replay{groups: map[uint64]*replayed{}, salvag
 
 // run takes the frames of one or two segments in order, beginning with batch next: that of a sound head, or the first
 // of all, before which there was nothing.
-func (r *replay) run(frames []found, next uint64, nameOf func(seq uint64) string) (last uint64) {
+func (r *replay) run(frames []found, next uint64) (last uint64) {
 	for i := range frames {
 		f := &frames[i]
 		if f.bad || f.number < next && f.flags&flagMark == 0 {
@@ -52,7 +53,7 @@ func (r *replay) run(frames []found, next uint64, nameOf func(seq uint64) string
 			upTo++
 		}
 		if upTo > next {
-			r.lost(frames, next, upTo-1, f, nameOf)
+			r.lost(frames, next, upTo-1, f)
 			next = upTo
 		}
 		if f.flags&flagMark != 0 {
@@ -66,8 +67,8 @@ func (r *replay) run(frames []found, next uint64, nameOf func(seq uint64) string
 }
 
 // lost deals with batches that were synced, as the frame witness proves, and cannot be read.
-func (r *replay) lost(frames []found, from, to uint64, witness *found, nameOf func(uint64) string) {
-	p := Problem{Segment: nameOf(witness.segment), Offset: witness.at, Batch: from,
+func (r *replay) lost(frames []found, from, to uint64, witness *found) {
+	p := Problem{Segment: r.nameOf(witness.segment), Offset: witness.at, Batch: from,
 		What: fmt.Sprintf("batches %d to %d are damaged: a later record says that they were synced", from, to)}
 	var hit []uint64
 	about := witness.before()
@@ -138,7 +139,7 @@ func (r *replay) apply(f *found, s section) {
 	if err := r.applyTo(f, s); err != nil {
 		err = fmt.Errorf("batch %d, section %q: %w", f.number, s.kind, err)
 		r.spoil(s.group, err)
-		r.problems = append(r.problems, Problem{Offset: f.at + headerSize + int64(s.at), Batch: f.number,
+		r.problems = append(r.problems, Problem{Segment: r.nameOf(f.segment), Offset: f.at + headerSize + int64(s.at), Batch: f.number,
 			Groups: []uint64{s.group}, What: err.Error()})
 	}
 }

@@ -89,32 +89,30 @@ type examined struct {
 	head bool // its first frame is a whole head
 }
 
-// examineAll reads every file once to learn which segments there are.
-func examineAll(disk Disk, visit func(*examined)) error {
+// examineAll reads every file once to learn which segments there are. Leftovers are files that a crash left unfinished.
+func examineAll(disk Disk, visit func(*examined)) (leftovers []string, err error) {
 	names, err := disk.List()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	slices.Sort(names)
 	for _, name := range names {
 		if strings.HasSuffix(name, unfinished) {
-			if err := disk.Remove(name); err != nil {
-				return err
-			}
+			leftovers = append(leftovers, name)
 			continue
 		}
 		slot, ok := slotOf(name)
 		if !ok {
-			return fmt.Errorf("%s is no log segment: the directory is of another version, or not this store's", name)
+			return leftovers, fmt.Errorf("%s is no log segment: the directory is of another version, or not this store's", name)
 		}
 		x, err := examine(disk, name)
 		if err != nil {
-			return fmt.Errorf("segment %s: %w", name, err)
+			return leftovers, fmt.Errorf("segment %s: %w", name, err)
 		}
 		x.seg.slot = slot
 		visit(x)
 	}
-	return nil
+	return leftovers, nil
 }
 
 func examine(disk Disk, name string) (*examined, error) {

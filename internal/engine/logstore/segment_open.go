@@ -12,6 +12,11 @@ func (s *segStore) open() error {
 	if err != nil {
 		return errors.Join(err, rc.close())
 	}
+	for _, name := range rc.leftovers {
+		if err := s.opts.Disk.Remove(name); err != nil {
+			return errors.Join(err, rc.close())
+		}
+	}
 	if s.salt = rc.salt; s.salt == 0 {
 		s.salt = s.opts.Salt
 	}
