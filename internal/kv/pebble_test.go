@@ -3,8 +3,10 @@ package kv_test
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -47,6 +49,63 @@ func TestPebbleReopen(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// A view of a store that was not closed shows what was synced, and changes nothing in its directory.
+func TestViewPebbleChangesNothing(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := kv.ViewPebble(filepath.Join(dir, "none"), kv.PebbleOptions{OnError: func(error) {}}); err == nil {
+		t.Fatal("a store that is not there was opened")
+	}
+	s, err := kv.OpenPebble(filepath.Join(dir, "live"), kv.PebbleOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := s.Batch()
+	if err := errors.Join(b.Set([]byte("k"), []byte("v")), b.Commit(), s.Sync()); err != nil {
+		t.Fatal(err)
+	}
+	crashed := filepath.Join(dir, "crashed")
+	if err := errors.Join(os.CopyFS(crashed, os.DirFS(filepath.Join(dir, "live"))), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	before := listing(t, dir)
+	for _, name := range []string{"live", "crashed"} {
+		v, err := kv.ViewPebble(filepath.Join(dir, name), kv.PebbleOptions{OnError: func(error) {}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, found, err := v.Get([]byte("k"))
+		if string(got) != "v" || !found || err != nil {
+			t.Errorf("%s: %q, %v, %v", name, got, found, err)
+		}
+		if err := v.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if after := listing(t, dir); after != before {
+		t.Errorf("was\n%sis\n%s", before, after)
+	}
+}
+
+// listing is what a directory holds: names, sizes, times.
+func listing(t *testing.T, dir string) string {
+	t.Helper()
+	var b strings.Builder
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil {
+			fmt.Fprintln(&b, path, info.Mode(), info.Size(), info.ModTime())
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
 }
 
 func TestPebbleSecondOpenFails(t *testing.T) {

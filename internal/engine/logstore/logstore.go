@@ -11,8 +11,9 @@
 // How it is built: a builder collects the sections of a batch (section.go), segStore makes frames of them (segments.go,
 // segment_write.go), segLog is a group's part (segment_log.go, on logState and index, which need no disk), ring hands
 // out segments (ring.go), mover keeps them from being pinned (mover.go). recovery reads them back: scan finds frames,
-// replay follows what they say, load finds the entries (scan.go, replay.go, recover.go). Inspect is the same recovery for who only looks
-// (inspect.go, frames.go). Disk is the seam to the operating system. Pebble is the oracle in tests (pebble_*_oracle_test.go).
+// replay follows what they say, load finds the entries (scan.go, replay.go, recover.go). Inspect is the same recovery
+// for who only looks (inspect.go, frames.go). Disk is the seam to the operating system. Pebble is the oracle in tests
+// (pebble_*_oracle_test.go).
 //
 // Goroutines: one, which makes segments ready; Close waits for it. Invariants:
 //   - What is acknowledged was synced, and what is read at a start is synced before anything is built on it.
