@@ -132,7 +132,7 @@ func (e *Engine) openGroup(cfg GroupConfig) (*Group, error) {
 	c, err := core.New(core.Config{
 		Group: cfg.ID, Replica: cfg.Replica, Nonce: e.ids.Add(1), Storage: storage{log, rep},
 		Applied: rep.Applied().Index, AppliedTerm: rep.Applied().Term, ConfState: rep.ConfState(),
-		InSync: cfg.InSync, Terms: rep.Terms,
+		InSync: cfg.InSync, Terms: rep.Terms, Executes: rep.Executes,
 		Logger: core.NewLogger(cfg.ID, cfg.Replica, func(msg string) { e.cfg.Log.Debug(msg, "group", cfg.ID) }),
 	})
 	if err != nil {

@@ -18,7 +18,9 @@ const MethodPropose = "engine.propose"
 // attemptPatience bounds one attempt: the next may ask another node. Trying again is safe, see Session.
 const attemptPatience = 15 * time.Second
 
-// maxOutstanding bounds the writes of one session in flight; the replicas remember as many results.
+// maxOutstanding bounds how far a session's sequence numbers may run ahead of the lowest that is not answered, not only
+// how many are in flight: replicas that have more results above a number than they remember forget that number's
+// place, and a write that is stuck there could no longer be executed.
 const maxOutstanding = 1024
 
 // Members tells a session where the group's voters live.
@@ -35,10 +37,10 @@ type Session struct {
 	group   uint64
 	members Members
 	client  [16]byte
-	slots   chan struct{}
+	risen   *signal // broadcast when the window opens
 
 	mu     sync.Mutex
-	next   uint64
+	next   uint64              // at most floor+maxOutstanding
 	floor  uint64              // every sequence number below it has its answer
 	done   map[uint64]struct{} // answered ones above floor
 	leader uint64              // node that answered last; 0: not known
@@ -48,7 +50,7 @@ type Session struct {
 func (e *Engine) NewSession(group uint64, members Members, client [16]byte) *Session {
 	return &Session{
 		eng: e, group: group, members: members, client: client,
-		slots: make(chan struct{}, maxOutstanding), next: 1, floor: 1, done: map[uint64]struct{}{},
+		risen: newSignal(), next: 1, floor: 1, done: map[uint64]struct{}{},
 	}
 }
 
@@ -66,7 +68,11 @@ type Answer struct {
 }
 
 // Backlog is the number of writes in flight.
-func (s *Session) Backlog() int { return len(s.slots) }
+func (s *Session) Backlog() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return int(s.next-s.floor) - len(s.done)
+}
 
 // Propose submits payload and retries until it has an answer or ctx ends; then the error wraps ctx's and the
 // write's fate is unknown.
@@ -80,13 +86,10 @@ func (s *Session) Probe(ctx context.Context, ack core.Ack) (Answer, error) {
 }
 
 func (s *Session) submit(ctx context.Context, p core.Proposal) (Answer, error) {
-	select {
-	case s.slots <- struct{}{}:
-	case <-ctx.Done():
-		return Answer{}, ctx.Err()
+	seq, err := s.begin(ctx)
+	if err != nil {
+		return Answer{}, fmt.Errorf("engine: group %d: write waits for earlier ones: %w", s.group, err)
 	}
-	defer func() { <-s.slots }()
-	seq := s.begin()
 	defer s.finish(seq)
 
 	var pause backoff
@@ -196,23 +199,45 @@ func (s *Session) leaderNews() <-chan struct{} {
 	return nil
 }
 
-func (s *Session) begin() uint64 {
+// begin takes the next sequence number, as soon as the window is open; else ctx's error.
+func (s *Session) begin(ctx context.Context) (uint64, error) {
+	for {
+		risen := s.risen.wait()
+		if seq, ok := s.take(); ok {
+			return seq, nil
+		}
+		select {
+		case <-risen:
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+}
+
+func (s *Session) take() (seq uint64, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.next-s.floor >= maxOutstanding {
+		return 0, false
+	}
 	s.next++
-	return s.next - 1
+	return s.next - 1, true
 }
 
 func (s *Session) finish(seq uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.done[seq] = struct{}{}
+	full := s.next-s.floor >= maxOutstanding
 	for {
 		if _, ok := s.done[s.floor]; !ok {
-			return
+			break
 		}
 		delete(s.done, s.floor)
 		s.floor++
+	}
+	if full && s.next-s.floor < maxOutstanding {
+		s.risen.broadcast()
 	}
 }
 

@@ -22,7 +22,6 @@ type ledger struct {
 	log      []logged                     // by index: the entry that was committed there
 	executed map[uint64]executed          // operation → where it was executed
 	givenUp  map[core.Position]bool       // said to be lost: must never be committed
-	expired  map[uint64]bool              // index → some write there was refused because its session is forgotten
 	digests  map[uint64][2]machine.Digest // index → state of whoever was there first
 	times    []int64                      // by index: time of its commands; 0: none
 	timedAt  uint64                       // highest index in times
@@ -42,7 +41,7 @@ type executed struct {
 func (l *ledger) init(gr *group) {
 	*l = ledger{
 		gr: gr, leaders: map[uint64]uint64{},
-		executed: map[uint64]executed{}, expired: map[uint64]bool{}, givenUp: map[core.Position]bool{}, digests: map[uint64][2]machine.Digest{},
+		executed: map[uint64]executed{}, givenUp: map[core.Position]bool{}, digests: map[uint64][2]machine.Digest{},
 	}
 }
 
@@ -69,13 +68,8 @@ func (l *ledger) stepped(m *member) {
 }
 
 // applied is called when a member has executed entries.
-func (l *ledger) applied(m *member, es []*raftpb.Entry, results [][][]byte) {
-	for i, e := range es {
-		for _, b := range results[i] {
-			if r, err := replica.DecodeResult(b); err == nil && r.Expired {
-				l.expired[e.GetIndex()] = true
-			}
-		}
+func (l *ledger) applied(m *member, es []*raftpb.Entry) {
+	for _, e := range es {
 		at, now := e.GetIndex(), logged{e.GetTerm(), sum(e.GetData())}
 		if was, ok := l.entry(at); ok && was != now {
 			fail("%s applied %+v at %d, another replica %+v", m, now, at, was)

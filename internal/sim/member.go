@@ -125,7 +125,7 @@ func (m *member) start() {
 		Storage: logWithState{log, m.rep},
 		Applied: m.rep.Applied().Index, AppliedTerm: m.rep.Applied().Term, ConfState: m.rep.ConfState(),
 		MaxEntryBytes: s.entryBytes, MaxUncommitted: s.uncommitted,
-		MaxInflight: s.inflight, ElectionTicks: s.election, Terms: m.rep.Terms,
+		MaxInflight: s.inflight, ElectionTicks: s.election, Terms: m.rep.Terms, Executes: m.rep.Executes,
 	})
 	must(err, "open core")
 	m.waiting, m.offers = map[uint64]func(core.Answer){}, map[uint64]int{}
@@ -283,7 +283,7 @@ func (m *member) applyEntries(es []*raftpb.Entry) [][][]byte {
 			return cs
 		})
 		must(err, "apply")
-		m.gr.ledger.applied(m, es, rs)
+		m.gr.ledger.applied(m, es)
 		results = append(results, rs...)
 	})
 	return results

@@ -228,6 +228,24 @@ var mutants = []mutant{
 		why: "a write is said to be lost and is committed afterwards",
 	},
 	{
+		name: "accepted without knowing that it will be executed", file: "engine/core/certain.go", quick: true,
+		old: "	if p.Ack == AckLocal && !g.executes(p) {\n",
+		new: "	if p.Ack == AckLocal && p.Seq == 0 {\n",
+		why: "an ACCEPTED write of a session that was forgotten is committed and executed nowhere",
+	},
+	{
+		name: "accepted whatever is on its way", file: "engine/core/certain.go",
+		old: "Sessions: len(g.aloft), Floor",
+		new: "Sessions: min(1, len(g.aloft)), Floor",
+		why: "new sessions that are on their way evict the session of an ACCEPTED write",
+	},
+	{
+		name: "every session is young", file: "engine/replica/sessions.go",
+		old: "			others = min(others, t.youngs-1)\n",
+		new: "			others = 0\n",
+		why: "a session that was used long ago is evicted in front of its ACCEPTED write",
+	},
+	{
 		name: "terms missing from the snapshot", file: "engine/replica/snapshot.go",
 		old: "	out.field(st.terms.Append(nil))\n",
 		new: "	out.field(nil)\n",

@@ -115,7 +115,9 @@ func (rs *registers) next(c *client) request {
 			return
 		}
 		rs.acked = append(rs.acked, in.value)
-		if in.register != localRegister {
+		if in.register == localRegister {
+			rs.w.report.LocalAsQuorum++
+		} else {
 			rs.record(c, begun, in, number(result))
 		}
 	}, given: func() {
@@ -174,8 +176,6 @@ func (rs *registers) check(m *member) {
 	for _, a := range rs.local {
 		committed := rs.gr.ledger.fate(m, a.at)
 		switch {
-		case committed && rs.gr.ledger.expired[a.at.Index] && !has(a.value):
-			rs.w.report.AcceptedExpired++ // committed, and refused by every replica alike
 		case a.tries == 1 && committed != has(a.value):
 			fail("value %d was accepted at %+v: that was committed: %v, the value is there: %v", a.value, a.at, committed, has(a.value))
 		case committed && !has(a.value):

@@ -26,7 +26,7 @@ type Report struct {
 	Groups, Voters, Observers int // of all runs together
 
 	Events, Writes, Reads, ObserverReads, Retries, Given    int
-	AcceptedKept, AcceptedLost, AcceptedExpired, LossesTold int
+	AcceptedKept, AcceptedLost, LocalAsQuorum, LossesTold   int
 	Duplicates, Elections, Conflicts, Expired               int
 	Crashes, Snapshots, ObserverSnapshots, Changes, Digests int
 	Fed, CutOff, Reattached                                 int // entries sent to observers; observers cut off, or left by a silent source
@@ -92,7 +92,7 @@ func (r *Report) counters() []counter {
 		{"retries answered from the table", &r.Duplicates},
 		{"accepted and kept", &r.AcceptedKept}, {"accepted and lost", &r.AcceptedLost},
 		{"losses told by the leaders that had accepted", &r.LossesTold},
-		{"accepted by a session that had expired", &r.AcceptedExpired},
+		{"not accepted but committed, being not certain to be executed", &r.LocalAsQuorum},
 		{"elections", &r.Elections}, {"crashes", &r.Crashes}, {"membership changes", &r.Changes},
 		{"snapshots of members", &r.Snapshots}, {"snapshots of observers", &r.ObserverSnapshots},
 		{"entries fed to observers", &r.Fed}, {"observers cut off", &r.CutOff},

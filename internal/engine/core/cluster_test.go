@@ -21,6 +21,7 @@ type cluster struct {
 	answered func(n *node, a Answer) // hears of each answer, if set
 	proposed uint64
 	inSync   bool
+	executes func(p *Proposal, ahead Ahead) bool // of all replicas
 }
 
 type node struct {
@@ -63,7 +64,10 @@ func (c *cluster) add(id uint64, cs *raftpb.ConfState) *node {
 func (c *cluster) open(id, applied uint64) {
 	c.t.Helper()
 	n := c.nodes[id]
-	g, err := New(Config{Group: 7, Replica: id, Nonce: 100 + id, Storage: n.log, Applied: applied, InSync: c.inSync, Terms: func() Terms { return n.terms }})
+	g, err := New(Config{
+		Group: 7, Replica: id, Nonce: 100 + id, Storage: n.log, Applied: applied, InSync: c.inSync, Terms: func() Terms { return n.terms },
+		Executes: func(p *Proposal, ahead Ahead) bool { return c.executes != nil && c.executes(p, ahead) },
+	})
 	if err != nil {
 		c.t.Fatal(err)
 	}

@@ -19,7 +19,7 @@ type Ack uint8
 
 const (
 	AckQuorum Ack = iota // committed and applied on the leader
-	AckLocal             // synced to the leader's log
+	AckLocal             // synced to the leader's log, and certain to be executed if it is committed; else as AckQuorum
 	AckAll               // committed and durable on every member of the configuration
 )
 
@@ -39,7 +39,7 @@ type Code uint8
 
 const (
 	Unknown             Code = iota // fate open: retry with the same Client and Seq
-	Accepted                        // AckLocal: synced on the leader at Position; may be lost by a failover
+	Accepted                        // AckLocal: synced on the leader at Position; may be lost by a failover, is executed if it is not
 	Committed                       // committed and applied at Position
 	CommittedAll                    // and durable on every member of the set of version Set
 	NotLeader                       // not taken; Leader names the replica to ask (0: none known)
@@ -96,7 +96,12 @@ type Config struct {
 	InSync bool
 	// Terms returns the terms of everything that the state covers; with it the core tells what was Accepted
 	// here and is lost (Effects.Lost). It may be called after Applied and Appended. nil: nobody wants to know.
-	Terms          func() Terms
+	Terms func() Terms
+	// Executes says whether a proposal of a session is certain to be executed if it is applied behind what the state
+	// covers and ahead, and nothing else. Without that Accepted is not said. It may be called in Propose, and knows at
+	// least what Applied told. nil: it is never certain.
+	Executes func(p *Proposal, ahead Ahead) bool
+
 	ElectionTicks  int         // ≥ 3 × HeartbeatTicks; default 10
 	HeartbeatTicks int         // default 1
 	MaxEntryBytes  uint64      // proposals are packed into entries of at most about this size; default 1 MiB

@@ -32,9 +32,11 @@ type Group struct {
 	// termBegun is set while leading once an entry of this term was committed: only then does a leader
 	// know everything that was committed before it.
 	termBegun bool
+	begunAt   uint64 // an index of this term, then: below it are all entries of earlier ones
 
-	now     int64 // highest time proposed so far
-	pending queue // proposals and changes in log order
+	now     int64              // highest time proposed so far
+	pending queue              // proposals and changes in log order
+	aloft   map[[16]byte]aloft // by session: its proposals in pending
 	waitAll []waiting
 	inSync  inSync
 	doubts  []doubt
@@ -57,7 +59,7 @@ func New(cfg Config) (*Group, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open group %d replica %d: %w", cfg.Group, cfg.Replica, err)
 	}
-	g := &Group{cfg: cfg, term: storage.hard.GetTerm(), applied: cfg.Applied, applying: cfg.Applied}
+	g := &Group{cfg: cfg, term: storage.hard.GetTerm(), applied: cfg.Applied, applying: cfg.Applied, aloft: map[[16]byte]aloft{}}
 	defer g.blame("New")
 	if g.last, err = storage.LastIndex(); err != nil {
 		return nil, fmt.Errorf("open group %d: read last index: %w", cfg.Group, err)
@@ -268,7 +270,7 @@ func (g *Group) takeReady(e *Effects) {
 	if n := len(rd.CommittedEntries); n > 0 {
 		g.applying = rd.CommittedEntries[n-1].GetIndex()
 		if !g.termBegun && g.role == Leader && rd.CommittedEntries[n-1].GetTerm() == g.term {
-			g.termBegun = true
+			g.termBegun, g.begunAt = true, g.applying
 			g.inSync.upTo = g.applying // an earlier leader may have answered CommittedAll up to here
 		}
 	}

@@ -16,6 +16,7 @@ import (
 // waiter is what is remembered of one proposal.
 type waiter struct {
 	id       uint64
+	client   [16]byte // as long as it counts in Group.aloft; else zero
 	ack      Ack
 	answered bool
 }
@@ -58,7 +59,8 @@ func (q *queue) live() []inflight { return q.items[q.head:] }
 
 // Propose asks for ps to be committed; each is answered later, exactly once. now is the leader's clock (Unix
 // ns), batch a number that is unique in this run. Proposals that follow each other share an entry up to
-// Config.MaxEntryBytes; all entries go to raft in one step.
+// Config.MaxEntryBytes; all entries go to raft in one step. AckLocal of a write that is not certain to be executed
+// (Config.Executes) is changed to AckQuorum, in ps too.
 func (g *Group) Propose(now int64, batch uint64, ps []Proposal) {
 	defer g.blame("Propose")
 	if len(ps) == 0 {
@@ -71,7 +73,7 @@ func (g *Group) Propose(now int64, batch uint64, ps []Proposal) {
 	g.now = max(g.now, now)
 	waiters := make([]waiter, len(ps))
 	for i := range ps {
-		waiters[i] = waiter{id: ps[i].ID, ack: ps[i].Ack}
+		waiters[i] = g.takeOff(&ps[i])
 	}
 	var entries []*raftpb.Entry
 	var cuts []int
@@ -83,6 +85,7 @@ func (g *Group) Propose(now int64, batch uint64, ps []Proposal) {
 		from = to
 	}
 	if code, leader := g.step(entries); code != Committed {
+		g.land(waiters)
 		g.refuse(ps, code, leader)
 		return
 	}
@@ -300,6 +303,7 @@ func (g *Group) resolve(at Position, results [][]byte) {
 	q := &g.pending
 	for q.head < q.next && q.items[q.head].at.Index <= at.Index {
 		f := q.pop()
+		g.land(f.waiters)
 		if f.change {
 			g.change = false
 		}
@@ -338,6 +342,7 @@ func (g *Group) lose() {
 	}
 	for i := keep; i < len(q.items); i++ {
 		g.doubt(&q.items[i])
+		g.land(q.items[i].waiters)
 		g.abandon(&q.items[i])
 		if q.items[i].change {
 			g.change = false

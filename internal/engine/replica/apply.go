@@ -182,6 +182,6 @@ func (a *applier) proposal(p *core.Proposal, ordinal int) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.add(p.Seq, result, a.r.sessions.limits.Results)
+	a.r.sessions.add(s, p.Seq, result)
 	return encodeResult(resultOK, result), nil
 }

@@ -5,7 +5,7 @@
 //
 // It is not concerned with consensus (package core) or with where entries come from: voters, learners and
 // observers use it alike. It has no goroutine. One goroutine at a time may call the methods that change the
-// replica or say so; Applied, ConfState, SnapshotMeta, View and StateView may be called from any.
+// replica or say so; Applied, ConfState, SnapshotMeta, Executes, View and StateView may be called from any.
 //
 // Keys, all below the group's prefix:
 //
@@ -345,6 +345,12 @@ func (r *Replica) Sessions() int { return len(r.sessions.by) }
 func (r *Replica) Recomputer() (machine.Recomputer, bool) {
 	m, ok := r.machine.(machine.Recomputer)
 	return m, ok
+}
+
+// Executes says whether p is certain to be executed when it is applied behind what was applied so far and ahead, and
+// nothing else: a leader may promise that before it is committed.
+func (r *Replica) Executes(p *core.Proposal, ahead core.Ahead) bool {
+	return r.sessions.executes(p, ahead)
 }
 
 // EngineDigest is of what the engine itself replicates: time and sessions. For the applier.

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
 	"github.com/lockstep-sync/lockstep/internal/kv"
@@ -34,9 +35,14 @@ func DefaultLimits() Limits { return Limits{Sessions: maxSessions, Results: maxR
 // nothing was ever evicted or if it says that nothing was ever answered (Floor ≤ 1), else it may have been
 // evicted and is refused. So a write can be executed twice in one case only: the very first ones of a session
 // are retried after maxSessions others have written.
+//
+// Only the applier changes it; executes, which foretells, may be called meanwhile: mu guards what it reads.
 type sessions struct {
+	mu            sync.Mutex
 	by            map[[16]byte]*session
 	first, latest *session // in order of use
+	young         *session // the first of those used last, at most half of limits.Sessions; nil: there is none
+	youngs        int      // how many they are
 	evicted       uint64   // how many ever
 	limits        Limits
 
@@ -50,6 +56,7 @@ type session struct {
 	used    use
 	results []stored // by seq
 	dirty   bool
+	young   bool // see sessions
 
 	older, newer *session
 }
@@ -67,6 +74,8 @@ type stored struct {
 
 // touch finds or makes the session of p and forgets what p says is answered. nil: it was evicted.
 func (t *sessions) touch(p *core.Proposal, now use) *session {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	s := t.by[p.Client]
 	switch {
 	case s != nil:
@@ -114,9 +123,24 @@ func (t *sessions) link(s *session) {
 		t.first = s
 	}
 	t.latest = s
+	if t.young == nil {
+		t.young = s
+	}
+	s.young = true
+	if t.youngs++; t.youngs > max(1, t.limits.Sessions/2) {
+		t.young.young = false
+		t.young = t.young.newer
+		t.youngs--
+	}
 }
 
 func (t *sessions) unlink(s *session) {
+	if s.young {
+		t.youngs--
+		if s.young = false; t.young == s {
+			t.young = s.newer
+		}
+	}
 	if s.older != nil {
 		s.older.newer = s.newer
 	} else {
@@ -142,12 +166,40 @@ func (s *session) search(seq uint64) (int, bool) {
 	return slices.BinarySearchFunc(s.results, seq, func(r stored, seq uint64) int { return cmp.Compare(r.seq, seq) })
 }
 
-func (s *session) add(seq uint64, result []byte, limit int) {
+// add keeps the result of a write of s.
+func (t *sessions) add(s *session, seq uint64, result []byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	i, _ := s.search(seq)
 	s.results = slices.Insert(s.results, i, stored{seq: seq, result: result})
-	if len(s.results) > limit {
+	if len(s.results) > t.limits.Results {
 		s.forget(s.results[0].seq + 1)
 	}
+}
+
+// executes says whether p is certain to be executed when it is applied behind what the table covers and ahead. If the
+// session is known, it is evicted once as many others as there is room for were used since it was: those that are
+// ahead, and those that were used after it so far, of which there are fewer than young ones if it is young. If it is
+// not known although it had answers, it begins in front of p, or p is refused as soon as anything was evicted.
+func (t *sessions) executes(p *core.Proposal, ahead core.Ahead) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.by[p.Client]
+	floor, top, others := max(p.Floor, ahead.Floor), ahead.Top, len(t.by)
+	if s != nil {
+		floor = max(floor, s.floor)
+		if n := len(s.results); n > 0 {
+			top = max(top, s.results[n-1].seq)
+		}
+		if others--; s.young {
+			others = min(others, t.youngs-1)
+		}
+	}
+	// Only results above p.Seq can make its own place be forgotten.
+	if p.Seq < floor || top > p.Seq && top-p.Seq > uint64(t.limits.Results) {
+		return false
+	}
+	return p.Floor <= 1 || (s != nil || t.evicted == 0) && others+ahead.Sessions < t.limits.Sessions
 }
 
 // forget drops the results below floor.
@@ -233,13 +285,13 @@ func decodeSession(client, value []byte) (*session, error) {
 
 // load replaces the table by the one in r.
 func (t *sessions) load(r kv.Reader, from slot) error {
-	*t = sessions{by: map[[16]byte]*session{}, limits: t.limits}
 	prefix := from.sessions()
 	var all []*session
+	var evicted uint64
 	err := r.Scan(prefix, kv.PrefixEnd(prefix), func(key, value []byte) error {
 		if len(key) == len(prefix) {
 			d := reader{rest: value}
-			if t.evicted = d.uvarint(); d.bad {
+			if evicted = d.uvarint(); d.bad {
 				return fmt.Errorf("number of evicted sessions: %w", ErrDamaged)
 			}
 			return nil
@@ -254,6 +306,10 @@ func (t *sessions) load(r kv.Reader, from slot) error {
 	slices.SortFunc(all, func(a, b *session) int {
 		return cmp.Or(cmp.Compare(a.used.index, b.used.index), cmp.Compare(a.used.ordinal, b.used.ordinal))
 	})
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.by, t.evicted, t.dirty, t.gone = map[[16]byte]*session{}, evicted, nil, nil
+	t.first, t.latest, t.young, t.youngs = nil, nil, nil, 0
 	for _, s := range all {
 		t.by[s.client] = s
 		t.link(s)
