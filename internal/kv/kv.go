@@ -6,6 +6,9 @@
 // were committed, in commit order, and never half of one. The raft log closes the gap: every batch
 // carries the index that it applied up to, so replay starts exactly where the surviving prefix ends.
 //
+// What no log can tell again (what a binding has done to its disk) is committed through Store.Through: after the death
+// of the process alone none of that is missing. After the death of the system it is a prefix, like the rest.
+//
 // The package starts no goroutine; Pebble starts its own and Close waits for them.
 package kv
 
@@ -57,6 +60,10 @@ type Store interface {
 	Batch() Batch
 	View() View
 	Sync() error // all that was committed before the call is durable when it returns
+	// Through is the same store, with batches that survive the death of the process (not that of the system, which
+	// takes a Sync) when Commit returns. It costs a write of the batch to a file. All batches of a prefix are of this
+	// kind or none: the death of the process may take what others committed before.
+	Through() Store
 	// Size is about how many bytes from ≤ key < to take (nil to: no upper bound): good enough to choose by. What was
 	// written most recently may be missing from it.
 	Size(from, to []byte) (uint64, error)

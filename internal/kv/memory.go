@@ -115,6 +115,9 @@ func (m *Memory) snapshot() (*btree.BTreeG[item], error) {
 	return m.tree.Copy(), nil
 }
 
+// Through is m itself: its crash is that of the system.
+func (m *Memory) Through() Store { return m }
+
 func (m *Memory) Batch() Batch { return &memoryBatch{store: m, delta: delta{sets: newTree()}} }
 
 func (m *Memory) View() View {

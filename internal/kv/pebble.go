@@ -35,17 +35,25 @@ type PebbleOptions struct {
 }
 
 // OpenPebble opens the store in dir, or makes an empty one. Batches go to a write-ahead log that only
-// Sync makes durable.
+// Sync makes durable; those of Through also to a file that the kernel has when Commit returns.
 func OpenPebble(dir string, o PebbleOptions) (Store, error) {
 	db, g, err := openPebble(dir, o, false)
 	if err != nil {
 		return nil, err
 	}
-	return &pebbleStore{pebbleReader{db, g}, db}, nil
+	fs := o.FS
+	if fs == nil {
+		fs = vfs.Default
+	}
+	t, err := openThrough(db, fs, dir, g)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open store %s: %w", dir, err), db.Close())
+	}
+	return &pebbleStore{pebbleReader{db, g}, db, t}, nil
 }
 
 // ViewPebble opens the store in dir, which must exist and be used by nobody else, to look at it: nothing in dir
-// changes. The view ends with its Close.
+// changes. The view ends with its Close. What was written through and is not in the database yet is not in the view.
 func ViewPebble(dir string, o PebbleOptions) (View, error) {
 	if o.FS == nil {
 		o.FS = vfs.Default
@@ -213,13 +221,16 @@ func (p pebbleReader) Scan(from, to []byte, visit func(key, value []byte) error)
 
 type pebbleStore struct {
 	pebbleReader
-	db *pebble.DB
+	db      *pebble.DB
+	through *through
 }
 
 func (s *pebbleStore) Batch() Batch {
 	b := s.db.NewIndexedBatch()
-	return &pebbleBatch{pebbleReader{b, s.guard}, b}
+	return &pebbleBatch{pebbleReader: pebbleReader{b, s.guard}, b: b}
 }
+
+func (s *pebbleStore) Through() Store { return throughStore{s} }
 
 func (s *pebbleStore) View() View {
 	snap := s.db.NewSnapshot()
@@ -230,11 +241,21 @@ func (s *pebbleStore) Sync() error {
 	if err := s.guard.Err(); err != nil {
 		return err
 	}
+	next, err := s.through.rotate()
+	if err != nil {
+		return fmt.Errorf("sync store: %w", err)
+	}
 	// An empty log record waits for a sync of the log, which covers everything written to it before.
 	if err := s.db.LogData(nil, pebble.Sync); err != nil {
 		return fmt.Errorf("sync store: %w", err)
 	}
-	return s.guard.Err()
+	if err := s.guard.Err(); err != nil {
+		return err
+	}
+	if err := s.through.remove(next); err != nil {
+		return fmt.Errorf("sync store: %w", err)
+	}
+	return nil
 }
 
 // Size counts tables only: up to a memtable's worth of recent writes is missing from it.
@@ -252,11 +273,16 @@ func (s *pebbleStore) Size(from, to []byte) (uint64, error) {
 	return n, nil
 }
 
+// Close syncs what was written through, so that the next start has nothing to replay.
 func (s *pebbleStore) Close() error {
-	if err := s.db.Close(); err != nil {
-		return fmt.Errorf("close store: %w", err)
+	err := s.guard.Err()
+	if err == nil {
+		err = s.Sync()
 	}
-	return s.guard.Err()
+	if cerr := s.db.Close(); cerr != nil {
+		err = fmt.Errorf("close store: %w", cerr)
+	}
+	return err
 }
 
 type pebbleView struct {
@@ -268,7 +294,8 @@ func (v *pebbleView) Close() error { return v.snap.Close() }
 
 type pebbleBatch struct {
 	pebbleReader
-	b *pebble.Batch // nil after Commit or Discard
+	b       *pebble.Batch // nil after Commit or Discard
+	through *pebbleStore  // nil: not written through
 }
 
 func (b *pebbleBatch) Set(key, value []byte) error { return b.b.Set(key, value, nil) }
@@ -307,13 +334,25 @@ func (b *pebbleBatch) Commit() error {
 	if err := b.guard.Err(); err != nil {
 		return err
 	}
-	if err := b.b.Commit(pebble.NoSync); err != nil {
+	full, err := b.put()
+	if err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
 	if err := b.guard.Err(); err != nil {
 		return err // the batch stays open: Pebble may still hold it
 	}
-	return b.close()
+	if full {
+		err = b.through.Sync()
+	}
+	return errors.Join(err, b.close())
+}
+
+// put hands the batch to Pebble. full says that enough was written through to sync it.
+func (b *pebbleBatch) put() (full bool, err error) {
+	if b.through == nil || b.b.Empty() {
+		return false, b.b.Commit(pebble.NoSync)
+	}
+	return b.through.through.commit(b.b)
 }
 
 func (b *pebbleBatch) Discard() {

@@ -91,6 +91,9 @@ func (p *prefixStore) View() View {
 }
 
 func (p *prefixStore) Sync() error { return p.s.Sync() }
+func (p *prefixStore) Through() Store {
+	return &prefixStore{prefixReader{p.s.Through(), p.prefix}, p.s.Through()}
+}
 func (p *prefixStore) Size(from, to []byte) (uint64, error) {
 	return p.s.Size(p.full(from), p.bound(to))
 }

@@ -61,7 +61,7 @@ func (n *node) align(g *control.Group, m control.Member) error {
 		return nil
 	}
 	line := lineOf(g)
-	table := kv.Prefixed(n.state, append(tablePrefix(g.ID, m.Binding), "t/"...))
+	table := placedTable(n.state, g.ID, m.Binding)
 	seeds := g.Fork != nil && g.Fork.Seed == m.Replica && g.Fork.Before == st.Line.History && g.Fork.Cause == control.ForkRecover
 	switch {
 	case seeds:
@@ -91,7 +91,7 @@ func (n *node) align(g *control.Group, m control.Member) error {
 // files that differ are set aside. Else they are merged by the group's policy, which keeps both.
 func (n *node) forgetTable(g *control.Group, m control.Member) error {
 	prefix := tablePrefix(g.ID, m.Binding)
-	b := n.state.Batch()
+	b := n.state.Through().Batch()
 	defer b.Discard()
 	if err := b.DeleteRange(prefix, kv.PrefixEnd(prefix)); err != nil {
 		return err

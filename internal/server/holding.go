@@ -216,7 +216,8 @@ func (h *holding) keepAgent(ctx context.Context) {
 
 func (h *holding) openAgent(ctx context.Context) (*files.Agent, error) {
 	table := kv.Prefixed(h.n.state, tablePrefix(h.group.ID, h.binding))
-	work, err := h.workDir(kv.Prefixed(table, []byte("t/")))
+	placed := placedTable(h.n.state, h.group.ID, h.binding)
+	work, err := h.workDir(placed)
 	if err != nil {
 		return nil, err
 	}
@@ -225,7 +226,7 @@ func (h *holding) openAgent(ctx context.Context) (*files.Agent, error) {
 	}
 	return files.New(files.Config{
 		GroupID: h.markerID(), Created: h.group.Created, Node: h.n.id.Name(), Root: h.path, Work: work,
-		Table: kv.Prefixed(table, []byte("t/")), Chunks: kv.Prefixed(table, []byte("c/")),
+		Table: placed, Chunks: kv.Prefixed(table, []byte("c/")),
 		Log: groupLog{h}, Peers: groupPeers{h}, Extra: h.uploaded(), Owner: os.Geteuid() == 0,
 		Logger: h.n.log.With("group", h.group.Name),
 	})
@@ -258,6 +259,12 @@ func (h *holding) markerID() string { return h.group.Marker() }
 // tablePrefix is where a binding keeps what is its own; a new incarnation begins with nothing.
 func tablePrefix(group, binding uint64) []byte {
 	return fmt.Appendf(nil, "p/%016x-%016x/", group, binding)
+}
+
+// placedTable is the placed table of a binding. No log tells what it says, so the process may die without taking any
+// of it along.
+func placedTable(state kv.Store, group, binding uint64) kv.Store {
+	return kv.Prefixed(state.Through(), append(tablePrefix(group, binding), "t/"...))
 }
 
 // workDir is the work area of a binding whose directory is on the data directory's mount.

@@ -199,7 +199,7 @@ func (n *node) release(h *holding) error {
 		n.log.Warn("not all traces of a binding could be removed", "group", h.group.Name, "path", h.path, "err", err)
 	}
 	prefix := tablePrefix(group, h.binding)
-	b := n.state.Batch()
+	b := n.state.Through().Batch()
 	defer b.Discard()
 	if err := b.DeleteRange(prefix, kv.PrefixEnd(prefix)); err != nil {
 		return err

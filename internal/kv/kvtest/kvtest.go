@@ -36,6 +36,7 @@ func Run(t *testing.T, open func(t *testing.T) kv.Store) {
 	t.Run("Prefixed", with(prefixed))
 	t.Run("PrefixEdges", with(prefixEdges))
 	t.Run("ConcurrentPrefixes", with(concurrentPrefixes))
+	t.Run("ModelThrough", with(func(t *testing.T, s kv.Store) { model(t, kv.Prefixed(s, []byte("p/")).Through()) }))
 	t.Run("Model", with(func(t *testing.T, s kv.Store) { model(t, s) }))
 	t.Run("ModelPrefixed", with(func(t *testing.T, s kv.Store) {
 		commit(t, s, func(b kv.Batch) { must(t, b.Set([]byte("a"), []byte("x"))); must(t, b.Set([]byte("z"), []byte("x"))) })
