@@ -363,6 +363,9 @@ func (a *Agent) prepare(ctx context.Context) error {
 	if err := a.openWatcher(); err != nil {
 		return err
 	}
+	if err := a.finishPlacing(ctx); err != nil {
+		return fmt.Errorf("settle what was being placed: %w", err)
+	}
 	if err := a.distrust(ctx); err != nil {
 		return err
 	}

@@ -9,9 +9,12 @@ const forgetBatch = 4096
 
 // ForgetAbove is called on the table of a binding that is not open, when the group has got a new history that shares
 // positions up to index only: versions above it mean something else there. Records with such versions are dropped, so
-// that what is on disk is compared as the file of a new member is, and kept if it differs.
+// that what is on disk is compared as the file of a new member is, and kept if it differs. So is what was announced.
 func ForgetAbove(store kv.Store, index uint64) error {
 	t := table{store}
+	if err := t.dropAnnouncement(); err != nil {
+		return err
+	}
 	var after []byte
 	for more := true; more; {
 		var found []string

@@ -129,6 +129,9 @@ func (a *Agent) place(ctx context.Context, wants []*want) error {
 	if len(tasks) == 0 {
 		return nil
 	}
+	if err := a.announce(tasks); err != nil {
+		return err
+	}
 	results, touched := a.placer.Apply(ctx, tasks, a.store)
 	if again := a.fetch(ctx, tasks, results); len(again) > 0 {
 		more := make([]place.Task, len(again))
@@ -213,7 +216,7 @@ func (a *Agent) fetch(ctx context.Context, tasks []place.Task, results []place.R
 	return kept
 }
 
-// recordPlaced records what is on disk now, in one batch, and lets staged contents go.
+// recordPlaced records what is on disk now, in the batch that ends the announcement, and lets staged contents go.
 func (a *Agent) recordPlaced(tasks []place.Task, results []place.Result) error {
 	e := a.table.edit()
 	defer e.discard()
@@ -240,6 +243,9 @@ func (a *Agent) recordPlaced(tasks []place.Task, results []place.Result) error {
 		if err := a.recordChunks(t); err != nil {
 			a.log.Warn("chunk table", "err", err) // only hints
 		}
+	}
+	if err := e.settleAnnouncement(); err != nil {
+		return err
 	}
 	if err := e.commit(); err != nil {
 		return err
