@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
+	"golang.org/x/sys/unix"
 
 	"github.com/lockstep-sync/lockstep/internal/access"
 	"github.com/lockstep-sync/lockstep/internal/engine"
@@ -38,8 +39,9 @@ func (sink) Restored(kv.Reader, uint64) error             { return nil }
 func (sink) Digest(kv.Tx) (machine.Digest, error)         { return machine.Digest{}, nil }
 
 const (
-	benchGroup = 2
-	engineTime = 3 * time.Second
+	benchGroup   = 2
+	engineTime   = 3 * time.Second
+	engineWarmup = 500 * time.Millisecond
 )
 
 // voters runs three engines in this process, over TLS on loopback, each with a log of its own on disk.
@@ -198,37 +200,91 @@ func engineWorkload(sessions []*engine.Session, proposers int, for_ time.Duratio
 	return float64(len(all)) / for_.Seconds(), all[len(all)/2], all[len(all)*99/100], nil
 }
 
-// benchEngine prints the engine's figures: three voters in one process, TLS on loopback, one disk, sync on.
+// load is one way to write to the engine.
+type load struct{ proposers, sessions, groups int }
+
+// benchEngine prints the engine's figures: three voters in one process, TLS on loopback, one disk, sync on. Each run is
+// beside one of etcd and one of the disk alone, since the speed of the machine drifts.
 func benchEngine(dir string, runs int) error {
 	fmt.Println("engine: 3 voters in one process, TLS on loopback, 256 B, quorum ack, sync on; the voters share one disk")
-	for _, w := range []struct{ proposers, sessions, groups int }{{1, 1, 1}, {64, 1, 1}, {256, 1, 1}, {6400, 100, 1}, {6400, 100, 100}} {
-		var rates, p50s, p99s, costs []float64
+	for _, l := range []load{{1, 1, 1}, {64, 1, 1}, {256, 1, 1}, {6400, 100, 1}, {6400, 100, 100}} {
+		var rates, p50s, p99s, costs, theirs, theirP50s, syncs []float64
 		for run := range runs {
-			v, err := startVoters(filepath.Join(dir, fmt.Sprintf("engine-%d-%d-%d", w.proposers, w.groups, run)), w.groups)
+			here := filepath.Join(dir, fmt.Sprintf("engine-%d-%d-%d", l.proposers, l.groups, run))
+			rate, p50, p99, cost, err := measureEngine(here, l)
 			if err != nil {
 				return err
 			}
-			var sessions []*engine.Session
-			for n := range w.sessions {
-				sessions = append(sessions, v.session(n%w.groups))
-			}
-			if _, _, _, err = engineWorkload(sessions, w.proposers, 500*time.Millisecond); err == nil {
-				var rate float64
-				var p50, p99 time.Duration
-				before := processorTime()
-				rate, p50, p99, err = engineWorkload(sessions, w.proposers, engineTime)
-				costs = append(costs, (processorTime()-before).Seconds()*1e6/(rate*engineTime.Seconds()))
-				rates, p50s, p99s = append(rates, rate), append(p50s, p50.Seconds()*1e3), append(p99s, p99.Seconds()*1e3)
-			}
-			v.stop()
+			rates, p50s, p99s, costs = append(rates, rate), append(p50s, p50), append(p99s, p99), append(costs, cost)
+			disk, err := syncTime(filepath.Join(here, "sync"))
 			if err != nil {
 				return err
 			}
+			syncs = append(syncs, disk)
+			if l.proposers > 256 {
+				continue
+			}
+			rate, p50, err = measureEtcd(filepath.Join(here, "etcd"), l.proposers)
+			if err != nil {
+				return err
+			}
+			theirs, theirP50s = append(theirs, rate), append(theirP50s, p50)
 		}
-		fmt.Printf("%4d proposers, %3d groups: %s writes/s, p50 %s ms, p99 %s ms, %s µs of processor time a write\n",
-			w.proposers, w.groups, spread(rates), spread(p50s), spread(p99s), spread(costs))
+		fmt.Printf("%4d proposers, %3d groups: %s writes/s, p50 %s ms, p99 %s ms, %s µs of processor time a write; a 4 KiB sync alone %s ms\n",
+			l.proposers, l.groups, spread(rates), spread(p50s), spread(p99s), spread(costs), spread(syncs))
+		if len(theirs) > 0 {
+			fmt.Printf("                 etcd beside it: %s writes/s, p50 %s ms\n", spread(theirs), spread(theirP50s))
+		}
 	}
 	return errors.Join(benchReads(dir, runs), benchIdle(dir, runs))
+}
+
+// measureEngine runs one load; p50 and p99 are in ms, cost is processor time of all voters in µs a write.
+func measureEngine(dir string, l load) (rate, p50, p99, cost float64, err error) {
+	v, err := startVoters(dir, l.groups)
+	if err != nil {
+		return 0, 0, 0, 0, err
+	}
+	defer v.stop()
+	var sessions []*engine.Session
+	for n := range l.sessions {
+		sessions = append(sessions, v.session(n%l.groups))
+	}
+	if _, _, _, err = engineWorkload(sessions, l.proposers, engineWarmup); err != nil {
+		return 0, 0, 0, 0, err
+	}
+	before := processorTime()
+	rate, half, most, err := engineWorkload(sessions, l.proposers, engineTime)
+	cost = (processorTime() - before).Seconds() * 1e6 / (rate * engineTime.Seconds())
+	return rate, half.Seconds() * 1e3, most.Seconds() * 1e3, cost, err
+}
+
+// syncTime is the median time in ms of writing and syncing 4 KiB of a file that is there already: what no write that
+// is acknowledged as durable can be faster than.
+func syncTime(path string) (float64, error) {
+	const count, size = 500, 4 << 10
+	f, err := os.Create(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	if _, err := f.Write(make([]byte, count*size)); err != nil {
+		return 0, err
+	}
+	if err := f.Sync(); err != nil {
+		return 0, err
+	}
+	took := make([]time.Duration, count)
+	block := make([]byte, size)
+	for i := range took {
+		began := time.Now()
+		if _, err := unix.Pwritev2(int(f.Fd()), [][]byte{block}, int64(i*size), unix.RWF_DSYNC); err != nil {
+			return 0, err
+		}
+		took[i] = time.Since(began)
+	}
+	slices.Sort(took)
+	return took[count/2].Seconds() * 1e3, nil
 }
 
 // benchReads prints how many linearizable reads a leader and a follower serve.

@@ -27,8 +27,8 @@ import (
 
 func feedWorkloads() []workload {
 	return []workload{
-		{"diff", "an observer that lacks 64 MiB of entries (256 KiB each) of a group of 3 voters, by DIFF over TLS on loopback", benchDiff},
-		{"chain", "the last of three observers in a chain, 200 writes/s of 256 B: its lag behind the leader, then the middle is killed", benchChain},
+		{"diff", 1, "an observer that lacks 64 MiB of entries (256 KiB each) of a group of 3 voters, by DIFF over TLS on loopback", benchDiff},
+		{"chain", 1, "the last of three observers in a chain, 200 writes/s of 256 B: its lag behind the leader, then the middle is killed", benchChain},
 	}
 }
 

@@ -14,6 +14,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() {
@@ -31,8 +33,10 @@ func main() {
 
 // workload runs once below g.dir and returns named figures.
 type workload struct {
-	name, what string
-	run        func(ctx context.Context, g ground) ([]figure, error)
+	name string
+	gib  float64 // that it leaves on the disk
+	what string
+	run  func(ctx context.Context, g ground) ([]figure, error)
 }
 
 type figure struct {
@@ -42,35 +46,35 @@ type figure struct {
 
 func workloads() []workload {
 	return []workload{
-		{"cold1", "100,000 files of 5 KB on one node, until they are on one other", func(ctx context.Context, g ground) ([]figure, error) {
+		{"cold1", 3.5, "100,000 files of 5 KB on one node, until they are on one other", func(ctx context.Context, g ground) ([]figure, error) {
 			return coldBesideRsync(ctx, g, 2)
 		}},
-		{"cold2", "the same, until they are on two others", func(ctx context.Context, g ground) ([]figure, error) {
+		{"cold2", 5.5, "the same, until they are on two others", func(ctx context.Context, g ground) ([]figure, error) {
 			return coldBesideRsync(ctx, g, 3)
 		}},
-		{"event", "one new 5 KB file at a time on any of 3 nodes, until it is on the other two (200 events)", func(ctx context.Context, g ground) ([]figure, error) {
+		{"event", 0.2, "one new 5 KB file at a time on any of 3 nodes, until it is on the other two (200 events)", func(ctx context.Context, g ground) ([]figure, error) {
 			p50, p99, err := latency(ctx, g, 200)
 			return []figure{{"p50 ms", p50}, {"p99 ms", p99}}, err
 		}},
-		{"lsyncd", "the same with lsyncd and rsync, delay 0, to one local directory (50 events)", func(ctx context.Context, g ground) ([]figure, error) {
+		{"lsyncd", 0.1, "the same with lsyncd and rsync, delay 0, to one local directory (50 events)", func(ctx context.Context, g ground) ([]figure, error) {
 			p50, p99, err := lsyncdLatency(ctx, g, 50)
 			return []figure{{"p50 ms", p50}, {"p99 ms", p99}}, err
 		}},
-		{"burst", "20,000 new 5 KB files as fast as possible on one node, from the last until all are on the other two", func(ctx context.Context, g ground) ([]figure, error) {
+		{"burst", 1, "20,000 new 5 KB files as fast as possible on one node, from the last until all are on the other two", func(ctx context.Context, g ground) ([]figure, error) {
 			c, a, err := burst(ctx, g, 20_000)
 			return []figure{{"create s", c}, {"after s", a}}, err
 		}},
-		{"kill", "kill -9 of the leader under steady writes: longest pause", func(ctx context.Context, g ground) ([]figure, error) {
+		{"kill", 0.2, "kill -9 of the leader under steady writes: longest pause", func(ctx context.Context, g ground) ([]figure, error) {
 			return gaps(failover(ctx, g, 10, false))
 		}},
-		{"stop", "SIGTERM of the leader under steady writes: longest pause", func(ctx context.Context, g ground) ([]figure, error) {
+		{"stop", 0.2, "SIGTERM of the leader under steady writes: longest pause", func(ctx context.Context, g ground) ([]figure, error) {
 			return gaps(failover(ctx, g, 10, true))
 		}},
-		{"idle", "a node that idles with 100,000 files", func(ctx context.Context, g ground) ([]figure, error) {
+		{"idle", 3, "a node that idles with 100,000 files", func(ctx context.Context, g ground) ([]figure, error) {
 			s, m, err := restart(ctx, g, 100_000, 1_000)
 			return []figure{{"restart s", s}, {"RSS MiB", m}}, err
 		}},
-		{"restart", "a node with 1,000,000 unchanged files: restart until in step, and idle memory", func(ctx context.Context, g ground) ([]figure, error) {
+		{"restart", 10, "a node with 1,000,000 unchanged files: restart until in step, and idle memory", func(ctx context.Context, g ground) ([]figure, error) {
 			s, m, err := restart(ctx, g, 1_000_000, 10_000)
 			return []figure{{"restart s", s}, {"RSS MiB", m}}, err
 		}},
@@ -116,7 +120,7 @@ func run(dir, only, binary string, runs int, seed uint64) error {
 			}
 		}
 	}
-	if binary == "" {
+	if binary == "" && slices.ContainsFunc(workloads(), func(w workload) bool { return wanted(w.name) }) {
 		binary = filepath.Join(dir, "lockstep")
 		build := exec.Command("go", "build", "-o", binary, "github.com/lockstep-sync/lockstep/cmd/lockstep")
 		build.Stderr = os.Stderr
@@ -137,6 +141,9 @@ func run(dir, only, binary string, runs int, seed uint64) error {
 // repeat runs a workload and prints each figure's median and range. Trees stay until the end: deleting them at
 // once would slow down the creation of files in the next run (ext4 looks for recently deleted inodes).
 func repeat(w workload, g ground, runs int) error {
+	if err := enough(g.dir, w.gib*float64(runs)); err != nil {
+		return fmt.Errorf("%s: %w", w.name, err)
+	}
 	values := map[string][]float64{}
 	var names []string
 	base := g.dir
@@ -158,6 +165,18 @@ func repeat(w workload, g ground, runs int) error {
 	fmt.Printf("%s: %s\n", w.name, w.what)
 	for _, name := range names {
 		fmt.Printf("  %-10s %s\n", name, spread(values[name]))
+	}
+	return nil
+}
+
+// enough checks that dir has room for what a workload leaves there.
+func enough(dir string, gib float64) error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return fmt.Errorf("statfs %s: %w", dir, err)
+	}
+	if free := float64(fs.Bavail) * float64(fs.Bsize) / (1 << 30); free < gib {
+		return fmt.Errorf("%s has %.1f GiB free, the runs need %.1f: name another place with -dir, or ask for fewer -runs", dir, free, gib)
 	}
 	return nil
 }
