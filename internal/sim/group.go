@@ -8,6 +8,7 @@ import (
 
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/lockstep-sync/lockstep/internal/control"
 	"github.com/lockstep-sync/lockstep/internal/engine/catchup"
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
 )
@@ -19,6 +20,7 @@ type group struct {
 	history  catchup.History
 	founders []uint64 // the first voters
 	ledger   ledger
+	inSync   inSyncRecord
 	work     workload
 	people   []*client
 	sessions int  // begun by them
@@ -43,6 +45,7 @@ func (w *world) addGroup(id uint64) {
 		slices.Sort(voters)
 	}
 	gr.founders = voters
+	gr.inSync.states = []control.InSync{{}}
 	gr.ledger.init(gr)
 	gr.ledger.confs = []*raftpb.ConfState{{Voters: voters}}
 	if w.script != nil {

@@ -216,7 +216,10 @@ func (l *ledger) answered(m *member, a *core.Answer) {
 			fail("%s accepted %+v without having it on disk", m, at)
 		}
 	case core.Committed, core.CommittedAll, core.CommittedQuorumOnly:
-		l.checkCommitted(m, at, a.Code == core.CommittedAll)
+		l.checkCommitted(m, at, a.Code == core.CommittedAll && !l.gr.w.shape.inSync)
+		if a.Code == core.CommittedAll && l.gr.w.shape.inSync {
+			l.gr.committedAll(m, a)
+		}
 		l.told = max(l.told, at.Index)
 	case core.Ready:
 		if m.rep.Applied().Index < at.Index {

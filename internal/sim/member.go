@@ -61,6 +61,7 @@ type member struct {
 	feeds     []*feed        // observers that are fed from here
 	applied   uint64
 	snapshots int
+	keeper    keeper
 }
 
 // alive says whether the replica runs; of a nil member it does not.
@@ -125,12 +126,16 @@ func (m *member) start() {
 		Storage: logWithState{log, m.rep},
 		Applied: m.rep.Applied().Index, AppliedTerm: m.rep.Applied().Term, ConfState: m.rep.ConfState(),
 		MaxEntryBytes: s.entryBytes, MaxUncommitted: s.uncommitted,
-		MaxInflight: s.inflight, ElectionTicks: s.election, Terms: m.rep.Terms, Executes: m.rep.Executes,
+		MaxInflight: s.inflight, ElectionTicks: s.election, Terms: m.rep.Terms, Executes: m.rep.Executes, InSync: s.inSync,
 	})
 	must(err, "open core")
 	m.waiting, m.offers = map[uint64]func(core.Answer){}, map[uint64]int{}
 	m.applied = 0
 	m.gr.ledger.opened(m)
+	if s.inSync {
+		m.keeper = keeper{}
+		m.later(spread(h.w.dice.clock, 250*milli), m.keepInSync)
+	}
 	h.later(0, m.pumpIfAlive)
 }
 

@@ -78,6 +78,18 @@ var mutants = []mutant{
 		why: "COMMITTED_ALL is said of a write that a member does not have",
 	},
 	{
+		name: "in-sync set grows by who lacks something", file: "engine/core/insync.go",
+		old: "		if !slices.Contains(g.inSync.required, r) && g.match(r) < g.inSync.upTo {\n",
+		new: "		if !slices.Contains(g.inSync.required, r) && g.match(r) > 1<<60 {\n",
+		why: "a member of the recorded set lacks a write that was answered COMMITTED_ALL",
+	},
+	{
+		name: "proposed members are not counted", file: "engine/core/insync.go",
+		old: "		required = append(required, r)\n",
+		new: "		_ = r\n",
+		why: "COMMITTED_ALL is said of a write that a member lacks which was recorded meanwhile",
+	},
+	{
 		name: "read before the state is there", file: "engine/core/read.go",
 		old: "r.granted[n].index <= g.applied",
 		new: "r.granted[n].index > 0",

@@ -183,6 +183,9 @@ func (n *nemesis) disk(w *world, f fault, h *host) bool {
 		if !w.expendable(h) || !h.logs.flip() {
 			return false
 		}
+		for range w.dice.fate.IntN(4) {
+			h.logs.flip()
+		}
 		h.doubtful = true
 	case wipeObserver:
 		for _, m := range h.members {

@@ -31,6 +31,7 @@ type Report struct {
 	Crashes, Snapshots, ObserverSnapshots, Changes, Digests int
 	Fed, CutOff, Reattached                                 int // entries sent to observers; observers cut off, or left by a silent source
 	Duplicated                                              int // messages that arrived twice
+	InSync, Shrunk                                          int // in-sync sets recorded, and those that were smaller
 	Damaged                                                 int // logs that were found damaged
 	Faults                                                  [faultKinds]int
 	Answers                                                 [codes]int
@@ -97,6 +98,7 @@ func (r *Report) counters() []counter {
 		{"snapshots of members", &r.Snapshots}, {"snapshots of observers", &r.ObserverSnapshots},
 		{"entries fed to observers", &r.Fed}, {"observers cut off", &r.CutOff},
 		{"observers left by a silent source", &r.Reattached},
+		{"in-sync sets recorded", &r.InSync}, {"of them smaller", &r.Shrunk},
 		{"damaged logs found", &r.Damaged}, {"messages twice", &r.Duplicated}, {"conflicts", &r.Conflicts}, {"digests compared", &r.Digests},
 	}
 }

@@ -28,6 +28,8 @@ type shape struct {
 	snapshotBytes     uint64 // what a state is said to weigh, for catchup.Decide
 	cached            bool   // a source's log is in memory as a whole, for catchup.Decide
 	limits            replica.Limits
+	inSync            bool  // COMMITTED_ALL is about a recorded set, else about all members
+	inSyncAfter       int64 // how long a member may lag before it leaves the set
 	segments          bool  // logs are in the store of production on a disk in memory, else in its twin
 	segmentBytes      int64 // of it
 	segmentReserve    int
@@ -78,6 +80,7 @@ func drawShape(r *mathrand.Rand) shape {
 	}
 	s.segments, s.segmentReserve = r.IntN(2) == 0, 1+r.IntN(3)
 	s.segmentBytes, s.logCache = pick(16<<10, 32<<10, 128<<10), int(pick(1, 3000, 1<<20))
+	s.inSync, s.inSyncAfter = r.IntN(3) > 0, pick(300*milli, second, 5*second)
 	for _, f := range allFaults {
 		if r.IntN(2) == 0 {
 			s.faults = append(s.faults, f)
