@@ -294,12 +294,6 @@ var mutants = []mutant{
 		why: "a bit that flipped is handed out as an entry",
 	},
 	{
-		name: "damage taken for a torn write", file: "engine/logstore/replay.go",
-		old: "		if upTo > next {\n",
-		new: "		if upTo > next && r.problems != nil {\n",
-		why: "acknowledged batches are dropped in silence",
-	},
-	{
 		name: "writer tells of a write before it was done", file: "engine/writer.go", whole: true,
 		old: "	if len(writes) > 0 {\n		if err := w.store.Write(writes); err != nil {\n			return err\n		}\n	}\n" +
 			"	for _, j := range jobs {\n		j.done()\n	}\n	return nil\n",
