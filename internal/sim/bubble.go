@@ -50,6 +50,8 @@ type bubbleShape struct {
 	rate                      uint64        // bytes a second of states; 0: no bound
 	checks                    time.Duration // between two comparisons of states
 	rots                      int           // node whose states are altered on the disk, once; 0: none
+	forks                     bool          // a majority is taken for lost, once, and a new history begun
+	untold                    uint64        // node that does not hear of it but from others; 0: none
 }
 
 // bubbleNode is a node: its disk, and a process if one runs.
@@ -68,10 +70,12 @@ type bubbleNode struct {
 type life struct {
 	node      *bubbleNode
 	engine    *engine.Engine
-	observers map[uint64]*engine.Observer
-	dead      context.Context // ends with the process
+	observing sync.Mutex
+	observers map[uint64]*engine.Observer // guarded by observing
+	dead      context.Context             // ends with the process
 	die       context.CancelFunc
-	failing   atomic.Bool // the next write of the log returns an error
+	failing   atomic.Bool   // the next write of the log returns an error
+	aligning  chan struct{} // held by the one replica that comes to a new history; no mutex: it is waited for in false time
 	tasks     sync.WaitGroup
 }
 
@@ -90,6 +94,9 @@ func newBubble(seed uint64) *bubble {
 	b.shape.checks = time.Duration(pick(1, 5, 60)) * time.Second
 	if b.shape.voters >= 3 && r.IntN(2) == 0 {
 		b.shape.rots, b.shape.checks = 1+r.IntN(b.shape.voters+b.shape.observers), time.Second
+	}
+	if b.shape.voters >= 3 && b.shape.rots == 0 && r.IntN(2) == 0 {
+		b.shape.forks, b.shape.untold = true, uint64(r.IntN(b.shape.voters+1))
 	}
 	b.net.b, b.net.blocked, b.net.arrivals = b, map[[2]uint64]bool{}, map[[2]uint64]time.Time{}
 	for i := range b.shape.voters + b.shape.observers {
@@ -148,30 +155,36 @@ func (b *bubble) sources(id uint64) []uint64 {
 
 // start runs the node's process on what its disk holds.
 func (n *bubbleNode) start() error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.life != nil {
+	if n.running() != nil {
 		return nil
 	}
-	l := &life{node: n, observers: map[uint64]*engine.Observer{}}
+	l := n.open()
+	for _, gr := range n.b.groups { // without the lock: it may take the disk's time
+		if err := gr.start(l); err != nil && l.dead.Err() == nil && !l.failing.Load() {
+			return fmt.Errorf("node %d: %w", n.id, err)
+		}
+	}
+	return nil
+}
+
+// open begins a life on what the disk holds, without any group.
+func (n *bubbleNode) open() *life {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	l := &life{node: n, aligning: make(chan struct{}, 1), observers: map[uint64]*engine.Observer{}}
 	l.dead, l.die = context.WithCancel(context.Background())
 	l.engine = engine.Open(engine.Config{
 		Node: n.id, Cluster: [16]byte{7}, Logs: slowLogs{n.logs, l}, State: n.state, Transport: bubblePort{l},
 		Now:  func() time.Time { return time.Now().Add(time.Duration(n.skew.Load())) },
 		Seed: uint64(n.b.roll(1<<30))<<32 + n.id<<24, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 		Fault:        func(error) { l.tasks.Go(func() { n.kill(l) }) },
-		SnapshotRate: n.b.shape.rate,
+		SnapshotRate: n.b.shape.rate, Forked: l.told,
 	})
 	n.life = l
 	n.b.mu.Lock()
 	n.b.lives = append(n.b.lives, l)
 	n.b.mu.Unlock()
-	for _, gr := range n.b.groups {
-		if err := gr.start(l); err != nil {
-			return fmt.Errorf("node %d: %w", n.id, err)
-		}
-	}
-	return nil
+	return l
 }
 
 // kill ends the process as a crash does: what the disk holds from here on is what it has now, synced, and some of the
@@ -190,11 +203,20 @@ func (n *bubbleNode) kill(l *life) {
 	n.mu.Unlock()
 	l.die()
 	n.b.net.cutOff(n.id)
-	for _, o := range l.observers {
-		o.Close()
+	for _, gr := range n.b.groups {
+		if o := l.observer(gr.id); o != nil {
+			o.Close()
+		}
 	}
 	l.engine.Close()
 	n.b.peersHear(n.id)
+}
+
+// observer is the node's observer of a group; nil: it has none.
+func (l *life) observer(group uint64) *engine.Observer {
+	l.observing.Lock()
+	defer l.observing.Unlock()
+	return l.observers[group]
 }
 
 // running is the node's process; nil: it is down.
@@ -242,6 +264,12 @@ func (b *bubble) wait() {
 	for _, l := range lives {
 		l.tasks.Wait()
 	}
+}
+
+// untold says whether nobody tells a node of a new history. The one that has begun it knows.
+func (b *bubble) untold(n *bubbleNode) bool {
+	line := b.groups[0].line.Load()
+	return line != nil && n.id == b.shape.untold && line.Seed != n.id
 }
 
 // strike makes one kind of trouble.

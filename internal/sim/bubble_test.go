@@ -79,7 +79,16 @@ func (b *bubble) run(ctx context.Context) (err error) {
 // trouble lasts as long as the shape says; then everything is mended.
 func (b *bubble) trouble(ctx context.Context) error {
 	for end := time.Now().Add(b.shape.length); time.Now().Before(end); {
+		if b.shape.forks && time.Until(end) < b.shape.length/2 {
+			b.shape.forks = false
+			if err := b.loseMajority(ctx); err != nil {
+				return err
+			}
+		}
 		b.strike(ctx)
+		for _, gr := range b.groups {
+			gr.readmit(ctx)
+		}
 		pause(ctx, b.spread(time.Second))
 		if err := b.mend(false); err != nil {
 			return err
@@ -93,6 +102,7 @@ func (b *bubble) converge(ctx context.Context) error {
 	for {
 		err := b.mend(true) // a disk that was told to fail may do so only now
 		for _, gr := range b.groups {
+			gr.readmit(ctx)
 			if err == nil {
 				err = gr.level()
 			}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/lockstep-sync/lockstep/internal/engine"
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/engine/replica"
 	"github.com/lockstep-sync/lockstep/internal/kv"
 	"github.com/lockstep-sync/lockstep/internal/machine"
 )
@@ -21,37 +22,58 @@ import (
 type bubbleGroup struct {
 	b       *bubble
 	id      uint64
-	altered atomic.Bool // some replica's state was, and may not have been replaced yet
+	altered atomic.Bool                  // some replica's state was, and may not have been replaced yet
+	line    atomic.Pointer[replica.Line] // of the fork that was recorded; nil: there was none
 
 	mu       sync.Mutex
 	values   uint64
 	sessions uint64
 	history  []porcupine.Operation
 	open     []porcupine.Operation // writes of unknown fate
-	acked    []uint64
+	acked    []ackedValue
+	flying   map[uint64]porcupine.Operation // by value: writes that wait for their answer
+	eras     []era                          // before forks
+	turned   int                            // how many there were
 }
 
-func newBubbleGroup(b *bubble, id uint64) *bubbleGroup { return &bubbleGroup{b: b, id: id} }
+func newBubbleGroup(b *bubble, id uint64) *bubbleGroup {
+	return &bubbleGroup{b: b, id: id, flying: map[uint64]porcupine.Operation{}}
+}
 
-// start runs what the node has of the group.
+// start runs what the node has of the group, under the history that was recorded, unless nobody tells it.
 func (gr *bubbleGroup) start(l *life) error {
+	if !gr.b.untold(l.node) {
+		if err := gr.align(l); err != nil {
+			return err
+		}
+	}
+	return gr.run(l)
+}
+
+func (gr *bubbleGroup) run(l *life) error {
 	n, s := l.node, gr.b.shape
 	if n.id > uint64(s.voters) {
 		o, err := l.engine.Observe(engine.ObserverConfig{
 			ID: gr.id, Machine: swapper{}, Members: bubbleVoters(s.voters), TailBytes: s.tail,
 			Sources: func() []uint64 { return gr.b.sources(n.id) },
 		})
+		l.observing.Lock()
 		l.observers[gr.id] = o
+		l.observing.Unlock()
 		return err
 	}
 	nodes := map[uint64]uint64{}
 	for _, v := range bubbleVoters(s.voters).Voters() {
 		nodes[v] = v
 	}
-	g, err := l.engine.StartGroup(engine.GroupConfig{
+	cfg := engine.GroupConfig{
 		ID: gr.id, Replica: n.id, Machine: swapper{}, Nodes: nodes, Initial: bubbleVoters(s.voters).Voters(),
 		History: [16]byte{byte(gr.id)}, RetainBytes: s.retain,
-	})
+	}
+	if line := gr.line.Load(); line != nil && !gr.b.untold(n) {
+		cfg.Initial, cfg.History = nil, line.History
+	}
+	g, err := l.engine.StartGroup(cfg)
 	if err == nil {
 		g.SetCheckEvery(s.checks)
 	}
@@ -67,7 +89,7 @@ type bubbleReplica interface {
 }
 
 func (gr *bubbleGroup) at(l *life) (bubbleReplica, bool) {
-	if o := l.observers[gr.id]; o != nil {
+	if o := l.observer(gr.id); o != nil {
 		return o, true
 	}
 	g, ok := l.engine.Group(gr.id)
@@ -114,17 +136,28 @@ func (gr *bubbleGroup) write(ctx context.Context, id int, s *engine.Session) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
 	defer cancel()
 	op := porcupine.Operation{ClientId: id, Input: in, Call: time.Now().UnixNano()}
+	gr.mu.Lock()
+	turned := gr.turned
+	if in.register != localRegister {
+		gr.flying[in.value] = op
+	}
+	gr.mu.Unlock()
 	a, err := s.Propose(ctx, ack, payload)
 	op.Return = time.Now().UnixNano()
 	gr.mu.Lock()
 	defer gr.mu.Unlock()
+	delete(gr.flying, in.value)
 	switch {
 	case in.register == localRegister:
+	case turned != gr.turned: // it is among the open ones already
+		if err == nil {
+			gr.acked = append(gr.acked, ackedValue{in.value, a.Position})
+		}
 	case err != nil:
 		gr.open = append(gr.open, op)
 	default:
 		op.Output = number(a.Result)
-		gr.history, gr.acked = append(gr.history, op), append(gr.acked, in.value)
+		gr.history, gr.acked = append(gr.history, op), append(gr.acked, ackedValue{in.value, a.Position})
 	}
 }
 
@@ -137,6 +170,9 @@ func (gr *bubbleGroup) read(ctx context.Context, id int, l *life) {
 		return
 	}
 	op := porcupine.Operation{ClientId: id, Input: seen{register: byte(gr.b.roll(registerCount))}, Call: time.Now().UnixNano()}
+	gr.mu.Lock()
+	turned := gr.turned
+	gr.mu.Unlock()
 	if _, err := r.Barrier(ctx); err != nil || l.dead.Err() != nil {
 		return
 	}
@@ -149,7 +185,9 @@ func (gr *bubbleGroup) read(ctx context.Context, id int, l *life) {
 	op.Output, op.Return = number(v), time.Now().UnixNano()
 	gr.mu.Lock()
 	defer gr.mu.Unlock()
-	gr.history = append(gr.history, op)
+	if turned == gr.turned {
+		gr.history = append(gr.history, op)
+	}
 }
 
 // nudge writes something, so that there is something to compare.
@@ -206,29 +244,38 @@ func (gr *bubbleGroup) check() error {
 		must(err, "read value")
 		return found
 	}
-	for _, v := range gr.acked {
-		if !has(v) {
-			return fmt.Errorf("group %d: value %d was acknowledged and is not there", gr.id, v)
+	for _, a := range gr.acked {
+		if !has(a.value) {
+			return fmt.Errorf("group %d: value %d was acknowledged at %+v and is not there", gr.id, a.value, a.at)
 		}
 	}
 	end := time.Now().UnixNano()
+	last := era{history: gr.history}
 	for _, op := range gr.open {
 		if has(op.Input.(seen).value) {
-			op.Return = end
-			gr.history = append(gr.history, op) // with no output: any will do
+			last.any = append(last.any, op)
 		}
 	}
-	m := model
-	m.Step = func(state, input, output any) (bool, any) {
-		if output == nil {
-			return true, input.(seen).value
+	for i, e := range append(slices.Clone(gr.eras), last) {
+		if err := e.check(i == 0, end); err != nil {
+			return fmt.Errorf("group %d, history %d: %w", gr.id, i+1, err)
 		}
-		return model.Step(state, input, output)
 	}
-	for _, part := range model.Partition(gr.history) {
+	return nil
+}
+
+// check finds an order for what clients saw, the one of the first history or of a later one.
+func (e *era) check(first bool, end int64) error {
+	history := slices.Clone(e.history)
+	for _, op := range e.any {
+		op.Return = end
+		history = append(history, op) // with no output: any will do
+	}
+	m := bubbleModel(first)
+	for _, part := range model.Partition(history) {
 		if !porcupine.CheckOperations(m, part) {
 			slices.SortFunc(part, func(a, b porcupine.Operation) int { return int(a.Return - b.Return) })
-			return fmt.Errorf("group %d: not linearizable: %v", gr.id, part)
+			return fmt.Errorf("not linearizable: %v", part)
 		}
 	}
 	return nil
