@@ -396,7 +396,7 @@ func TestFullDisk(t *testing.T) {
 	n1, n2 := f.Nodes[0], f.Nodes[1]
 	reached(t, ctx, f, api.DirWaitFor{Mode: api.WaitAll})
 	write(t, n1, "big", strings.Repeat("0123456789abcdef", 10<<20/16))
-	problem(t, ctx, f, n3, "big", "space")
+	problem(t, ctx, f, n3, "big", `not enough space on the disk of .*: 10\.0 MiB needed and .* to be left free, \d\.\d MiB free`)
 	write(t, n2, "small", "fits")
 	appears(t, ctx, n3, "small", "fits")
 	reached(t, ctx, f, api.DirWaitFor{Mode: api.WaitQuorum})

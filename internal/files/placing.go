@@ -203,14 +203,15 @@ func (a *Agent) fetch(ctx context.Context, tasks []place.Task, results []place.R
 	for _, w := range missing {
 		lacking[w.Hash] = true
 	}
-	full := errors.Is(err, content.ErrNoSpace)
+	var failed *content.FetchError
+	errors.As(err, &failed)
 	kept := again[:0]
 	for _, i := range again {
-		switch {
-		case !lacking[tasks[i].Want.Hash]:
+		h := tasks[i].Want.Hash
+		if !lacking[h] {
 			kept = append(kept, i)
-		case full: // members have it, but there is no room for it here
-			results[i] = place.Result{Code: place.Failed, Err: content.ErrNoSpace}
+		} else if failed != nil && failed.NoRoom[h] != nil {
+			results[i] = place.Result{Code: place.Failed, Err: failed.NoRoom[h]}
 		}
 	}
 	return kept
@@ -305,10 +306,12 @@ func (a *Agent) placedOne(ctx context.Context, w *want, r *place.Result) {
 		r.Err = errMissing
 	}
 	if ctx.Err() == nil {
+		hint := ""
 		if errors.Is(r.Err, unix.ENOSPC) || errors.Is(r.Err, unix.EDQUOT) {
-			a.status.problemHint(aboutSpace, r.Err, "make room; it goes on by itself")
+			hint = "make room; it goes on by itself"
+			a.status.problemHint(aboutSpace, r.Err, hint)
 		}
-		a.status.problem(w.Path, r.Err)
+		a.status.problemHint(w.Path, r.Err, hint)
 	}
 	a.board.placeAgain(w, false, a.backoff(w.tries))
 }

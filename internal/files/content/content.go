@@ -103,6 +103,7 @@ type Store struct {
 	parts    map[string]bool // part files being written
 	fetchers map[uint64]*peer
 	moved    Traffic
+	promised int64 // bytes that large contents under way still need
 }
 
 type largeFile struct {
@@ -179,18 +180,6 @@ func Statfs(dir string) (uint64, error) {
 		return 0, fmt.Errorf("free space of %s: %w", dir, err)
 	}
 	return st.Bavail * uint64(st.Bsize), nil
-}
-
-// room fails with ErrNoSpace if n more bytes would cut into the reserve.
-func (s *Store) room(n int64) error {
-	free, err := s.opts.Free(s.opts.Dir)
-	if err != nil {
-		return err
-	}
-	if need := s.opts.Reserve + uint64(n); free < need {
-		return fmt.Errorf("%s: %d bytes free, %d needed: %w", s.opts.Dir, free, need, ErrNoSpace)
-	}
-	return nil
 }
 
 // Put stages a small content that this node has in memory. It is durable after Sync.

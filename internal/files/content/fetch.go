@@ -19,24 +19,52 @@ type Want struct {
 
 // Fetch gets contents from other members, the first of nodes first, and from the next one what is then still
 // missing, or not yet moved when one fails. What is here already is not fetched. It returns what no node had;
-// the error then says what else went wrong, if anything did. Fetched contents are verified and staged, small
+// the error, a *FetchError, then says what else went wrong, if anything did. Fetched contents are verified and staged, small
 // ones durable only after Sync.
 func (s *Store) Fetch(ctx context.Context, nodes []uint64, wants []Want) (missing []Want, err error) {
 	missing = s.lacking(unique(wants))
 	var errs []error
+	full := noRoom{}
 	for _, node := range nodes {
 		if len(missing) == 0 || ctx.Err() != nil {
 			break
 		}
-		if err := s.fetchFrom(ctx, node, missing); err != nil {
+		err := s.fetchFrom(ctx, node, missing, full)
+		missing = s.lacking(missing)
+		if err != nil {
 			errs = append(errs, fmt.Errorf("fetch from node %d: %w", node, err))
 		}
-		missing = s.lacking(missing)
 	}
 	if len(missing) == 0 {
 		return nil, nil
 	}
-	return s.lacking(wants), errors.Join(append(errs, ctx.Err())...)
+	if err := errors.Join(append(errs, ctx.Err())...); err != nil {
+		return s.lacking(wants), &FetchError{full, err}
+	}
+	return s.lacking(wants), nil
+}
+
+// noRoom is FetchError.NoRoom while it grows.
+type noRoom map[manifest.Hash]*RoomError
+
+func (n noRoom) add(h manifest.Hash, err error) {
+	var r *RoomError
+	if errors.As(err, &r) {
+		n[h] = r
+	}
+}
+
+// small notes an error that ended the connection on which small contents were to come.
+func (n noRoom) small(missing []Want, err error) {
+	var r *RoomError
+	if !errors.As(err, &r) {
+		return
+	}
+	for _, w := range missing {
+		if w.Size <= SmallMax {
+			n[w.Hash] = r
+		}
+	}
 }
 
 func unique(wants []Want) []Want {
@@ -73,14 +101,14 @@ func (s *Store) fetcher(node uint64) *peer {
 }
 
 // fetchFrom asks one node; on a connection that was open before it tries once more with a new one.
-func (s *Store) fetchFrom(ctx context.Context, node uint64, wants []Want) error {
+func (s *Store) fetchFrom(ctx context.Context, node uint64, wants []Want, full noRoom) error {
 	p := s.fetcher(node)
 	for {
 		c, fresh, err := p.acquire(ctx)
 		if err != nil {
 			return err
 		}
-		err = s.fetchOn(ctx, c, wants)
+		err = s.fetchOn(ctx, c, wants, full)
 		c.unhold()
 		if c.reason() == nil || fresh || ctx.Err() != nil || s.ctx.Err() != nil {
 			return err
@@ -89,12 +117,15 @@ func (s *Store) fetchFrom(ctx context.Context, node uint64, wants []Want) error 
 	}
 }
 
-func (s *Store) fetchOn(ctx context.Context, c *session, wants []Want) error {
-	job := &fetchJob{c: c, ctx: ctx}
+func (s *Store) fetchOn(ctx context.Context, c *session, wants []Want, full noRoom) error {
+	job := &fetchJob{c: c, ctx: ctx, full: full}
 	var running sync.WaitGroup
 	running.Go(func() { job.large(wants) })
 	err := job.small(wants)
 	running.Wait()
+	if err != nil {
+		full.small(s.lacking(wants), err)
+	}
 	return errors.Join(err, job.err)
 }
 
@@ -102,14 +133,16 @@ type fetchJob struct {
 	c   *session
 	ctx context.Context
 
-	mu  sync.Mutex
-	err error
+	mu   sync.Mutex
+	err  error
+	full noRoom
 }
 
-func (j *fetchJob) fail(err error) {
+func (j *fetchJob) fail(h manifest.Hash, err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.err = errors.Join(j.err, err)
+	j.full.add(h, err)
+	j.err = errors.Join(j.err, fmt.Errorf("%x: %w", h[:4], err))
 }
 
 // requestBytes is about how much one request for small contents brings.
@@ -205,7 +238,7 @@ func (j *fetchJob) large(wants []Want) {
 		running.Go(func() {
 			defer func() { <-j.c.largeSlots }()
 			if err := j.c.fetchOne(j.ctx, w); err != nil && !errors.Is(err, errMissing) {
-				j.fail(fmt.Errorf("%x: %w", w.Hash[:4], err))
+				j.fail(w.Hash, err)
 			}
 		})
 	}

@@ -32,6 +32,7 @@ type staging struct {
 	path    string
 	f       *os.File
 	earlier int64 // bytes that an interrupted attempt left: places to look at before asking
+	owed    int64 // bytes of room that are kept for what is still to come
 
 	planned int64        // end of the last segment
 	expect  []piece      // asked for and not here yet, in order
@@ -77,7 +78,10 @@ func (s *Store) beginStaging(h manifest.Hash, size int64, hint string) (*staging
 	info, err := f.Stat()
 	if err == nil {
 		g.earlier = min(info.Size(), size)
-		err = s.room(size - g.earlier)
+		need := size - min(allocated(info), size)
+		if err = s.promise(need); err == nil {
+			g.owed = need
+		}
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("stage %x: %w", h[:4], err), g.abandon(false))
@@ -187,6 +191,7 @@ func (g *staging) write(offset int64, data []byte) error {
 			return fmt.Errorf("stage %x: %w", g.hash[:4], err)
 		}
 	}
+	g.keep(int64(len(data)))
 	g.feed(offset, data)
 	return nil
 }
@@ -287,6 +292,7 @@ func (g *staging) abandon(keep bool) error {
 }
 
 func (g *staging) release() error {
+	g.keep(g.owed)
 	g.s.count(Traffic{Received: g.received, Reused: g.reused})
 	err := errors.Join(g.f.Close(), g.basis.close())
 	g.s.unlockPart(g.path)

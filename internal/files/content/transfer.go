@@ -229,7 +229,7 @@ func (c *session) receiveLarge(ctx context.Context, t *transfer, w Want, othersH
 			return errors.Join(err, g.abandon(true))
 		}
 		if m.kind == kindEnd {
-			return g.finish()
+			return g.full(g.finish())
 		}
 		if m.kind == kindResult && len(m.body) == 1 {
 			err := resultError(code(m.body[0]))
@@ -241,7 +241,7 @@ func (c *session) receiveLarge(ctx context.Context, t *transfer, w Want, othersH
 		err = c.receiveFrame(g, t, m)
 		c.giveBack(m.buf)
 		if err != nil {
-			return errors.Join(err, g.abandon(othersHaveIt || !errors.Is(err, ErrChanged)))
+			return errors.Join(g.full(err), g.abandon(othersHaveIt || !errors.Is(err, ErrChanged)))
 		}
 	}
 }

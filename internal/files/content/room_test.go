@@ -1,0 +1,74 @@
+package content
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/zeebo/blake3"
+	"golang.org/x/sys/unix"
+
+	"github.com/lockstep-sync/lockstep/internal/files/manifest"
+)
+
+// Contents that are under way do not take the room of one another, and holes that an attempt left are not room.
+func TestRoomIsPromisedOnce(t *testing.T) {
+	m := newRig(t, 1).members[1]
+	m.opts.Reserve = 1 << 20
+	m.free.Store(12 << 20)
+	begin := func(b byte) (*staging, error) { return m.beginStaging(manifest.Hash{b}, 8<<20, "") }
+	one, err := begin(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var full *RoomError
+	if _, err := begin(2); !errors.As(err, &full) || full.Need != 8<<20 || full.Free != 4<<20 || full.Reserve != 1<<20 {
+		t.Fatalf("a second content of 8 MiB on 12 MiB: %v", err)
+	}
+	if !errors.Is(full, ErrNoSpace) || !errors.Is(full, unix.ENOSPC) || !strings.Contains(full.Error(), "8.0 MiB needed and 1.0 MiB to be left free, 4.0 MiB free") {
+		t.Error(full)
+	}
+	if err := errors.Join(one.write(0, []byte(strings.Repeat("x", 1<<20))), one.f.Truncate(8<<20), one.abandon(true)); err != nil {
+		t.Fatal(err)
+	}
+	two, err := begin(2)
+	if err != nil {
+		t.Fatalf("what was given up still has its room: %v", err)
+	}
+	if err := two.abandon(false); err != nil {
+		t.Fatal(err)
+	}
+	m.free.Store(4 << 20)
+	if _, err := begin(1); !errors.As(err, &full) || full.Need < 6<<20 {
+		t.Fatalf("7 MiB to come on a disk with 4: %v", err)
+	}
+	if m.promised != 0 {
+		t.Errorf("%d bytes stay promised", m.promised)
+	}
+}
+
+// A Fetch tells for which contents there is no room; what no member has is another matter.
+func TestFetchTellsWhatHasNoRoom(t *testing.T) {
+	r := newRig(t, 2)
+	big, small := randomBytes(3<<20), []byte("small")
+	r.members[1].place("big", big)
+	r.members[1].place("small", small)
+	wants := []Want{{Hash: blake3.Sum256(big), Size: int64(len(big))}, {Hash: blake3.Sum256(small), Size: 5}, {Hash: manifest.Hash{9}, Size: 10}}
+	m := r.members[2]
+	m.free.Store(2 << 20)
+	missing, err := m.Fetch(t.Context(), []uint64{1}, wants)
+	var failed *FetchError
+	if !errors.As(err, &failed) || len(missing) != 2 {
+		t.Fatalf("missing %v, %v", missing, err)
+	}
+	if full := failed.NoRoom[wants[0].Hash]; full == nil || full.Need != 3<<20 {
+		t.Errorf("the large content: %v", full)
+	}
+	if full := failed.NoRoom[wants[2].Hash]; full != nil {
+		t.Errorf("what nobody has: %v", full)
+	}
+	m.free.Store(64 << 20)
+	if missing, _ := m.Fetch(t.Context(), []uint64{1}, wants); len(missing) != 1 || missing[0].Hash != wants[2].Hash {
+		t.Errorf("with room there is missing %v", missing)
+	}
+}
