@@ -71,8 +71,12 @@ type Store interface {
 	// the caller stops, as after one of Write.
 	Idle() error
 	// Full says why the disk has no room for more, or nil. A store that is full goes on writing from a reserve; the
-	// owner sees to it that little is written until Full is nil again. Any goroutine may call it, once a second or so.
+	// owner sees to it that little is written until Full is nil again, which is when the reserve is whole. What no
+	// longer goes into the reserve waits. Any goroutine may call it at any time: it is an atomic load.
 	Full() error
+	// Retry has a disk that is full tried again; to be called once a second or so while Full is not nil. Any goroutine
+	// may call it.
+	Retry()
 	Close() error
 }
 

@@ -405,3 +405,5 @@ func (m *Memory) Idle() error { return nil }
 
 // Full implements Store.
 func (m *Memory) Full() error { return nil }
+
+func (m *Memory) Retry() {}

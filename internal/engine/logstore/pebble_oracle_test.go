@@ -402,3 +402,5 @@ func (s *pebbleStore) Idle() error { return s.usable() }
 
 // Full implements Store.
 func (s *pebbleStore) Full() error { return nil }
+
+func (s *pebbleStore) Retry() {}

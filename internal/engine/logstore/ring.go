@@ -6,7 +6,9 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
+	"time"
 )
 
 // segment is a file of the ring. Its fields belong to the writing goroutine; readers use file alone, and only
@@ -36,21 +38,25 @@ func slotOf(name string) (slot uint64, ok bool) {
 // ring hands out segments to write into. One goroutine of its own makes new ones and deletes those that are too
 // many, so that the writer waits for neither; take, give and stop are called by the writing goroutine alone.
 //
-// Spare segments are written already, so they take no new space: they are the reserve when the disk is full.
+// Spare segments are written already, so they take no new space: they are the reserve when the disk is full. The
+// disk counts as full from the first segment that cannot be made until as many are there as were missing then.
 type ring struct {
 	disk    Disk
 	size    int64
 	reserve int // spares to keep ready
+	giveUp  <-chan struct{}
 	onError func(error)
 	log     *slog.Logger
 
 	spares []*segment
 
+	full atomic.Pointer[error] // why the last segment could not be made; changed under mu
+
 	mu     sync.Mutex
 	slots  uint64 // the highest slot in use
 	asked  int    // segments being made
+	short  int    // while full: segments that were asked for and not made
 	made   []*segment
-	full   error // why the last one could not be made
 	extra  []*segment
 	wake   chan struct{}
 	rests  chan chan struct{}
@@ -58,8 +64,8 @@ type ring struct {
 	done   sync.WaitGroup
 }
 
-func newRing(disk Disk, size int64, reserve int, log *slog.Logger, onError func(error)) *ring {
-	return &ring{disk: disk, size: size, reserve: reserve, onError: onError, log: log,
+func newRing(o *Options, onError func(error)) *ring {
+	return &ring{disk: o.Disk, size: o.SegmentBytes, reserve: o.Reserve, giveUp: o.GiveUp, onError: onError, log: o.Log,
 		wake: make(chan struct{}, 1), rests: make(chan chan struct{})}
 }
 
@@ -85,31 +91,46 @@ func (r *ring) stock() {
 	r.collect()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.full != nil {
+	missing := r.reserve - len(r.spares)
+	if r.full.Load() != nil {
+		r.short = max(1, missing)
 		return
 	}
-	if missing := r.reserve - len(r.spares); missing > r.asked {
+	if missing > r.asked {
 		r.asked = missing
 		signal(r.wake)
 	}
 }
 
+// roomEvery is how often a writer that has used the reserve up looks whether there is room.
+const roomEvery = 100 * time.Millisecond
+
 // take returns a segment of at least size bytes. Without a spare it makes one, not written before: its syncs are
-// slower, but nobody waits until it is filled. An error means that the reserve is used up.
+// slower, but nobody waits until it is filled. If the disk has no room for that either, the reserve is used up: take
+// waits until there is, or until it is told to give up. Nothing is lost by that: to its replicas it is a slow disk.
 func (r *ring) take(size int64) (*segment, error) {
-	r.collect()
-	if i := slices.IndexFunc(r.spares, func(s *segment) bool { return s.size >= size }); i >= 0 {
-		s := r.spares[i]
-		r.spares = slices.Delete(r.spares, i, i+1)
+	for {
+		r.collect()
+		if i := slices.IndexFunc(r.spares, func(s *segment) bool { return s.size >= size }); i >= 0 {
+			s := r.spares[i]
+			r.spares = slices.Delete(r.spares, i, i+1)
+			r.stock()
+			return s, nil
+		}
 		r.stock()
-		return s, nil
-	}
-	r.stock()
-	s, err := r.make(r.nextSlot(), max(size, r.size), false)
-	if isFull(err) {
+		s, err := r.make(r.nextSlot(), max(size, r.size), false)
+		if !isFull(err) {
+			return s, err
+		}
 		r.noRoom(err)
+		again := time.NewTimer(roomEvery)
+		select {
+		case <-again.C:
+		case <-r.giveUp:
+			again.Stop()
+			return nil, err
+		}
 	}
-	return s, err
 }
 
 // give returns a segment in which nothing counts any more.
@@ -134,17 +155,18 @@ func (r *ring) shrink(keep int) {
 
 // space is nil, or why no segment could be made.
 func (r *ring) space() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.full
+	if err := r.full.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 // retry has the disk tried again after it was full. Any goroutine may call it.
 func (r *ring) retry() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.full != nil && r.asked == 0 {
-		r.asked = 1
+	if r.full.Load() != nil && r.asked == 0 {
+		r.asked = r.short
 		signal(r.wake)
 	}
 }
@@ -221,20 +243,21 @@ func (r *ring) deliver(s *segment, err error) {
 	defer r.mu.Unlock()
 	r.asked = max(0, r.asked-1)
 	r.made = append(r.made, s)
-	if r.full != nil {
-		r.log.Info("the log has room again")
+	if r.asked > 0 || r.full.Load() == nil {
+		return
 	}
-	r.full = nil
+	r.full.Store(nil)
+	r.log.Info("the log has room again: its reserve is whole")
 }
 
 func (r *ring) noRoom(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.short = max(1, r.asked, r.short)
 	r.asked = 0
-	if r.full == nil {
+	if r.full.Swap(&err) == nil {
 		r.log.Warn("no new log segment: what is written goes into the reserve", "err", err)
 	}
-	r.full = err
 }
 
 // isFull says whether an error is a disk's that has no room, which is the one that may pass.

@@ -30,6 +30,9 @@ type Options struct {
 	// OnError is told of an error of the disk that no call of the store's could return. After any error but
 	// that of a full disk every call fails.
 	OnError func(error)
+	// GiveUp, when closed, ends the wait of a Write for which there is no room, not even in the reserve: it fails.
+	// nil: a Write waits until there is room.
+	GiveUp <-chan struct{}
 
 	SegmentBytes    int64 // of one segment; 0: DefaultSegmentBytes
 	Reserve         int   // segments kept ready; 0: DefaultReserve
@@ -128,7 +131,7 @@ func Open(path string, o Options) (Store, error) {
 func OpenSegments(o Options) (Store, error) {
 	o.defaults()
 	s := &segStore{opts: o, groups: map[uint64]*segLog{}, bad: map[uint64]error{}, dirty: map[uint64]*segLog{}}
-	s.ring = newRing(o.Disk, o.SegmentBytes, o.Reserve, o.Log, s.failLate)
+	s.ring = newRing(&s.opts, s.failLate)
 	if err := s.open(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open log: %w", err), o.Disk.Close())
 	}
@@ -198,15 +201,11 @@ func (s *segStore) Groups() ([]uint64, error) {
 	}), nil
 }
 
-// Full says why no space could be had for another segment, or nil. What is written until the reserve is used up
-// still goes through; asking has the disk tried again.
-func (s *segStore) Full() error {
-	err := s.ring.space()
-	if err != nil {
-		s.ring.retry()
-	}
-	return err
-}
+// Full says why no space could be had for another segment, or nil.
+func (s *segStore) Full() error { return s.ring.space() }
+
+// Retry has the disk tried again, off the caller's way.
+func (s *segStore) Retry() { s.ring.retry() }
 
 // begin starts a batch with what waited.
 func (s *segStore) begin() {
