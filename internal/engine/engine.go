@@ -55,6 +55,8 @@ type Config struct {
 	// Forked is called when another node says that it follows another history; it must not block. nil: nobody
 	// listens.
 	Forked func(Forked)
+	// Room tells of full disks. nil: there is always room.
+	Room Room
 }
 
 // Engine holds the groups of a node.
@@ -63,6 +65,7 @@ type Engine struct {
 	writer *writer
 	ids    atomic.Uint64 // handles of proposals, batches, reads
 	pace   pace
+	grace  grace
 
 	mu        sync.RWMutex
 	groups    map[uint64]*Group
@@ -107,6 +110,7 @@ func (e *Engine) clock() {
 		case <-e.stopping.Done():
 			return
 		case <-t.C:
+			e.restoreGrace()
 			for _, g := range e.snapshotGroups() {
 				g.box.tick()
 			}

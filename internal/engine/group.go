@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -129,10 +130,11 @@ func (e *Engine) openGroup(cfg GroupConfig) (*Group, error) {
 	if err := e.repairLog(cfg.ID, log, rep); err != nil {
 		return nil, err
 	}
+	room := &groupRoom{eng: e}
 	c, err := core.New(core.Config{
 		Group: cfg.ID, Replica: cfg.Replica, Nonce: e.ids.Add(1), Storage: storage{log, rep},
 		Applied: rep.Applied().Index, AppliedTerm: rep.Applied().Term, ConfState: rep.ConfState(),
-		InSync: cfg.InSync, Terms: rep.Terms, Executes: rep.Executes,
+		InSync: cfg.InSync, Terms: rep.Terms, Executes: rep.Executes, Room: room,
 		Logger: core.NewLogger(cfg.ID, cfg.Replica, func(msg string) { e.cfg.Log.Debug(msg, "group", cfg.ID) }),
 	})
 	if err != nil {
@@ -150,6 +152,7 @@ func (e *Engine) openGroup(cfg GroupConfig) (*Group, error) {
 		moved:   newSignal(),
 		book:    newDigestBook(rep),
 	}
+	room.g = g
 	rep.Watch(replica.Hooks{
 		Marked: func(m replica.Mark) { g.book.marked(m, g.tasks.Go, func() { g.jobs.call(g.compare) }) },
 		Judged: func(v replica.Verdict) { g.book.judged(v); g.compare() },
@@ -365,10 +368,15 @@ func (g *Group) send(msgs []*raftpb.Message) {
 		for n < len(msgs) && msgs[n].GetTo() == to {
 			n++
 		}
-		if node, ok := g.NodeOf(to); ok {
-			g.eng.cfg.Transport.Send(node, wireGroup(g.cfg.ID, g.Line().History), msgs[:n:n])
-		}
+		batch := msgs[:n:n]
 		msgs = msgs[n:]
+		node, ok := g.NodeOf(to)
+		if room := g.eng.cfg.Room; room != nil && room.Scarce() && room.FullAt(node) {
+			batch = slices.DeleteFunc(batch, wasted)
+		}
+		if ok && len(batch) > 0 {
+			g.eng.cfg.Transport.Send(node, wireGroup(g.cfg.ID, g.Line().History), batch)
+		}
 	}
 }
 

@@ -191,7 +191,11 @@ func (g *Group) HandOver(ctx context.Context) {
 	}
 	var best uint64
 	var match uint64
+	room := groupRoom{g.eng, g}
 	for _, p := range st.Peers {
+		if room.Scarce() && room.FullAt(p.Replica) {
+			continue // it would not take over
+		}
 		if p.Replica != g.cfg.Replica && !p.Learner && p.RecentActive && p.Match >= match {
 			best, match = p.Replica, p.Match
 		}

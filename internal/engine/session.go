@@ -75,7 +75,7 @@ func (s *Session) Backlog() int {
 }
 
 // Propose submits payload and retries until it has an answer or ctx ends; then the error wraps ctx's and the
-// write's fate is unknown.
+// write's fate is unknown. ErrFull: it was not taken.
 func (s *Session) Propose(ctx context.Context, ack core.Ack, payload []byte) (Answer, error) {
 	return s.submit(ctx, core.Proposal{Ack: ack, Payload: payload})
 }
@@ -93,12 +93,17 @@ func (s *Session) submit(ctx context.Context, p core.Proposal) (Answer, error) {
 	defer s.finish(seq)
 
 	var pause backoff
+	open := false // an earlier attempt may have been taken
 	for try := 0; ; try++ {
 		p.Client, p.Seq, p.Floor = s.client, seq, s.answered()
 		a, err := s.attempt(ctx, p, try)
-		if err == nil && decided(a.Code) {
+		switch {
+		case err == nil && decided(a.Code):
 			return s.accept(a)
+		case err == nil && a.Code == core.Full && !open:
+			return Answer{}, fmt.Errorf("engine: write to group %d not taken: %w", s.group, ErrFull)
 		}
+		open = open || err != nil || a.Code == core.Unknown
 		if ctx.Err() != nil {
 			return Answer{}, fmt.Errorf("engine: group %d: no answer to the write: %w", s.group, ctx.Err())
 		}

@@ -122,9 +122,9 @@ func (g *Group) offerEnded(to uint64, ok bool) {
 }
 
 // startInstall pulls the state that a MsgSnap announces, off the loop, and then hands the message to raft.
-// While it runs further announcements are dropped; raft repeats them.
+// While it runs, and on a full disk, announcements are dropped; raft repeats them.
 func (g *Group) startInstall(m *raftpb.Message) {
-	if g.pulling {
+	if g.pulling || g.eng.full() {
 		return
 	}
 	if m.GetSnapshot().GetMetadata().GetIndex() <= g.core.Status().Commit {

@@ -36,6 +36,7 @@ type node struct {
 	down       bool
 	terms      Terms
 	lost       []Loss
+	room       *fakeRoom
 }
 
 func newCluster(t *testing.T, voters ...uint64) *cluster {
@@ -48,7 +49,7 @@ func newCluster(t *testing.T, voters ...uint64) *cluster {
 
 func (c *cluster) add(id uint64, cs *raftpb.ConfState) *node {
 	c.t.Helper()
-	n := &node{log: raft.NewMemoryStorage()}
+	n := &node{log: raft.NewMemoryStorage(), room: &fakeRoom{c: c, self: id}}
 	if err := n.log.ApplySnapshot(&raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{
 		Index: proto.Uint64(1), Term: proto.Uint64(1), ConfState: cs,
 	}}); err != nil {
@@ -66,7 +67,7 @@ func (c *cluster) open(id, applied uint64) {
 	n := c.nodes[id]
 	g, err := New(Config{
 		Group: 7, Replica: id, Nonce: 100 + id, Storage: n.log, Applied: applied, InSync: c.inSync, Terms: func() Terms { return n.terms },
-		Executes: func(p *Proposal, ahead Ahead) bool { return c.executes != nil && c.executes(p, ahead) },
+		Executes: func(p *Proposal, ahead Ahead) bool { return c.executes != nil && c.executes(p, ahead) }, Room: n.room,
 	})
 	if err != nil {
 		c.t.Fatal(err)

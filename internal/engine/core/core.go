@@ -47,10 +47,11 @@ const (
 	Ready                           // a read: the local state at Index or above is linearizable
 	CommittedQuorumOnly             // AckAll given up: committed and applied, but Missing do not have it yet
 	Rejected                        // a Change that the present configuration does not allow; not taken
+	Full                            // not taken: no quorum has room on its disks (see PlanRoom)
 )
 
 var codeNames = [...]string{"unknown", "accepted", "committed", "committed-all", "not-leader", "busy",
-	"ready", "committed-quorum-only", "rejected"}
+	"ready", "committed-quorum-only", "rejected", "full"}
 
 func (c Code) String() string {
 	if int(c) < len(codeNames) {
@@ -101,6 +102,8 @@ type Config struct {
 	// covers and ahead, and nothing else. Without that Accepted is not said. It may be called in Propose, and knows at
 	// least what Applied told. nil: it is never certain.
 	Executes func(p *Proposal, ahead Ahead) bool
+	// Room is of the disk that Storage is on. nil: there is always room.
+	Room Room
 
 	ElectionTicks  int         // ≥ 3 × HeartbeatTicks; default 10
 	HeartbeatTicks int         // default 2, with which 100 idle groups cost a quarter less than with 1

@@ -44,6 +44,8 @@ type Group struct {
 	change  bool // a Change of this replica is pending
 	reads   reads
 	succeed succession
+	silence int // ticks since a leader was heard of
+	plan    RoomPlan
 
 	sends   []*raftpb.Message
 	answers []Answer
@@ -130,9 +132,10 @@ func (c *Config) complete() error {
 // Tick is one clock tick (100 ms).
 func (g *Group) Tick() {
 	defer g.blame("Tick")
-	g.rn.Tick()
+	g.tickRaft()
 	g.reads.tick()
 	g.tickSuccession()
+	g.mindRoom()
 }
 
 // Receive takes a message from a peer; a MsgSnap only after the state that it describes was installed. An
@@ -148,11 +151,18 @@ func (g *Group) Receive(m *raftpb.Message) error {
 	case t == raftpb.MsgReadIndex && g.role == Leader && !g.termBegun:
 		return nil // see issueReads; the follower asks again
 	}
+	g.hear(m)
+	if g.unwelcome(m) {
+		return fmt.Errorf("receive %s from replica %d: %w", m.GetType(), m.GetFrom(), ErrNoRoom)
+	}
 	if err := g.rn.Step(m); err != nil {
 		return fmt.Errorf("receive %s from replica %d: %w", m.GetType(), m.GetFrom(), err)
 	}
 	return nil
 }
+
+// ErrNoRoom: the message was dropped because the disk is full; the peer repeats what matters.
+var ErrNoRoom = errors.New("the disk is full")
 
 // Transfer hands leadership over to a voter; ignored unless this replica leads. Until it is done or an
 // election timeout has passed, proposals are Busy.
@@ -316,7 +326,7 @@ func (g *Group) switchRole(s *raft.SoftState) {
 		g.lose()
 	}
 	if role != g.role {
-		g.termBegun = false
+		g.termBegun, g.plan = false, RoomPlan{}
 	}
 	if g.leader != s.Lead {
 		g.reads.again()

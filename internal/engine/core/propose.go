@@ -70,6 +70,10 @@ func (g *Group) Propose(now int64, batch uint64, ps []Proposal) {
 		g.refuse(ps, NotLeader, g.leader)
 		return
 	}
+	if code, ok := g.roomFor(); !ok {
+		g.refuse(ps, code, 0)
+		return
+	}
 	g.now = max(g.now, now)
 	waiters := make([]waiter, len(ps))
 	for i := range ps {

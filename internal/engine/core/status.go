@@ -86,6 +86,7 @@ type Status struct {
 	Proposals   int      // proposed entries that are not applied yet
 	Reads       int      // reads that are not answered yet
 	WaitingAcks int      // AckAll proposals that are committed but not everywhere
+	Refusing    bool     // leading, and proposals are answered Full
 }
 
 // Status describes the group as of now. It allocates; it is meant for status calls and ticks, not for every
@@ -109,6 +110,7 @@ func (g *Group) Status() Status {
 		Proposals:   len(g.pending.live()),
 		Reads:       len(g.reads.waiting) + len(g.reads.granted),
 		WaitingAcks: len(g.waitAll),
+		Refusing:    g.plan.Refuse,
 	}
 	for _, id := range slices.Sorted(maps.Keys(raw.Progress)) {
 		pr := raw.Progress[id]

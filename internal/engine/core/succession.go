@@ -76,6 +76,9 @@ func (g *Group) runSuccession() {
 		return
 	}
 	c.due = false
+	if g.full() && g.silence < reluctance*g.cfg.ElectionTicks {
+		return // the others take their turns
+	}
 	s := g.rn.BasicStatus()
 	if s.Lead != 0 || s.GetTerm() > c.term && s.GetVote() != 0 && s.GetVote() != g.cfg.Replica {
 		c.on = c.on && s.Lead == 0

@@ -191,6 +191,7 @@ func (p *peer) frame(l *link, k kind, body []byte) error {
 	case k == kindPing && l.inbound && len(body) == pingBody:
 		pong := binary.BigEndian.AppendUint64(body[:8:8], uint64(p.t.cfg.Now().UnixNano()))
 		_ = l.control(kindPong, pong) // if it fails, the next read knows more
+		p.t.cfg.OnFull(p.node, body[16]&pingFull != 0)
 		return p.grown(l, binary.BigEndian.Uint64(body[8:]))
 	case k == kindPong && !l.inbound && len(body) == 16:
 		p.pong(body)
@@ -258,8 +259,11 @@ func (p *peer) pong(body []byte) {
 	p.t.cfg.Log.Info("the peer's clock agrees with this node's again", "peer", p.name())
 }
 
-// pingBody is a time of the sender, which comes back, and its age.
-const pingBody = 16
+// pingBody is a time of the sender, which comes back, its age, and a byte of flags.
+const (
+	pingBody = 17
+	pingFull = 1 // the sender's disk is full
+)
 
 // grown notes the peer's age.
 func (p *peer) grown(l *link, age uint64) error {
@@ -273,6 +277,9 @@ func (p *peer) grown(l *link, age uint64) error {
 // ping asks for a pong that tells the round trip.
 func (p *peer) ping(l *link) {
 	var now [pingBody]byte
+	if p.t.cfg.Full() {
+		now[16] |= pingFull
+	}
 	binary.BigEndian.PutUint64(now[:], uint64(time.Since(p.t.start)))
 	binary.BigEndian.PutUint64(now[8:], p.t.cfg.Age())
 	if err := l.control(kindPing, now[:]); err != nil {

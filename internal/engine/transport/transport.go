@@ -94,10 +94,14 @@ type Config struct {
 	Boot    uint64
 	Age     func() uint64
 	Address string
-	Log     *slog.Logger
-	Rand    rand.Source      // jitter and the id of this incarnation; used under a lock
-	Now     func() time.Time // default time.Now; what Peers shows. Deadlines of sockets are always real time
-	Dial    DialFunc         // default TCP
+	// Full says whether this node's disk is; peers hear of it with the next beat. Default: never.
+	Full func() bool
+	// OnFull hears what a peer says of its disk, with every beat; it must not block. Default: nobody.
+	OnFull func(node uint64, full bool)
+	Log    *slog.Logger
+	Rand   rand.Source      // jitter and the id of this incarnation; used under a lock
+	Now    func() time.Time // default time.Now; what Peers shows. Deadlines of sockets are always real time
+	Dial   DialFunc         // default TCP
 
 	QueueMessages int           // bound of each peer's queue, what is being written included; default 16384
 	QueueBytes    int           // same, in bytes, approximately; default 64 MiB
@@ -129,6 +133,12 @@ func (c *Config) defaults() error {
 	}
 	if c.Age == nil {
 		c.Age = func() uint64 { return 0 }
+	}
+	if c.Full == nil {
+		c.Full = func() bool { return false }
+	}
+	if c.OnFull == nil {
+		c.OnFull = func(uint64, bool) {}
 	}
 	if c.Now == nil {
 		c.Now = time.Now
