@@ -25,10 +25,12 @@ const (
 type PebbleOptions struct {
 	Log *slog.Logger // nil: silent
 	// OnError is told when the disk failed behind a batch: on Pebble's goroutine, perhaps with its locks
-	// held, so it must neither block nor use the store. After the first error that is not a full disk
-	// (ENOSPC, EDQUOT) every Commit, Sync and read fails, and Close may not return: the owner ends the
-	// process. nil: such an error panics.
-	OnError       func(error)
+	// held, so it must neither block nor use the store. After the first error every Commit, Sync and read
+	// fails, and Close may not return: the owner ends the process. nil: such an error panics.
+	OnError func(error)
+	// OnFull is told why there is no room on the disk, and nil when there is again, under the same conditions. Until
+	// then Commit, Sync and Close may wait. nil: nobody is told.
+	OnFull        func(error)
 	FS            vfs.FS // nil: the operating system's
 	CacheBytes    int64  // block cache; 0: DefaultCacheBytes
 	MemTableBytes uint64 // 0: DefaultMemTableBytes; up to three may exist for a moment
@@ -37,19 +39,18 @@ type PebbleOptions struct {
 // OpenPebble opens the store in dir, or makes an empty one. Batches go to a write-ahead log that only
 // Sync makes durable; those of Through also to a file that the kernel has when Commit returns.
 func OpenPebble(dir string, o PebbleOptions) (Store, error) {
-	db, g, err := openPebble(dir, o, false)
+	s, err := openPebble(dir, o, false)
 	if err != nil {
 		return nil, err
 	}
-	fs := o.FS
-	if fs == nil {
-		fs = vfs.Default
+	if s.through, err = openThrough(s.db, s.fs, dir, s.guard); err == nil {
+		err = s.guard.Err()
 	}
-	t, err := openThrough(db, fs, dir, g)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open store %s: %w", dir, err), db.Close())
+		return nil, errors.Join(fmt.Errorf("open store %s: %w", dir, err), s.db.Close())
 	}
-	return &pebbleStore{pebbleReader{db, g}, db, t}, nil
+	s.fs.open.Store(true)
+	return s, nil
 }
 
 // ViewPebble opens the store in dir, which must exist and be used by nobody else, to look at it: nothing in dir
@@ -59,11 +60,11 @@ func ViewPebble(dir string, o PebbleOptions) (View, error) {
 		o.FS = vfs.Default
 	}
 	o.FS = unlocked{o.FS}
-	db, g, err := openPebble(dir, o, true)
+	s, err := openPebble(dir, o, true)
 	if err != nil {
 		return nil, err
 	}
-	return pebbleLook{pebbleReader{db, g}, db}, nil
+	return pebbleLook{s.pebbleReader, s.db}, nil
 }
 
 // unlocked takes no lock: Pebble's is a file that is written.
@@ -79,12 +80,21 @@ type pebbleLook struct {
 
 func (l pebbleLook) Close() error { return l.db.Close() }
 
-func openPebble(dir string, o PebbleOptions, readOnly bool) (*pebble.DB, *guard.Guard, error) {
-	g := guard.New(o.Log, o.OnError)
+func openPebble(dir string, o PebbleOptions, readOnly bool) (*pebbleStore, error) {
+	fs := newRoomFS(o.FS, o.OnFull)
+	g := guard.New(o.Log, func(err error) {
+		switch {
+		case !fs.open.Load(): // it is returned
+		case o.OnError == nil:
+			panic(err)
+		default:
+			o.OnError(err)
+		}
+	})
 	cache := pebble.NewCache(cmpOr(o.CacheBytes, DefaultCacheBytes))
 	defer cache.Unref()
 	opts := &pebble.Options{
-		FS:                          o.FS,
+		FS:                          fs,
 		ReadOnly:                    readOnly,
 		Cache:                       cache,
 		MemTableSize:                cmpOr(o.MemTableBytes, DefaultMemTableBytes),
@@ -108,10 +118,13 @@ func openPebble(dir string, o PebbleOptions, readOnly bool) (*pebble.DB, *guard.
 	}
 	g.Install(opts)
 	db, err := pebble.Open(dir, opts)
-	if err != nil {
-		return nil, nil, fmt.Errorf("open store %s: %w", dir, err)
+	if err == nil {
+		err = g.Err() // Pebble does not look back after a fatal error, and neither may be closed
 	}
-	return db, g, nil
+	if err != nil {
+		return nil, fmt.Errorf("open store %s: %w", dir, err)
+	}
+	return &pebbleStore{pebbleReader{db, g}, db, fs, nil}, nil
 }
 
 func cmpOr[T int64 | uint64](v, def T) T {
@@ -222,6 +235,7 @@ func (p pebbleReader) Scan(from, to []byte, visit func(key, value []byte) error)
 type pebbleStore struct {
 	pebbleReader
 	db      *pebble.DB
+	fs      *roomFS
 	through *through
 }
 
@@ -275,6 +289,7 @@ func (s *pebbleStore) Size(from, to []byte) (uint64, error) {
 
 // Close syncs what was written through, so that the next start has nothing to replay.
 func (s *pebbleStore) Close() error {
+	close(s.fs.ended)
 	err := s.guard.Err()
 	if err == nil {
 		err = s.Sync()

@@ -24,8 +24,8 @@ type Guard struct {
 	err     atomic.Pointer[error]
 }
 
-// New makes a guard. A nil log discards. onError is told every background error, and the first fatal one;
-// without it a fatal error panics, because Pebble does not expect to go on after one.
+// New makes a guard. A nil log discards. onError is told the first fatal error; without it a fatal error panics,
+// because Pebble does not expect to go on after one.
 func New(log *slog.Logger, onError func(error)) *Guard {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -74,10 +74,7 @@ func (g *Guard) background(err error) {
 		g.Fail(err)
 		return
 	}
-	g.log.Warn("store out of space", "error", err)
-	if g.onError != nil {
-		g.onError(err)
-	}
+	g.log.Debug("store out of space", "error", err) // whoever owns the disk says so
 }
 
 // logger is what Pebble writes to; its chatter is of use only to somebody who debugs the store.
