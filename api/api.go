@@ -28,6 +28,17 @@ type Node struct {
 	Drain   bool   `json:"drain,omitempty"` // gives up its votes and leaderships
 	Zone    string `json:"zone,omitempty"`
 	Self    bool   `json:"self,omitempty"`
+	// Full is set while the disk of its data directory has no room.
+	Full *FullDisk `json:"disk_full,omitempty"`
+}
+
+// FullDisk is of a node whose data directory has no room for more: it votes and answers, but takes no writes.
+type FullDisk struct {
+	Path   string    `json:"path"`
+	Free   uint64    `json:"free_bytes"`
+	Needed uint64    `json:"needed_bytes"` // free bytes from which on it goes on
+	Why    string    `json:"why"`
+	Since  time.Time `json:"since"`
 }
 
 type Replica struct {

@@ -17,6 +17,7 @@ const (
 	CodeDenied      Code = "denied"
 	CodeUnavailable Code = "unavailable" // retry may help; also timeouts
 	CodeDamage      Code = "damage"
+	CodeFull        Code = "full" // a disk has no room; nothing was done
 	CodeInterrupted Code = "interrupted"
 )
 
@@ -39,6 +40,7 @@ func Codes() []CodeInfo {
 		{CodeDenied, 6, http.StatusForbidden, "denied", "被拒绝"},
 		{CodeUnavailable, 7, http.StatusServiceUnavailable, "unavailable or timed out; a retry may help", "不可用或超时，可重试"},
 		{CodeDamage, 8, http.StatusConflict, "damage found", "发现数据损坏"},
+		{CodeFull, 9, http.StatusInsufficientStorage, "disk full; nothing was done", "磁盘已满，未做任何更改"},
 		{CodeInterrupted, 130, 499, "interrupted", "已中断"},
 	}
 }

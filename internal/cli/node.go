@@ -38,6 +38,9 @@ func (l nodeList) text(w io.Writer) error {
 		if n.Drain {
 			state += ", drain"
 		}
+		if n.Full != nil {
+			state += ", disk full"
+		}
 		rows = append(rows, []string{name, state, votes, n.Address, n.Version, orDash(n.Zone)})
 	}
 	return table(w, rows)

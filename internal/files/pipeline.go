@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 	"github.com/lockstep-sync/lockstep/internal/files/place"
 	"github.com/lockstep-sync/lockstep/internal/vfs"
@@ -233,7 +234,12 @@ func (a *Agent) propose(ctx context.Context, found []finding) {
 			return
 		}
 		if ctx.Err() == nil {
-			a.status.problem(aboutProposed, fmt.Errorf("changes of this node wait: %w", err))
+			var known *api.Error
+			hint := ""
+			if errors.As(err, &known) {
+				hint = known.Hint
+			}
+			a.status.problemHint(aboutProposed, fmt.Errorf("changes of this node wait: %w", err), hint)
 		}
 		if try == 0 && ctx.Err() == nil {
 			a.log.Warn("propose", "group", a.cfg.GroupID, "err", err)

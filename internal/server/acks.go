@@ -87,7 +87,7 @@ func (n *node) GroupProbe(ctx context.Context, group string, req api.GroupProbeR
 		return out, nil // UNKNOWN
 	}
 	if err != nil {
-		return out, err
+		return out, n.noRoom(ctx, op, group, g.ID, err)
 	}
 	out.Term, out.Index, out.Set = a.Position.Term, a.Position.Index, a.Set
 	out.Missing = n.namesOf(g, a.Missing)

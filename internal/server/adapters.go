@@ -31,6 +31,9 @@ func (l groupLog) Propose(ctx context.Context, payload []byte) (uint64, []byte, 
 	if a.Code == core.CommittedQuorumOnly {
 		l.h.noteQuorumOnly(a.Missing)
 	}
+	if err != nil {
+		err = l.h.n.noRoom(ctx, "write", l.h.group.Name, l.h.group.ID, err)
+	}
 	return a.Position.Index, a.Result, err
 }
 

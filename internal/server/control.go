@@ -33,7 +33,8 @@ type member interface {
 type controlPlane struct {
 	current atomic.Pointer[control.State]
 	session *engine.Session
-	news    chan struct{} // holds one token when the state changed
+	explain func(ctx context.Context, err error) error // makes engine.ErrFull an error for users
+	news    chan struct{}                              // holds one token when the state changed
 
 	mu   sync.Mutex
 	self member
@@ -109,7 +110,7 @@ func (c *controlPlane) propose(ctx context.Context, cmd *control.Command) (contr
 			Why: "it has no leader that answers: too many of its nodes are down", Hint: "lockstep node list shows which; start them, then try again"}
 	}
 	if err != nil {
-		return control.Result{}, err
+		return control.Result{}, c.explain(ctx, err)
 	}
 	r, err := control.DecodeResult(a.Result)
 	if err != nil {

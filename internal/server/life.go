@@ -93,7 +93,11 @@ func (n *node) live(ctx context.Context) {
 			return
 		case <-t.C:
 		}
-		if err := n.life.grow(); err != nil {
+		err := n.life.grow()
+		if isFull(err) {
+			continue // a little of its past would be missing from an old image; the next time may have room
+		}
+		if err != nil {
 			n.failed(err)
 			return
 		}
@@ -104,7 +108,8 @@ func (n *node) live(ctx context.Context) {
 const maxPast = 16
 
 // admit decides about a peer that proved who it is. recorded is what the control group knows of it. The first word of
-// a new run is on the disk before that run is admitted.
+// a new run is on the disk before that run is admitted, unless the disk is full: then what the control group recorded is
+// what outlives a restart of this node.
 func (l *life) admit(id uint64, next, recorded control.Life, addr string) (bool, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -127,7 +132,11 @@ func (l *life) admit(id uint64, next, recorded control.Life, addr string) (bool,
 		l.past[id] = append(l.past[id], before.Boot)
 		l.past[id] = l.past[id][max(0, len(l.past[id])-maxPast):]
 	}
-	return true, writeJSON(l.path, l.rec)
+	err := writeJSON(l.path, l.rec)
+	if isFull(err) {
+		err = nil
+	}
+	return true, err
 }
 
 // address is where a peer said it is, if it said so later than what the control group recorded.

@@ -16,6 +16,7 @@ type collector struct {
 	peerClock, peerGarbage, unwanted     *prometheus.Desc
 	losses, doubtful, alarm, inSync      *prometheus.Desc
 	quorumOnly                           *prometheus.Desc
+	diskFull, diskFree                   *prometheus.Desc
 }
 
 func newCollector(n *node) *collector {
@@ -44,6 +45,8 @@ func newCollector(n *node) *collector {
 		alarm:       desc("group_states_differ", "1 if states differ and no majority agrees.", "group"),
 		quorumOnly:  desc("dir_quorum_only_total", "Changes of this node under ack all that not every member of the in-sync set had in time.", "group"),
 		inSync:      desc("group_in_sync_members", "Members of the recorded in-sync set.", "group"),
+		diskFull:    desc("disk_full", "1 if this node takes no writes because the disk of its data directory is full."),
+		diskFree:    desc("disk_free_bytes", "Bytes free on the file system of the data directory."),
 		peerBytes:   desc("peer_sent_bytes_total", "Bytes sent to the peer on raft connections.", "peer"),
 	}
 }
@@ -93,6 +96,8 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			gauge(c.problems, float64(len(d.Problems)), g.Name)
 		}
 	}
+	ch <- prometheus.MustNewConstMetric(c.diskFull, prometheus.GaugeValue, boolean(c.n.disk.Full()))
+	ch <- prometheus.MustNewConstMetric(c.diskFree, prometheus.GaugeValue, float64(c.n.disk.free.Load()))
 	ch <- prometheus.MustNewConstMetric(c.states, prometheus.CounterValue, float64(c.n.eng.SnapshotBytes()))
 	for _, p := range c.n.net.Peers() {
 		name := c.n.nameOf(p.Node)

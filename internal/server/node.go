@@ -45,6 +45,7 @@ type node struct {
 	hints *hints
 	life  *life
 	watch *watch
+	disk  *dataDisk
 
 	mu         sync.Mutex
 	holdings   map[uint64]*holding // by group
@@ -87,6 +88,9 @@ func Run(ctx context.Context, cfg Config) error {
 		sealed: map[uint64]bool{}, estranged: map[[2]uint64]time.Time{}, superseded: make(chan replica.Line, 1),
 		holdings: map[uint64]*holding{}, suspects: map[uint64]error{}, fault: make(chan error, 1), quit: make(chan error, 1),
 		watch: newWatch(),
+	}
+	n.ctl.explain = func(ctx context.Context, err error) error {
+		return n.noRoom(ctx, "control", "control group", control.ControlGroup, err)
 	}
 	return n.run(ctx, listener, s.init)
 }
@@ -142,14 +146,14 @@ func (n *node) run(ctx context.Context, listener net.Listener, init *control.Ini
 		return errors.Join(err, listener.Close())
 	}
 	if n.life, err = openLife(n.data.sub(lifeFile), rand.Uint64()); err != nil {
-		return errors.Join(err, listener.Close())
+		return errors.Join(startError(n.data.path, err), listener.Close())
 	}
 	if err := n.openTransport(listener, &tidy); err != nil {
 		return err
 	}
 	n.eng = engine.Open(engine.Config{
 		Node: n.self, Cluster: n.id.Cluster(), Logs: n.logs, State: n.state, Transport: n.net, Now: time.Now, Seed: rand.Uint64(), SnapshotRate: n.cfg.SnapshotRate,
-		Log: n.log, Fault: n.failed, Forked: n.forked,
+		Log: n.log, Fault: n.failed, Forked: n.forked, Room: n.disk,
 	})
 	tidy.add(func() error { n.eng.Close(); return nil })
 	n.registerServices()
@@ -174,6 +178,7 @@ func (n *node) run(ctx context.Context, listener net.Listener, init *control.Ini
 	tasks.Go(func() { n.trimMemory(running) })
 	tasks.Go(func() { n.live(running) })
 	tasks.Go(func() { n.watchNodes(running) })
+	tasks.Go(func() { n.disk.watch(running) })
 
 	door, err := httpdoor.Open(running, httpdoor.Config{
 		Node: n, Metrics: n.metrics(), Log: n.log, Socket: n.data.sub("lockstep.sock"), API: n.cfg.API,
@@ -187,10 +192,17 @@ func (n *node) run(ctx context.Context, listener net.Listener, init *control.Ini
 	case <-ctx.Done():
 		n.log.Info("stopping")
 		n.handOver()
+		if n.disk.Full() {
+			// To put things in order takes room, and nobody can say when there is some. The log has everything.
+			n.log.Warn("the disk is full: the process ends as if it had been killed; nothing is lost")
+			tidy.steps = nil
+		}
 		return nil
 	case err := <-n.fault:
 		tidy.steps = nil // nothing more may be written; the process ends and takes everything with it
-		return fmt.Errorf("storage failed, the node stops at once so that nothing is acknowledged that is not on disk: %w", err)
+		e := storageError(n.data.path, err)
+		e.Why = "storage failed, the node stops at once so that nothing is acknowledged that is not on disk: " + e.Why
+		return e
 	case err := <-n.quit:
 		n.log.Error("stopping: this node may not take part", "err", err)
 		return err
@@ -224,9 +236,6 @@ func (n *node) handOver() {
 }
 
 func (n *node) failed(err error) {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		n.log.Error("the disk of the data directory is full; make room", "data", n.data.path, "err", err)
-	}
 	select {
 	case n.fault <- err:
 	default:
@@ -240,18 +249,23 @@ func (n *node) openStores(tidy *cleanup) (err error) {
 			return damaged(n.data.sub(name), fmt.Errorf("it was there before and is gone: %w", err))
 		}
 	}
+	n.disk = &dataDisk{dirs: []string{n.data.sub("log"), n.data.sub("state")}, statfs: statfs, now: time.Now, log: n.log, fail: n.failed}
 	n.logs, err = logstore.Open(n.data.sub("log"), logstore.Options{Salt: rand.Uint64(), Log: n.log, OnError: n.failed})
 	if err != nil {
 		return logError(n.data.sub("log"), err)
 	}
 	tidy.add(n.logs.Close)
-	n.state, err = kv.OpenPebble(n.data.sub("state"), kv.PebbleOptions{Log: n.log, OnError: n.failed})
+	n.disk.logs = n.logs
+	n.state, err = kv.OpenPebble(n.data.sub("state"), kv.PebbleOptions{Log: n.log, OnError: n.failed, OnFull: n.disk.stateFull})
 	if err != nil {
+		if ofDisk(err) {
+			return storageError(n.data.sub("state"), err)
+		}
 		return damaged(n.data.sub("state"), err)
 	}
 	tidy.add(n.state.Close)
 	tidy.add(n.state.Sync)
-	return n.hints.setOpened()
+	return startError(n.data.path, n.hints.setOpened())
 }
 
 func damaged(subject string, err error) error {
@@ -264,12 +278,11 @@ func logError(subject string, err error) error {
 	if errors.Is(err, logstore.ErrDamaged) {
 		return damaged(subject, err)
 	}
-	e := &api.Error{Code: api.CodeFailed, Op: "serve", Subject: subject, Why: err.Error(),
-		Hint: "nothing was changed; start the version of lockstep that wrote it, or see to the disk"}
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		e.Hint = "make room on the disk, then start again"
+	if ofDisk(err) {
+		return storageError(subject, err)
 	}
-	return e
+	return &api.Error{Code: api.CodeFailed, Op: "serve", Subject: subject, Why: err.Error(),
+		Hint: "nothing was changed; start the version of lockstep that wrote it, or see to the disk"}
 }
 
 func (n *node) openTransport(l net.Listener, tidy *cleanup) (err error) {
@@ -284,6 +297,8 @@ func (n *node) openTransport(l net.Listener, tidy *cleanup) (err error) {
 		Boot:       n.life.boot,
 		Age:        func() uint64 { return n.life.now().Age },
 		Address:    n.advertise,
+		Full:       n.disk.Full,
+		OnFull:     n.disk.heard,
 	})
 	if err != nil {
 		return errors.Join(err, l.Close())
@@ -296,6 +311,9 @@ func (n *node) openTransport(l net.Listener, tidy *cleanup) (err error) {
 // makes a follower give up its leader early.
 func (n *node) onPeer(node uint64, up bool, why transport.Why) {
 	n.log.Info("peer", "peer", n.nameOf(node), "up", up, "why", why.String())
+	if !up {
+		n.disk.heard(node, false) // what it will say next is not known
+	}
 	if !up && (why == transport.Refused || why == transport.Reset || why == transport.Goodbye) {
 		n.eng.PeerDown(node)
 	}

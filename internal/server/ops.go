@@ -68,6 +68,9 @@ func (n *node) Status(ctx context.Context) (api.Status, error) {
 		if node.Self {
 			out.Node = node
 		}
+		if node.Full != nil {
+			out.Warnings = append(out.Warnings, fullWarning(node))
+		}
 	}
 	for i := range st.Groups {
 		g := &st.Groups[i]
@@ -130,7 +133,14 @@ func (n *node) Nodes(ctx context.Context) ([]api.Node, error) {
 	if !ok {
 		return []api.Node{{Name: n.id.Name(), ID: nodeID(n.self), Address: n.advertise, State: "joining", Version: n.cfg.Version.Version, Self: true}}, nil
 	}
-	up := each(ctl.Members, func(m control.Member) bool { return n.isUp(ctx, m.Node) })
+	type word struct {
+		up   bool
+		full *api.FullDisk
+	}
+	words := each(ctl.Members, func(m control.Member) word {
+		a, err := n.hello(ctx, m.Node)
+		return word{err == nil, a.Full}
+	})
 	var out []api.Node
 	for i, m := range ctl.Members {
 		p, ok := st.Node(m.Node)
@@ -138,11 +148,11 @@ func (n *node) Nodes(ctx context.Context) ([]api.Node, error) {
 			continue
 		}
 		state := "down"
-		if up[i] {
+		if words[i].up {
 			state = "up"
 		}
 		out = append(out, api.Node{Name: p.Name, ID: nodeID(p.ID), Address: p.Address, State: state, Version: p.Version,
-			Voter: m.Role == control.RoleVoter, Self: p.ID == n.self, Drain: p.Drain, Zone: p.Zone})
+			Voter: m.Role == control.RoleVoter, Self: p.ID == n.self, Drain: p.Drain, Zone: p.Zone, Full: words[i].full})
 	}
 	return out, nil
 }

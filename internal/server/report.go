@@ -46,7 +46,9 @@ func (n *node) reportHere(ctx context.Context, req groupRequest) (report, error)
 		if n.ctl.self == nil {
 			return report{}, errStarting
 		}
-		return reportMember(n.ctl.self, n.ctl.grp, n.ctl.obs)
+		r, err := reportMember(n.ctl.self, n.ctl.grp, n.ctl.obs)
+		n.noteFull(&r)
+		return r, err
 	}
 	if r, ok := n.reportSuspect(req.Group); ok {
 		return r, nil
@@ -59,6 +61,7 @@ func (n *node) reportHere(ctx context.Context, req groupRequest) (report, error)
 	if err != nil {
 		return r, err
 	}
+	n.noteFull(&r)
 	return r, h.describe(&r)
 }
 

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/control"
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
 )
@@ -44,6 +45,8 @@ type helloAnswer struct {
 	Missed map[uint64]time.Duration `json:"missed,omitempty"`
 	// Watches: it is a voter of the control group and has watched for long enough.
 	Watches bool `json:"watches,omitempty"`
+	// Full is set while its disk is full.
+	Full *api.FullDisk `json:"full,omitempty"`
 }
 
 type leadAnswer struct {
@@ -60,19 +63,21 @@ func (n *node) helloHere(context.Context, groupRequest) (helloAnswer, error) {
 	for i := range st.Groups {
 		g := &st.Groups[i]
 		if grp := n.groupHere(g.ID); grp != nil && grp.Core().Role == core.Leader {
-			a.Leads = append(a.Leads, leadOf(g, grp.Fresh(), grp.Led()))
+			a.Leads = append(a.Leads, leadOf(g, grp.Fresh(), grp.Led(), n.disk.FullAt))
 		}
 	}
 	a.Missed, a.Watches = n.watch.missed(time.Now())
+	a.Full = n.disk.report()
 	return a, nil
 }
 
-func leadOf(g *control.Group, st core.Status, led time.Duration) leadAnswer {
+// leadOf leaves out of Fresh whose disk is full: it would not take leadership over.
+func leadOf(g *control.Group, st core.Status, led time.Duration, full func(node uint64) bool) leadAnswer {
 	a := leadAnswer{Group: g.ID, Steady: led}
 	var want []uint64
 	for _, m := range g.Voters() {
 		want = append(want, m.Replica)
-		if contains(st.Voters, m.Replica) && progressOf(st, m.Replica) == control.CaughtUp {
+		if contains(st.Voters, m.Replica) && progressOf(st, m.Replica) == control.CaughtUp && !full(m.Node) {
 			a.Fresh = append(a.Fresh, m.Node)
 		}
 	}
