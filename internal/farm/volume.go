@@ -73,3 +73,19 @@ func (v *Volume) Close() error {
 	}
 	return nil
 }
+
+// Repair checks the file system and mounts it again; nobody may use it.
+func (v *Volume) Repair() error {
+	if err := v.Close(); err != nil {
+		return err
+	}
+	// 1: errors were found and repaired
+	var ended *exec.ExitError
+	if out, err := exec.Command("fsck.ext4", "-y", v.image).CombinedOutput(); err != nil && (!errors.As(err, &ended) || ended.ExitCode() != 1) {
+		return fmt.Errorf("farm: fsck %s: %w: %s", v.image, err, out)
+	}
+	if out, err := exec.Command("mount", "-o", "loop", v.image, v.Dir).CombinedOutput(); err != nil {
+		return fmt.Errorf("farm: mount %s: %w: %s", v.image, err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
