@@ -149,8 +149,12 @@ func TestLeaderDiskFull(t *testing.T) {
 	if leader.Ended() {
 		t.Fatal("the process of the node that was full ended")
 	}
+	log, err := os.ReadFile(filepath.Join(f.Dir, leader.Name+".log"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, said := range []string{"the disk is full", "the disk has room again"} {
-		if !strings.Contains(leader.Log(), said) {
+		if !strings.Contains(string(log), said) {
 			t.Errorf("%s does not say: %s", leader.Name, said)
 		}
 	}
