@@ -171,7 +171,7 @@ func TestThroughErrorIsSticky(t *testing.T) {
 	var failing atomic.Bool
 	inject := errorfs.InjectorFunc(func(op errorfs.Op) error {
 		if failing.Load() && strings.Contains(op.Path, throughName) && op.Kind.ReadOrWrite() == errorfs.OpIsWrite {
-			return syscall.ENOSPC
+			return syscall.EIO
 		}
 		return nil
 	})
@@ -183,13 +183,13 @@ func TestThroughErrorIsSticky(t *testing.T) {
 	put(t, s.Through(), "k", "1")
 	failing.Store(true)
 	b := s.Through().Batch()
-	if err := errors.Join(b.Set([]byte("k"), nil), b.Commit()); !errors.Is(err, syscall.ENOSPC) {
-		t.Fatalf("commit on a full disk: %v", err)
+	if err := errors.Join(b.Set([]byte("k"), nil), b.Commit()); !errors.Is(err, syscall.EIO) {
+		t.Fatalf("commit on a disk that fails: %v", err)
 	}
-	if err := <-told; !errors.Is(err, syscall.ENOSPC) {
+	if err := <-told; !errors.Is(err, syscall.EIO) {
 		t.Fatalf("told %v", err)
 	}
-	if err := s.Sync(); !errors.Is(err, syscall.ENOSPC) {
+	if err := s.Sync(); !errors.Is(err, syscall.EIO) {
 		t.Fatalf("sync afterwards: %v", err)
 	}
 }
