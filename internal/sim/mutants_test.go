@@ -325,6 +325,30 @@ var mutants = []mutant{
 		new: "	c.next = max(c.next, applied-min(applied, 1))\n	entries, err := s.log.entries(c.next, applied, feedFrame)\n",
 		why: "an observer is sent what does not follow, and begins again for ever",
 	},
+	{
+		name: "messages of another history are taken", file: "engine/fork.go", whole: true,
+		old: "	return tag == own || tag == 0 || own == 0\n",
+		new: "	return tag == own || tag != own || own == 0\n",
+		why: "members of a history that was given up vote and acknowledge in the new one",
+	},
+	{
+		name: "state from beyond a fork is kept", file: "engine/fork.go", whole: true,
+		old: "st.At.Index > 0 && st.At.Index <= line.Fork.Index && line.Seed != 0",
+		new: "st.At.Index > 0 && line.Seed != 0",
+		why: "a replica goes on with what the new history has not",
+	},
+	{
+		name: "log not cut at a fork", file: "engine/fork.go", whole: true,
+		old: "	if err := e.writer.do(func(s logstore.Store) error { return cutLog(s, group, st.At, conf) }); err != nil {\n",
+		new: "	if err := error(nil); err != nil {\n",
+		why: "entries of a history that was given up are taken for committed",
+	},
+	{
+		name: "relay offers what was before a state that it took", file: "engine/attach.go", whole: true,
+		old: "			o.tail.reset(o.rep.Applied())\n",
+		new: "",
+		why: "observers that a relay feeds are sent what does not follow",
+	},
 }
 
 // TestMutants plants bugs, one at a time, and wants the simulator to see each of them.
