@@ -100,6 +100,9 @@ const tellAgain = 2 * time.Second
 
 // tell lets a node whose messages were refused know why; not more often than every tellAgain.
 func (e *Engine) tell(node, group uint64, line replica.Line) {
+	if e.lineOf(group).History != line.History {
+		return // without a state it is not known here what the history comes from: the node would take us for a stranger
+	}
 	now := e.cfg.Now()
 	e.mu.Lock()
 	key := [2]uint64{node, group}

@@ -36,6 +36,7 @@ type bubble struct {
 	dice   *mathrand.Rand // of everything; guarded by mu, for goroutines draw as they come
 	faults map[string]int
 	lives  []*life // all that there ever were
+	seen   error   // what must not happen and was seen by another goroutine than the one that runs the bubble
 }
 
 type bubbleShape struct {
@@ -341,6 +342,21 @@ func (b *bubble) rot(n *bubbleNode) {
 		must(batch.Commit(), "alter state")
 		gr.altered.Store(true)
 	}
+}
+
+// wrong is for violations that any goroutine sees.
+func (b *bubble) wrong(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.seen == nil {
+		b.seen = err
+	}
+}
+
+func (b *bubble) violation() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.seen
 }
 
 func (b *bubble) count(fault string) {

@@ -48,6 +48,9 @@ func (b *bubble) run(ctx context.Context) (err error) {
 			n.kill(nil)
 		}
 		b.wait()
+		if seen := b.violation(); seen != nil {
+			err = seen
+		}
 		if v, ok := recover().(violation); ok {
 			err = fmt.Errorf("%s", string(v))
 		}

@@ -132,7 +132,8 @@ func (l *life) told(f engine.Forked) {
 	gr := l.node.b.groups[f.Group-1]
 	line := gr.line.Load()
 	if line == nil || f.Line.History != line.History || !f.Superseded {
-		fail("group %d: node %d hears of history %x, superseding %v", f.Group, l.node.id, f.Line.History, f.Superseded)
+		l.node.b.wrong(fmt.Errorf("group %d: node %d hears of history %x, superseding %v", f.Group, l.node.id, f.Line.History, f.Superseded))
+		return
 	}
 	l.tasks.Go(func() {
 		l.aligning <- struct{}{}
@@ -152,7 +153,7 @@ func (l *life) told(f engine.Forked) {
 			err = gr.run(l)
 		}
 		if err != nil && l.dead.Err() == nil && !l.failing.Load() {
-			fail("node %d comes to a new history of group %d: %v", l.node.id, gr.id, err)
+			l.node.b.wrong(fmt.Errorf("node %d comes to a new history of group %d: %w", l.node.id, gr.id, err))
 		}
 	})
 }
