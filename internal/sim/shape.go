@@ -18,6 +18,7 @@ type shape struct {
 	fifo              bool
 	tick              int64
 	election          int    // ticks
+	heartbeat         int    // ticks
 	retain            uint64 // entries kept by a truncation
 	checkpoint        int64
 	entryBytes        uint64
@@ -80,6 +81,7 @@ func drawShape(r *mathrand.Rand) shape {
 	}
 	s.segments, s.segmentReserve = r.IntN(2) == 0, 1+r.IntN(3)
 	s.segmentBytes, s.logCache = pick(16<<10, 32<<10, 128<<10), int(pick(1, 3000, 1<<20))
+	s.heartbeat = min(1+r.IntN(3), s.election/3)
 	s.inSync, s.inSyncAfter = r.IntN(3) > 0, pick(300*milli, second, 5*second)
 	for _, f := range allFaults {
 		if r.IntN(2) == 0 {
