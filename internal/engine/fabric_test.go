@@ -59,6 +59,16 @@ func (f *fabric) mute(nodes ...uint64) bool {
 	return false
 }
 
+// connections is how many were opened, ever.
+func (f *fabric) connections() (n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, count := range f.opened {
+		n += count
+	}
+	return n
+}
+
 func (f *fabric) setSilent(node uint64, silent bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -329,6 +339,17 @@ func (f *farm) reaches(node uint64) {
 	if n := binary.BigEndian.Uint64(d[:]); n != f.count {
 		f.t.Fatalf("node %d at %v has applied %d writes of %d", node, at, n, f.count)
 	}
+}
+
+// copies is how many observers are fed, by anybody.
+func (f *farm) copies() (n int) {
+	for _, g := range f.groups {
+		n += g.src.count()
+	}
+	for _, o := range f.observers {
+		n += o.src.count()
+	}
+	return n
 }
 
 // until waits for a condition, in fake time.

@@ -353,7 +353,8 @@ func (s *source) inFlight(c *child) uint64 {
 
 // sendSome writes a frame of what c lacks, if there is anything and c has credit; more says that there may be more.
 func (s *source) sendSome(out *bufio.Writer, c *child) (more bool, err error) {
-	applied := s.rep.Applied().Index
+	// What an observer has applied is in its tail a moment later, and a state is installed before the log begins there.
+	applied := min(s.log.last(), s.rep.Applied().Index)
 	if c.next > applied || s.inFlight(c) >= feedWindow {
 		return false, nil
 	}

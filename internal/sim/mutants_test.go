@@ -252,12 +252,6 @@ var mutants = []mutant{
 		why: "new sessions that are on their way evict the session of an ACCEPTED write",
 	},
 	{
-		name: "every session is young", file: "engine/replica/sessions.go",
-		old: "			others = min(others, t.youngs-1)\n",
-		new: "			others = 0\n",
-		why: "a session that was used long ago is evicted in front of its ACCEPTED write",
-	},
-	{
 		name: "terms missing from the snapshot", file: "engine/replica/snapshot.go",
 		old: "	out.field(st.terms.Append(nil))\n",
 		new: "	out.field(nil)\n",
