@@ -28,8 +28,10 @@ type start struct {
 }
 
 // hint is DATA/cluster.json: what the node needs before it has read the control group's state. It is written
-// whenever that state changes and is never the truth.
+// whenever that state changes; of the others it is never the truth.
 type hint struct {
+	Node    uint64            `json:"node"`    // whose data directory this is
+	Cluster string            `json:"cluster"` // in hex
 	Role    string            `json:"role"` // in the control group
 	Replica uint64            `json:"replica,omitempty"`
 	Recast  bool              `json:"recast,omitempty"` // as in owned
@@ -50,9 +52,12 @@ func begin(ctx context.Context, cfg Config, advertise string, data *dataDir) (*s
 	case err == nil:
 		return resume(cfg, data, id)
 	case !errors.Is(err, access.ErrNoIdentity):
-		return nil, &api.Error{Code: api.CodeFailed, Op: "serve", Subject: data.path, Why: err.Error(),
-			Hint: "use the data directory of this node, with a version of lockstep that knows it"}
-	case cfg.Join != "":
+		return nil, identityError(data.path, err)
+	}
+	if err := data.checkUnused(); err != nil {
+		return nil, err
+	}
+	if cfg.Join != "" {
 		return join(ctx, cfg, advertise, data)
 	}
 	return found(cfg, advertise, data)
@@ -78,17 +83,15 @@ func resume(cfg Config, data *dataDir, id *access.Identity) (*start, error) {
 				Hint: "use an empty data directory to join another cluster"}
 		}
 	}
-	if err := readJSON(data.sub(hintFile), &s.hint); err != nil {
-		return nil, err
-	}
 	var init control.Init
-	switch err := readJSON(data.sub(initFile), &init); {
-	case err != nil:
-		return nil, err
-	case init.Cluster.ID != "":
+	err := errors.Join(data.load(hintFile, &s.hint, false), data.load(initFile, &init, true))
+	if err == nil {
+		err = data.checkHint(&s.hint, id)
+	}
+	if init.Cluster.ID != "" {
 		s.init = &init
 	}
-	return s, nil
+	return s, err
 }
 
 // found makes a new cluster of one. The description is on disk before the identity, so that a crash at any
@@ -121,7 +124,7 @@ func found(cfg Config, advertise string, data *dataDir) (*start, error) {
 	}
 	s := &start{
 		id:   id,
-		hint: hint{Role: control.RoleVoter, Replica: 1, Peers: map[uint64]string{1: advertise}},
+		hint: hint{Node: 1, Cluster: cluster.String(), Role: control.RoleVoter, Replica: 1, Peers: map[uint64]string{1: advertise}},
 		init: &control.Init{
 			Cluster: control.Cluster{ID: cluster.String(), CACert: ca.CertPEM(), CAKey: caKey},
 			Node:    control.Node{ID: 1, Name: cfg.Name, Address: advertise, Version: cfg.Version.Version, Zone: cfg.Zone},
@@ -167,7 +170,7 @@ func join(ctx context.Context, cfg Config, advertise string, data *dataDir) (*st
 	if err != nil {
 		return nil, err
 	}
-	s := &start{id: id, hint: hint{Peers: map[uint64]string{}}}
+	s := &start{id: id, hint: hint{Node: id.Node(), Cluster: id.Cluster().String(), Peers: map[uint64]string{}}}
 	for _, p := range reply.Peers {
 		s.hint.Peers[p.Node] = p.Address
 	}

@@ -38,9 +38,9 @@ type lifeRecord struct {
 }
 
 // openLife begins a new run, if the cluster has not refused this data directory before.
-func openLife(path string, boot uint64) (*life, error) {
-	l := &life{path: path, boot: boot, past: map[uint64][]uint64{}, addrs: map[uint64]string{}}
-	if err := readJSON(path, &l.rec); err != nil {
+func openLife(data *dataDir, boot uint64) (*life, error) {
+	l := &life{path: data.sub(lifeFile), boot: boot, past: map[uint64][]uint64{}, addrs: map[uint64]string{}}
+	if err := data.load(lifeFile, &l.rec, true); err != nil {
 		return nil, err
 	}
 	if l.rec.Refused != nil {

@@ -145,7 +145,7 @@ func (n *node) run(ctx context.Context, listener net.Listener, init *control.Ini
 	if err := n.openStores(&tidy); err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	if n.life, err = openLife(n.data.sub(lifeFile), rand.Uint64()); err != nil {
+	if n.life, err = openLife(n.data, rand.Uint64()); err != nil {
 		return errors.Join(startError(n.data.path, err), listener.Close())
 	}
 	if err := n.openTransport(listener, &tidy); err != nil {
@@ -265,6 +265,9 @@ func (n *node) openStores(tidy *cleanup) (err error) {
 	}
 	tidy.add(n.state.Close)
 	tidy.add(n.state.Sync)
+	if err := claimState(n.data.sub("state"), n.state, n.id); err != nil {
+		return err
+	}
 	return startError(n.data.path, n.hints.setOpened())
 }
 

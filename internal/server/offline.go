@@ -58,11 +58,10 @@ func OfflineRecover(ctx context.Context, path, confirm string, log *slog.Logger)
 
 func recoverControl(ctx context.Context, data *dataDir, id *access.Identity, logs logstore.Store, state kv.Store) (out api.OfflineRecovered, err error) {
 	const op = "offline recover"
-	r, at, err := engine.MachineState(state, control.ControlGroup)
-	if err != nil {
+	if err := claimState(data.sub("state"), state, id); err != nil {
 		return out, err
 	}
-	st, err := control.Load(r, at)
+	st, err := loadControl(state)
 	if err != nil {
 		return out, err
 	}
@@ -79,7 +78,11 @@ func recoverControl(ctx context.Context, data *dataDir, id *access.Identity, log
 			Hint: "start this node; it catches up by itself"}
 	}
 	var h hint
-	if err := readJSON(data.sub(hintFile), &h); err != nil {
+	err = data.load(hintFile, &h, false)
+	if err == nil {
+		err = data.checkHint(&h, id)
+	}
+	if err != nil {
 		return out, err
 	}
 	if h.Replica == 0 || h.Recast {
