@@ -494,3 +494,48 @@ func TestRefusesWhatIsNotItsOwn(t *testing.T) {
 		}
 	}
 }
+
+// A newest segment that was cut off makes all groups suspect; what begins again afterwards is not.
+func TestCutOffSegment(t *testing.T) {
+	rng := seeded(t)
+	disk, o := filled(t, rng)
+	name := newestSegment(t, disk.Clone())
+	for range 40 {
+		d := disk.Clone()
+		d.Truncate(name, 4096+rng.IntN(len(d.Files()[name])-4096))
+		o.Disk = d
+		s := openSegments(t, o)
+		ids, err := s.Groups()
+		must(t, err)
+		for _, g := range ids {
+			if _, _, err := s.Log(g); !errors.Is(err, logstore.ErrDamaged) {
+				t.Fatalf("group %d: %v", g, err)
+			}
+		}
+		must(t, s.Remove(1))
+		logstoretest.Make(t, s, 1)
+		must(t, s.Close())
+		s = openSegments(t, o)
+		if _, found, err := s.Log(1); !found || err != nil {
+			t.Fatalf("the group that began again: %v, %v", found, err)
+		}
+		if _, _, err := s.Log(2); !errors.Is(err, logstore.ErrDamaged) {
+			t.Fatalf("group 2, which did not: %v", err)
+		}
+		must(t, s.Close())
+	}
+}
+
+func newestSegment(t *testing.T, d *logstoretest.Disk) string {
+	t.Helper()
+	in, err := logstore.Inspect(d)
+	must(t, err)
+	must(t, in.Close())
+	for _, s := range in.Segments {
+		if s.Part == logstore.PartCurrent {
+			return s.Name
+		}
+	}
+	t.Fatal("there is no newest segment")
+	return ""
+}

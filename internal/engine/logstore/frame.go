@@ -33,6 +33,7 @@ var (
 type header struct {
 	length   uint32 // of header and body
 	flags    uint8
+	blocks   uint32 // of the segment, as long as it was made: 24 bits
 	census   uint32 // bytes of the census that the body begins with
 	sections uint32
 	store    uint64 // random, the same in every frame of a store
@@ -52,8 +53,7 @@ func (h *header) put(frame []byte) {
 	frame[3] = formatLevel
 	le := binary.LittleEndian
 	le.PutUint32(frame[4:], h.length)
-	frame[8] = h.flags
-	clear(frame[9:12])
+	le.PutUint32(frame[8:], uint32(h.flags)|h.blocks<<8)
 	le.PutUint32(frame[12:], h.census)
 	le.PutUint32(frame[16:], h.sections)
 	le.PutUint32(frame[20:], h.offset)
@@ -79,7 +79,7 @@ func parseFrame(b []byte) (h header, body []byte, err error) {
 		return h, nil, fmt.Errorf("format level %d, not %d: %w", b[3], formatLevel, errNewLevel)
 	}
 	h = header{
-		length: le.Uint32(b[4:]), flags: b[8], census: le.Uint32(b[12:]), sections: le.Uint32(b[16:]), offset: le.Uint32(b[20:]),
+		length: le.Uint32(b[4:]), flags: b[8], blocks: le.Uint32(b[8:]) >> 8, census: le.Uint32(b[12:]), sections: le.Uint32(b[16:]), offset: le.Uint32(b[20:]),
 		store: le.Uint64(b[24:]), segment: le.Uint64(b[32:]), number: le.Uint64(b[40:]), synced: le.Uint64(b[48:]),
 	}
 	if h.length < headerSize || uint64(h.length) > uint64(len(b)) || h.census > h.length-headerSize {

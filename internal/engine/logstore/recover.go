@@ -20,6 +20,7 @@ type recovery struct {
 	at        int64    // where the next frame goes
 	number    uint64   // of the newest batch
 	prev      []byte   // its census
+	cut       bool     // the newest segment is shorter than it was
 	*replay
 	metas map[uint64][]entryMeta // by group: its retained entries in order
 	runs  map[uint64][]run
@@ -136,6 +137,7 @@ func (rc *recovery) follow() error {
 	// Frames that were written again after a torn write of the same batch, and marks that were overwritten, lie
 	// where their successors are: each place has one frame.
 	rc.number = rc.replay.run(all, first)
+	rc.checkLength(frames)
 	for i := range frames {
 		f := &frames[i]
 		switch {
@@ -149,6 +151,21 @@ func (rc *recovery) follow() error {
 	}
 	rc.newest.last = rc.number
 	return nil
+}
+
+// checkLength finds a newest segment that was cut off: what stood behind, nobody knows.
+func (rc *recovery) checkLength(frames []found) {
+	i := slices.IndexFunc(frames, func(f found) bool { return !f.bad && int64(f.blocks)*blockSize > rc.newest.size })
+	if i < 0 {
+		return
+	}
+	rc.cut = true
+	p := Problem{Segment: rc.newest.name, Offset: rc.newest.size, Groups: slices.Sorted(maps.Keys(rc.groups)),
+		What: fmt.Sprintf("the newest segment is cut off: it has %d bytes and had %d", rc.newest.size, int64(frames[i].blocks)*blockSize)}
+	for _, g := range p.Groups {
+		rc.spoil(g, errors.New(p.What))
+	}
+	rc.problems = append(rc.problems, p)
 }
 
 // load finds every retained entry and what the index needs to know of it.

@@ -25,6 +25,8 @@ type segment struct {
 	bytes       int64  // what they take
 }
 
+func (s *segment) blocks() uint32 { return uint32(s.size / blockSize) }
+
 func segmentName(slot uint64) string { return fmt.Sprintf("%08d.seg", slot) }
 
 // slotOf is the inverse of segmentName.

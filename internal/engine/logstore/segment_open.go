@@ -21,6 +21,9 @@ func (s *segStore) open() error {
 		s.salt = s.opts.Salt
 	}
 	s.current, s.before, s.at, s.number, s.prev = rc.newest, rc.before, rc.at, rc.number, rc.prev
+	if rc.cut { // it is not written to any more, else a later start would suspect what is written now
+		s.at = s.current.size
+	}
 	for _, p := range rc.problems {
 		s.opts.Log.Error("log damaged", "segment", p.Segment, "offset", p.Offset, "groups", p.Groups, "what", p.What)
 	}

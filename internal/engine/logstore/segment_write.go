@@ -21,7 +21,7 @@ func (s *segStore) write(b *builder) (base int64, err error) {
 	}
 	h := header{
 		length: uint32(len(b.buf)), census: uint32(len(s.prev)), sections: b.sections, store: s.salt,
-		segment: s.current.seq, offset: uint32(s.at), number: s.number, synced: s.number - 1,
+		segment: s.current.seq, blocks: s.current.blocks(), offset: uint32(s.at), number: s.number, synced: s.number - 1,
 	}
 	if s.at == 0 {
 		h.flags = flagHead
@@ -139,7 +139,7 @@ func (s *segStore) mark(write func(f File, p []byte, off int64) error) error {
 	copy(frame[headerSize:], about)
 	h := header{
 		length: uint32(headerSize + len(about)), flags: flagMark, census: uint32(len(about)), store: s.salt,
-		segment: s.current.seq, offset: uint32(s.at), number: s.number, synced: s.number,
+		segment: s.current.seq, blocks: s.current.blocks(), offset: uint32(s.at), number: s.number, synced: s.number,
 	}
 	h.put(frame)
 	if err := write(s.current.file, frame, s.at); err != nil {

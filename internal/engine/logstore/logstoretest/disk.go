@@ -112,6 +112,15 @@ func (d *Disk) Delete(name string) {
 	delete(d.files, name)
 }
 
+// Truncate cuts a file off behind the store's back.
+func (d *Disk) Truncate(name string, size int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f := d.files[name]
+	f.live = f.live[:size]
+	f.durable = f.live
+}
+
 func (d *Disk) torn() *Disk {
 	c := NewDisk(d.grain, d.rng)
 	for _, name := range slices.Sorted(maps.Keys(d.files)) {
