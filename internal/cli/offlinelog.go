@@ -120,7 +120,7 @@ func (v logVerified) text(w io.Writer) error {
 			fmt.Fprintf(&b, " (%s)", strings.Join(p.Groups, ", "))
 		}
 		b.WriteString("\n")
-		if len(p.Groups) == 0 { // of groups it stands above
+		if p.Kind == "note" || len(p.Groups) == 0 { // of damaged groups it stands above
 			fmt.Fprintf(&b, "  next start: %s\n", p.Next)
 		}
 	}

@@ -2,9 +2,12 @@ package server
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -69,7 +72,7 @@ func (o *openedLog) inspect(ctx context.Context, op string, l OfflineLog) error 
 	case err != nil:
 		return &api.Error{Code: api.CodeFailed, Op: op, Subject: path, Why: err.Error(), Hint: "use the version of lockstep that wrote it, or see to the disk"}
 	}
-	o.names = readNames(filepath.Join(l.Data, "state"))
+	o.names = readNames(l.Data)
 	return nil
 }
 
@@ -111,18 +114,29 @@ func missingLog(op, data, path string) error {
 // groupNames are what the node's copy of the control state says of the groups.
 type groupNames struct {
 	groups map[uint64]*control.Group
+	owned  map[uint64]uint64 // group in which this node votes → how far its state is
 	err    error // why nothing is known
 }
 
 // readNames reads them from the state store, without changing it.
-func readNames(path string) (n groupNames) {
+func readNames(data string) (n groupNames) {
 	n.groups = map[uint64]*control.Group{}
-	view, err := kv.ViewPebble(path, kv.PebbleOptions{Log: slog.New(slog.DiscardHandler), OnError: func(error) {}})
+	view, err := kv.ViewPebble(filepath.Join(data, "state"), kv.PebbleOptions{Log: slog.New(slog.DiscardHandler), OnError: func(error) {}})
 	if err != nil {
 		n.err = err
 		return n
 	}
 	st, err := loadControl(view)
+	if err == nil {
+		n.owned, err = ownedStates(view)
+	}
+	var h hint
+	if err == nil {
+		err = readJSON(filepath.Join(data, hintFile), &h)
+	}
+	if err == nil && h.Role == control.RoleVoter && !h.Recast {
+		n.owned[control.ControlGroup] = st.Index
+	}
 	if err = errors.Join(err, view.Close()); err != nil {
 		n.err = err
 		return n
@@ -131,6 +145,46 @@ func readNames(path string) (n groupNames) {
 		n.groups[st.Groups[i].ID] = &st.Groups[i]
 	}
 	return n
+}
+
+// ownedStates are the groups that a start takes up with a log, and where their states stand.
+func ownedStates(view kv.Reader) (map[uint64]uint64, error) {
+	at := map[uint64]uint64{}
+	err := view.Scan([]byte("o/"), []byte("o0"), func(k, v []byte) error {
+		var group uint64
+		var o owned
+		if _, err := fmt.Sscanf(string(k), "o/%x", &group); err != nil {
+			return fmt.Errorf("key %q: %w", k, err)
+		}
+		if err := json.Unmarshal(v, &o); err != nil {
+			return fmt.Errorf("key %q: %w", k, err)
+		}
+		if o.Role != control.RoleVoter || o.Recast {
+			return nil
+		}
+		_, index, err := engine.MachineState(view, group)
+		at[group] = index
+		return err
+	})
+	return at, err
+}
+
+// againstStates compares what the log has with the states, as the start of each group does.
+func (o *openedLog) againstStates(out *api.LogVerified) {
+	for _, id := range slices.Sorted(maps.Keys(o.names.owned)) {
+		at := o.names.owned[id]
+		i := slices.IndexFunc(o.Groups, func(g logstore.Found) bool { return g.Group == id })
+		switch {
+		case i < 0 && at > 0 && o.Refused == nil:
+			out.Sound = false
+			out.Groups = append(out.Groups, api.LogGroup{ID: id, Group: o.names.name(id), First: 1,
+				Damaged: fmt.Sprintf("the state is at %d, but its log is gone", at), Next: o.names.next(id)})
+		case i >= 0 && o.Groups[i].Damaged == nil && o.Groups[i].Last.Index < at:
+			out.Problems = append(out.Problems, api.LogProblem{Kind: "note", Groups: []string{o.names.label(id)},
+				What: fmt.Sprintf("the log ends at %d, the state is at %d: a snapshot was installed when the node went down", o.Groups[i].Last.Index, at),
+				Next: "the log is reset to the state"})
+		}
+	}
 }
 
 func loadControl(view kv.Reader) (*control.State, error) {
@@ -290,6 +344,7 @@ func (l OfflineLog) Verify(ctx context.Context) (out api.LogVerified, err error)
 		out.Groups = append(out.Groups, group)
 	}
 	out.Problems = o.problems()
+	o.againstStates(&out)
 	return out, nil
 }
 
