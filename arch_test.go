@@ -51,6 +51,7 @@ func arrows() []arrow {
 
 		{"internal/control", []string{"api", "internal/machine", "internal/kv"}},
 		{"internal/files", []string{"api", "internal/files/...", "internal/machine", "internal/kv", "internal/vfs"}},
+		{"internal/fixture", nil},
 		{"internal/files/manifest/...", []string{"internal/machine", "internal/kv"}},
 		{"internal/files/content/...", []string{"internal/files/content/...", "internal/files/manifest", "internal/kv", "internal/vfs"}},
 		{"internal/files/place", []string{"internal/files/manifest", "internal/vfs"}},

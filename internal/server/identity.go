@@ -32,7 +32,7 @@ type start struct {
 type hint struct {
 	Node    uint64            `json:"node"`    // whose data directory this is
 	Cluster string            `json:"cluster"` // in hex
-	Role    string            `json:"role"` // in the control group
+	Role    string            `json:"role"`    // in the control group
 	Replica uint64            `json:"replica,omitempty"`
 	Recast  bool              `json:"recast,omitempty"` // as in owned
 	Peers   map[uint64]string `json:"peers"`            // addresses

@@ -115,7 +115,7 @@ func missingLog(op, data, path string) error {
 type groupNames struct {
 	groups map[uint64]*control.Group
 	owned  map[uint64]uint64 // group in which this node votes → how far its state is
-	err    error // why nothing is known
+	err    error             // why nothing is known
 }
 
 // readNames reads them from the state store, without changing it.

@@ -112,6 +112,15 @@ func (d *Disk) Delete(name string) {
 	delete(d.files, name)
 }
 
+// Put adds files, which are durable.
+func (d *Disk) Put(files map[string][]byte) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for name, content := range files {
+		d.files[name] = &memFile{bytes.Clone(content), bytes.Clone(content)}
+	}
+}
+
 // Truncate cuts a file off behind the store's back.
 func (d *Disk) Truncate(name string, size int) {
 	d.mu.Lock()
