@@ -266,7 +266,7 @@ func (n *node) openStores(tidy *cleanup) (err error) {
 	tidy.add(n.state.Close)
 	tidy.add(n.state.Sync)
 	if err := claimState(n.data.sub("state"), n.state, n.id); err != nil {
-		return err
+		return startError(n.data.path, err)
 	}
 	return startError(n.data.path, n.hints.setOpened())
 }

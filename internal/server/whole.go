@@ -19,6 +19,9 @@ const rejoin = "move the data directory away and join again with --join TOKEN --
 
 // identityError says why an identity cannot be used, and the way out.
 func identityError(path string, err error) error {
+	if ofDisk(err) {
+		return startError(path, err)
+	}
 	e := &api.Error{Code: api.CodeFailed, Op: "serve", Subject: path, Why: err.Error(),
 		Hint: "see that this user can read it"}
 	switch {
@@ -58,8 +61,8 @@ func (d *dataDir) load(name string, v any, may bool) error {
 	if err == nil && !may {
 		_, err = os.Stat(d.sub(name))
 	}
-	if err == nil {
-		return nil
+	if err == nil || ofDisk(err) {
+		return startError(d.path, err)
 	}
 	return &api.Error{Code: api.CodeDamage, Op: "serve", Subject: d.sub(name), Why: err.Error(),
 		Hint: "put the file of this very node back as it was last, or " + rejoin}
