@@ -17,7 +17,8 @@ import (
 //   - a table (flush, compaction) fails, which gives its space back, and the next one begins after a pause;
 //   - a sync that fails is never repeated, whatever it says: it is an error like any other.
 //
-// While the store is being opened nothing waits.
+// While the store is being opened, only tables wait, of which Open makes some if the write-ahead log is to be replayed:
+// whoever opens a store sees to it that there is room for that.
 
 const (
 	waitEvery  = 100 * time.Millisecond // how often a write that waits is tried again
@@ -60,11 +61,8 @@ func (r *roomFS) note(err error) {
 	}
 }
 
-// pause waits; false: the store is not open, or is being closed.
+// pause waits; false: the store is being closed.
 func (r *roomFS) pause(d time.Duration) bool {
-	if !r.open.Load() {
-		return false
-	}
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
@@ -80,7 +78,7 @@ func (r *roomFS) insist(do func() error) error {
 	for {
 		err := do()
 		r.note(err)
-		if !isFull(err) || !r.pause(waitEvery) {
+		if !isFull(err) || !r.open.Load() || !r.pause(waitEvery) {
 			return err
 		}
 	}

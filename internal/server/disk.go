@@ -62,6 +62,9 @@ const (
 	floorMax = 32 << 20
 	// floorShare: of a small file system it is one part in so many, half of what placing leaves.
 	floorShare = 200
+	// startRoom must be free for a start: the state store writes what its write-ahead log holds, up to three memory
+	// tables of 4 MiB, into tables before it is open.
+	startRoom = 16 << 20
 	// diskEvery is how often a file system is asked. The log notices by itself in less.
 	diskEvery = 250 * time.Millisecond
 	// retryEvery is how often the log tries to make a segment again.
@@ -304,6 +307,23 @@ func storageError(data string, err error) *api.Error {
 // ofDisk says whether an error is one of the disk and not of what is on it.
 func ofDisk(err error) bool {
 	return isFull(err) || errors.Is(err, syscall.EROFS) || errors.Is(err, syscall.EIO)
+}
+
+// roomToStart refuses a start for which there is not enough room: it would wait for room in the middle.
+func roomToStart(data string) error {
+	fs, err := statfs(data)
+	if err != nil {
+		return startError(data, err)
+	}
+	if fs.readOnly {
+		return storageError(data, &unreadable{data, syscall.EROFS})
+	}
+	if fs.free >= startRoom {
+		return nil
+	}
+	e := storageError(data, syscall.ENOSPC)
+	e.Hint = fmt.Sprintf("make room on the file system of %s: %s free, %s needed to start; then start again", data, mebibytes(fs.free), mebibytes(startRoom))
+	return e
 }
 
 // startError makes an error of the disk one that says what to do; others, and nil, it leaves alone.

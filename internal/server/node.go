@@ -71,6 +71,9 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer data.Close()
+	if err := roomToStart(data.path); err != nil {
+		return err
+	}
 	listener, advertise, err := listen(ctx, cfg)
 	if err != nil {
 		return err
