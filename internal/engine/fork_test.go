@@ -191,6 +191,28 @@ func TestRebaseKeepsAStateBelowTheFork(t *testing.T) {
 	}
 }
 
+// TestOnlyWhoKnowsTells: a replica without a state follows the history that it was started with, but does not know what
+// that comes from. Told of it, a node would believe that the group was recovered twice.
+func TestOnlyWhoKnowsTells(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	m, members := cluster(t, 3)
+	put(ctx, t, members[1].engine.NewSession(testGroup, voters{1, 2, 3}, [16]byte{1}), "x")
+	newcomer := boot(t, m, 4, nil, logstore.NewMemory(), kv.NewMemory())
+	for _, c := range []struct {
+		who   *member
+		tells bool
+	}{{members[1], true}, {newcomer, false}} {
+		c.who.engine.Deliver(2, wireGroup(testGroup, [16]byte{9}), nil)
+		c.who.engine.mu.RLock()
+		_, told := c.who.engine.told[[2]uint64{2, testGroup}]
+		c.who.engine.mu.RUnlock()
+		if told != c.tells {
+			t.Errorf("node %d tells of its history: %v, want %v", c.who.group.Replica(), told, c.tells)
+		}
+	}
+}
+
 // TestTwoRecoveriesAreStrangers: two survivors, cut off from one another, were both made the new group. When they
 // meet, neither takes anything from the other, and both are told.
 func TestTwoRecoveriesAreStrangers(t *testing.T) {

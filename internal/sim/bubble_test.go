@@ -39,6 +39,11 @@ func TestBubble(t *testing.T) {
 			})
 		})
 	}
+	for _, fault := range []string{faultFork, faultTold} {
+		if count >= 100 && sum[fault] == 0 {
+			t.Errorf("in %d bubbles no %s", count, fault)
+		}
+	}
 	t.Logf("%d bubbles, %d writes acknowledged, faults %v", count, writes, sum)
 }
 

@@ -19,6 +19,11 @@ import (
 // the server, which brings each replica to it before it runs. Some are not told, and have to be by the engines of
 // those who know: too few to be a majority of the old history, whose clients would lose what it acknowledges.
 
+const (
+	faultFork = "majority lost, new history begun"
+	faultTold = "replica told of a new history"
+)
+
 // era is what clients saw under one history.
 type era struct {
 	history []porcupine.Operation
@@ -33,7 +38,7 @@ type ackedValue struct {
 
 // loseMajority lets it happen. It returns when the new histories have begun.
 func (b *bubble) loseMajority(ctx context.Context) error {
-	b.count("majority lost, new history begun")
+	b.count(faultFork)
 	seed := b.nodes[b.roll(b.shape.voters)]
 	if err := seed.start(); err != nil {
 		return err
@@ -141,7 +146,7 @@ func (l *life) told(f engine.Forked) {
 		if st, err := l.engine.Standing(gr.id); l.dead.Err() != nil || err != nil || st.Line.History == line.History {
 			return
 		}
-		l.node.b.count("replica told of a new history")
+		l.node.b.count(faultTold)
 		if o := l.observer(gr.id); o != nil {
 			o.Close()
 		}

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"fmt"
@@ -132,7 +133,12 @@ func (r *Record) Page() string {
 	line("\n## Real processes\n")
 	line("Reports of `make torture`, one a run.\n\n```")
 	for _, t := range r.Torture {
-		line("%s", t)
+		var one bytes.Buffer
+		if err := json.Compact(&one, t); err != nil {
+			line("%s", t)
+			continue
+		}
+		line("%s", one.String())
 	}
 	line("```")
 	return b.String()

@@ -7,14 +7,15 @@
 // members (replicas that vote or learn, fed by raft) and observers (replicas without a log, fed by a stream).
 //
 // What is real: core.Group, replica.Replica with its snapshots and sessions, catchup.Decide, the machines and
-// the manifest's difference by digests, the in-memory twins of logstore and kv with their crash models. What is
-// simulated: time, network, the order and duration of disk writes, processes and connections (host, member and
+// the manifest's difference by digests, in every other seed the log store on a disk in memory that tears, forgets and
+// garbles (platter), else its in-memory twin; kv's twin; control.PlanInSync and core's counting of in-sync sets.
+// What is simulated: time, network, the order and duration of disk writes, processes and connections (host, member and
 // observer play the part of the engine's runners), clients. The simulation of bubble runs the runners themselves.
 //
 // The package starts no goroutine of its own but for one end of a conversation about differences, which is a pure
-// function of the two states and ends before the event that began it. raft draws its election timeouts from
-// crypto/rand.Reader and cannot be told otherwise, so Run replaces that for as long as it lasts: one Run at a
-// time in a process, and none in a process that needs real randomness.
+// function of the two states and ends before the event that began it; that of the log store keeps in step with its
+// calls. raft draws its election timeouts from crypto/rand.Reader and cannot be told otherwise, so Run replaces that
+// for as long as it lasts: one Run at a time in a process, and none in a process that needs real randomness.
 package sim
 
 import (
