@@ -369,6 +369,8 @@ func (o *openedLog) problems() []api.LogProblem {
 			problem.Groups = append(problem.Groups, o.names.label(g))
 		}
 		switch {
+		case len(p.Groups) > 0 && !slices.ContainsFunc(p.Groups, o.damaged):
+			problem.Kind, problem.Next = "note", "nothing: what it concerned was replaced since"
 		case len(p.Groups) == 1:
 			problem.Next = o.names.next(p.Groups[0])
 		case len(p.Groups) > 1:
@@ -383,6 +385,11 @@ func (o *openedLog) problems() []api.LogProblem {
 			Next: "it is dropped: nothing in it was acknowledged"})
 	}
 	return out
+}
+
+// damaged says that a start does not use the group's log.
+func (o *openedLog) damaged(id uint64) bool {
+	return slices.ContainsFunc(o.Groups, func(g logstore.Found) bool { return g.Group == id && g.Damaged != nil })
 }
 
 // next is what a start does about a group whose log is damaged.

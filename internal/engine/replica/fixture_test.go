@@ -117,6 +117,35 @@ func TestFixtureOfCommands(t *testing.T) {
 	}
 }
 
+// FuzzSmall reads any bytes as a result, a line, and the note about a spare slot.
+func FuzzSmall(f *testing.F) {
+	f.Add(encodeResult(0, []byte("result")))
+	f.Add(fixtureLine.Append(nil))
+	f.Add([]byte{spareVersion, 1, 0x80, 2})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if r, err := DecodeResult(data); err == nil && len(r.Payload) > len(data) {
+			t.Fatalf("%x holds %x", data, r.Payload)
+		}
+		if l, err := ParseLine(data); err == nil {
+			if again, err := ParseLine(l.Append(nil)); err != nil || again != l {
+				t.Fatalf("%+v became %+v, %v", l, again, err)
+			}
+		}
+		store := kv.NewMemory()
+		b := store.Batch()
+		if err := b.Set(spareKey, data); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		s, ok, err := readSpare(store)
+		if err != nil || ok && s.slot > 1 {
+			t.Fatalf("%+v, %v", s, err)
+		}
+	})
+}
+
 // FuzzState opens a group's records with any position, terms, line and quarantine.
 func FuzzState(f *testing.F) {
 	store := kv.NewMemory()

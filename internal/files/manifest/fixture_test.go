@@ -1,11 +1,30 @@
 package manifest
 
 import (
+	"bytes"
 	"reflect"
 	"testing"
 
 	"github.com/lockstep-sync/lockstep/internal/fixture"
+	"github.com/lockstep-sync/lockstep/internal/kv"
 )
+
+var fixtureConflict = Conflict{Path: "a", Copy: "a.conflict-n2-1", Node: "n2", Time: 1_700_000_000_000_000_001, Index: 300}
+
+var fixtureCounters = counters{Stats: Stats{Files: 1, Bytes: 1 << 40, Dirs: 3, Symlinks: 4, Conflicts: 5}, authors: 6, chain: chain{7}}
+
+func storedCounters(t *testing.T, v []byte) (counters, error) {
+	t.Helper()
+	store := kv.NewMemory()
+	b := store.Batch()
+	if err := b.Set([]byte{tagStats}, v); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	return readCounters(store)
+}
 
 // TestFixture reads commands, results and a record as version 1 wrote them.
 func TestFixture(t *testing.T) {
@@ -20,7 +39,8 @@ func TestFixture(t *testing.T) {
 	outs := []Outcome{{Code: Accepted, Version: 300}, {Code: Accepted, Version: 300}, {Code: Conflicted, Version: 7, Copy: "a.conflict-n1-1"}, {Code: Same, Version: 5}, {Code: Refused}}
 	r := record{Node: Node{Kind: File, Mode: 0o644, UID: 3, MTime: 5, Size: 6, Hash: Hash{7}, Version: 8}, author: 9}
 	held := fixture.Check(t, "commands-1.hex", map[string][]byte{
-		"batch": EncodeBatch(b), "policy": EncodePolicy(Policy{Rule: RulePrefer, Prefer: "n1"}), "outcomes": encodeOutcomes(300, outs), "record": appendRecord(nil, &r), "key": appendNodeKey(nil, "a/b/c")})
+		"batch": EncodeBatch(b), "policy": EncodePolicy(Policy{Rule: RulePrefer, Prefer: "n1"}), "outcomes": encodeOutcomes(300, outs), "record": appendRecord(nil, &r), "key": appendNodeKey(nil, "a/b/c"),
+		"conflict": appendConflict(make([]byte, len(chain{})), &fixtureConflict), "counters": fixtureCounters.encode()})
 	if got, err := DecodeBatch(held["batch"]); err != nil || !reflect.DeepEqual(got, b) {
 		t.Errorf("batch %+v, %v", got, err)
 	}
@@ -33,7 +53,32 @@ func TestFixture(t *testing.T) {
 	if got, _, err := decodeRecord(held["record"]); err != nil || got != r {
 		t.Errorf("record %+v, %v", got, err)
 	}
+	if c, _, err := decodeConflict(held["conflict"]); err != nil || c != fixtureConflict {
+		t.Errorf("conflict %+v, %v", c, err)
+	}
+	if c, err := storedCounters(t, held["counters"]); err != nil || c != fixtureCounters {
+		t.Errorf("counters %+v, %v", c, err)
+	}
 	if path, ok := nodePath(held["key"]); !ok || path != "a/b/c" {
 		t.Errorf("key of %q, %v", path, ok)
 	}
+}
+
+// FuzzBooks reads any bytes as a conflict record and as counters.
+func FuzzBooks(f *testing.F) {
+	f.Add(appendConflict(make([]byte, len(chain{})), &fixtureConflict))
+	f.Add(fixtureCounters.encode())
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if c, ch, err := decodeConflict(b); err == nil {
+			again, same, err := decodeConflict(appendConflict(ch[:], &c))
+			if err != nil || again != c || same != ch {
+				t.Fatalf("%+v became %+v, %v", c, again, err)
+			}
+		}
+		if c, err := storedCounters(t, b); err == nil {
+			if again, err := storedCounters(t, c.encode()); err != nil || again != c || !bytes.Equal(again.encode(), c.encode()) {
+				t.Fatalf("%+v became %+v, %v", c, again, err)
+			}
+		}
+	})
 }
