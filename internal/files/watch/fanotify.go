@@ -28,7 +28,7 @@ const (
 type fanotifyWatcher struct {
 	cfg      *Config
 	root     *vfs.Root
-	queue    *os.File
+	queue    *queue
 	dirs     *dirs
 	cookies  *cookies
 	barriers *barriers
@@ -128,7 +128,9 @@ func (w *fanotifyWatcher) mark() error {
 	case err != nil:
 		return os.NewSyscallError("fanotify_init", err)
 	}
-	w.queue = os.NewFile(uintptr(fd), "fanotify")
+	if w.queue, err = newQueue(fd); err != nil {
+		return err
+	}
 	if err := unix.FanotifyMark(fd, unix.FAN_MARK_ADD|unix.FAN_MARK_FILESYSTEM, fanMask, w.root.Fd(), "."); err != nil {
 		return fmt.Errorf("mark the file system of %s: %w", w.cfg.Root, os.NewSyscallError("fanotify_mark", err))
 	}
@@ -136,12 +138,10 @@ func (w *fanotifyWatcher) mark() error {
 }
 
 func (w *fanotifyWatcher) Read(ctx context.Context) ([]Event, error) {
-	stop := context.AfterFunc(ctx, func() { w.queue.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
 	w.reading.Lock()
 	defer w.reading.Unlock()
 	for !w.gone {
-		n, err := readQueue(ctx, w.cfg, w.queue, w.buf)
+		n, err := w.queue.read(ctx, w.cfg.rootCheckEvery, w.buf)
 		if err != nil {
 			return nil, fmt.Errorf("read fanotify events: %w", err)
 		}
@@ -154,23 +154,6 @@ func (w *fanotifyWatcher) Read(ctx context.Context) ([]Event, error) {
 		}
 	}
 	return nil, ErrGone
-}
-
-// readQueue reads events into buf; none (0) if there were none for Config.rootCheckEvery.
-func readQueue(ctx context.Context, cfg *Config, queue *os.File, buf []byte) (int, error) {
-	if err := queue.SetReadDeadline(time.Now().Add(cfg.rootCheckEvery)); errors.Is(err, os.ErrNoDeadline) {
-		return 0, err
-	} else if err != nil {
-		return 0, os.ErrClosed // what it says then has no name of its own
-	}
-	if err := ctx.Err(); err != nil {
-		return 0, err // after the deadline was set, so that it cannot undo that of the caller's AfterFunc
-	}
-	n, err := queue.Read(buf)
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return 0, ctx.Err()
-	}
-	return n, err
 }
 
 func (w *fanotifyWatcher) process(buf []byte) {
@@ -367,10 +350,13 @@ func (w *fanotifyWatcher) Overflows() uint64 { return w.overflows.Load() }
 func (w *fanotifyWatcher) Close() error {
 	var errs []error
 	if w.queue != nil {
-		errs = append(errs, w.queue.Close()) // ends a Read that waits
+		w.queue.end()
 	}
 	w.reading.Lock()
 	defer w.reading.Unlock()
+	if w.queue != nil {
+		errs = append(errs, w.queue.close())
+	}
 	if w.cookies != nil {
 		errs = append(errs, w.cookies.close())
 	}

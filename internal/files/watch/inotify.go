@@ -28,7 +28,7 @@ var errWatches = errors.New("inotify watches are used up: raise the sysctl fs.in
 type inotifyWatcher struct {
 	cfg      *Config
 	root     *vfs.Root
-	queue    *os.File
+	queue    *queue
 	cookies  *cookies
 	barriers *barriers
 	workID   int32
@@ -66,7 +66,9 @@ func openInotify(cfg *Config, barriers *barriers) (_ source, err error) {
 	if err != nil {
 		return nil, os.NewSyscallError("inotify_init1", err)
 	}
-	w.queue = os.NewFile(uintptr(fd), "inotify")
+	if w.queue, err = newQueue(fd); err != nil {
+		return nil, err
+	}
 	if w.workID, err = w.watch(int(w.cookies.dir.Fd())); err != nil {
 		return nil, fmt.Errorf("watch the work directory: %w", err)
 	}
@@ -78,37 +80,21 @@ func openInotify(cfg *Config, barriers *barriers) (_ source, err error) {
 
 // watch adds a watch on the directory fd, or finds the one that it has.
 func (w *inotifyWatcher) watch(fd int) (int32, error) {
-	conn, err := w.queue.SyscallConn()
-	if err != nil {
-		return 0, fmt.Errorf("inotify: %w", err)
-	}
-	var id int
-	var addErr error
-	err = conn.Control(func(queue uintptr) {
-		id, addErr = w.cfg.addWatch(int(queue), "/proc/self/fd/"+strconv.Itoa(fd), inoMask)
-	})
+	id, err := w.cfg.addWatch(w.queue.fd, "/proc/self/fd/"+strconv.Itoa(fd), inoMask)
 	switch {
-	case err != nil:
-		return 0, fmt.Errorf("inotify: %w", err)
-	case addErr == unix.ENOSPC:
+	case err == unix.ENOSPC:
 		return 0, errWatches
-	case addErr != nil:
-		return 0, os.NewSyscallError("inotify_add_watch", addErr)
+	case err != nil:
+		return 0, os.NewSyscallError("inotify_add_watch", err)
 	}
 	return int32(id), nil
 }
 
 // unwatch removes watches; those of directories that are gone are so already.
 func (w *inotifyWatcher) unwatch(ids []int32) {
-	conn, err := w.queue.SyscallConn()
-	if err != nil {
-		return
+	for _, id := range ids {
+		unix.InotifyRmWatch(w.queue.fd, uint32(id))
 	}
-	conn.Control(func(queue uintptr) {
-		for _, id := range ids {
-			unix.InotifyRmWatch(int(queue), uint32(id))
-		}
-	})
 }
 
 // addTree watches the directory rel and all beneath it. Each directory is listed after its watch was added, so
@@ -162,12 +148,10 @@ func (w *inotifyWatcher) addDir(rel string) ([]vfs.Entry, error) {
 }
 
 func (w *inotifyWatcher) Read(ctx context.Context) ([]Event, error) {
-	stop := context.AfterFunc(ctx, func() { w.queue.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
 	w.reading.Lock()
 	defer w.reading.Unlock()
 	for !w.gone {
-		n, err := readQueue(ctx, w.cfg, w.queue, w.buf)
+		n, err := w.queue.read(ctx, w.cfg.rootCheckEvery, w.buf)
 		if err != nil {
 			return nil, fmt.Errorf("read inotify events: %w", err)
 		}
@@ -327,10 +311,13 @@ func (w *inotifyWatcher) Overflows() uint64 { return w.overflows.Load() }
 func (w *inotifyWatcher) Close() error {
 	var errs []error
 	if w.queue != nil {
-		errs = append(errs, w.queue.Close()) // ends a Read that waits
+		w.queue.end()
 	}
 	w.reading.Lock()
 	defer w.reading.Unlock()
+	if w.queue != nil {
+		errs = append(errs, w.queue.close())
+	}
 	if w.cookies != nil {
 		errs = append(errs, w.cookies.close())
 	}

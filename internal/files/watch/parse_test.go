@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -34,9 +35,9 @@ func captured(tb testing.TB, mode Mode) []byte {
 	var n int
 	switch q := queue.(type) {
 	case *fanotifyWatcher:
-		n, err = q.queue.Read(buf)
+		n, err = q.queue.read(tb.Context(), time.Minute, buf)
 	case *inotifyWatcher:
-		n, err = q.queue.Read(buf)
+		n, err = q.queue.read(tb.Context(), time.Minute, buf)
 	}
 	if err != nil {
 		tb.Fatal(err)
