@@ -95,6 +95,7 @@ type Config struct {
 	Ignore   func(rel string) bool
 
 	Watch      Watcher       // nil: watch.Open
+	Quiet      []string      // directories elsewhere to which this process writes much, see watch.Config
 	Readers    int           // files read at the same time; 0: 2
 	ScanEvery  time.Duration // the slow rescan; 0: an hour
 	Checkpoint time.Duration // between two checkpoints; 0: 3 s

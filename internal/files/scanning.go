@@ -136,7 +136,8 @@ func (g *guard) confirmed() bool {
 }
 
 func (a *Agent) openWatcher() error {
-	w, err := a.cfg.Watch(watch.Config{Root: a.cfg.Root, Work: a.cfg.Work, Ignore: a.cfg.Ignore, Log: a.log})
+	quiet := append(a.store.Dirs(), a.cfg.Quiet...)
+	w, err := a.cfg.Watch(watch.Config{Root: a.cfg.Root, Work: a.cfg.Work, Quiet: quiet, Ignore: a.cfg.Ignore, Log: a.log})
 	if err != nil {
 		return err
 	}

@@ -228,6 +228,7 @@ func (h *holding) openAgent(ctx context.Context) (*files.Agent, error) {
 		GroupID: h.markerID(), Created: h.group.Created, Node: h.n.id.Name(), Root: h.path, Work: work,
 		Table: placed, Chunks: kv.Prefixed(table, []byte("c/")),
 		Log: groupLog{h}, Peers: groupPeers{h}, Extra: h.uploaded(), Owner: os.Geteuid() == 0,
+		Quiet:  []string{h.n.data.sub("log"), h.n.data.sub("state")},
 		Logger: h.n.log.With("group", h.group.Name),
 	})
 }

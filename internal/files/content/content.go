@@ -150,7 +150,7 @@ func Open(opts Options) (*Store, error) {
 	if err := s.findLarge(); err != nil {
 		return nil, fmt.Errorf("open content store: %w", err)
 	}
-	packs, err := pack.Open(filepath.Join(opts.Dir, "packs"), pack.Options{Now: opts.Now})
+	packs, err := pack.Open(s.packDir(), pack.Options{Now: opts.Now})
 	if err != nil {
 		return nil, fmt.Errorf("open content store: %w", err)
 	}
@@ -207,6 +207,11 @@ func (s *Store) stage(records []byte, refused func(i int)) error {
 	}
 	return s.packs.Append(records, refused)
 }
+
+// Dirs are the directories in which contents are written.
+func (s *Store) Dirs() []string { return []string{s.packDir(), s.largeDir()} }
+
+func (s *Store) packDir() string { return filepath.Join(s.opts.Dir, "packs") }
 
 // Sync makes durable every small content that was staged before the call; concurrent calls share the work.
 func (s *Store) Sync() error { return s.packs.Sync() }

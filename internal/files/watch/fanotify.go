@@ -17,6 +17,8 @@ import (
 const (
 	fanMask = unix.FAN_CREATE | unix.FAN_DELETE | unix.FAN_MOVED_FROM | unix.FAN_MOVED_TO | unix.FAN_MODIFY |
 		unix.FAN_CLOSE_WRITE | unix.FAN_ATTRIB | unix.FAN_DELETE_SELF | unix.FAN_MOVE_SELF | unix.FAN_ONDIR
+	// quietMask is what writing to a file makes; FAN_MARK_IGNORE_SURV with it is of Linux 6.0.
+	quietMask = unix.FAN_MODIFY | unix.FAN_CLOSE_WRITE | unix.FAN_ATTRIB | unix.FAN_EVENT_ON_CHILD
 	// fanBuffer takes about a thousand events.
 	fanBuffer = 64 << 10
 	// staleFor is how long after an event of a directory that no longer exists the removal of one of ours is taken
@@ -133,6 +135,12 @@ func (w *fanotifyWatcher) mark() error {
 	}
 	if err := unix.FanotifyMark(fd, unix.FAN_MARK_ADD|unix.FAN_MARK_FILESYSTEM, fanMask, w.root.Fd(), "."); err != nil {
 		return fmt.Errorf("mark the file system of %s: %w", w.cfg.Root, os.NewSyscallError("fanotify_mark", err))
+	}
+	for _, dir := range w.cfg.Quiet {
+		err := unix.FanotifyMark(fd, unix.FAN_MARK_ADD|unix.FAN_MARK_IGNORE_SURV|unix.FAN_MARK_ONLYDIR, quietMask, unix.AT_FDCWD, dir)
+		if err != nil { // events that nobody wants are dropped when they are read, which is dearer and nothing else
+			w.cfg.Log.Debug("events not silenced", "dir", dir, "err", err)
+		}
 	}
 	return nil
 }

@@ -76,6 +76,9 @@ type Config struct {
 	// Work is an existing directory on the same mount in which cookie files are made for a moment. Nothing in it
 	// is hinted at, even if it lies beneath Root.
 	Work string
+	// Quiet are directories outside of Root, or in Work, to whose files this process writes much: from Linux 6.0 on
+	// the kernel then makes no events of that.
+	Quiet []string
 	// Ignore says which paths do not exist for us; what is beneath an ignored directory is not asked for. It is
 	// called from Read and Open and must always give the same answer: reopen the watcher when rules change.
 	Ignore func(rel string) bool

@@ -456,3 +456,64 @@ func TestPollTicks(t *testing.T) {
 		t.Error("the ticker still runs")
 	}
 }
+
+// TestQuiet: what is written in a quiet directory makes no events, what is named there and what is written elsewhere does.
+func TestQuiet(t *testing.T) {
+	base := t.TempDir()
+	for _, dir := range []string{"root", "work", "quiet"} {
+		if err := os.Mkdir(filepath.Join(base, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	log, mark := filepath.Join(base, "quiet", "log"), filepath.Join(base, "root", "mark")
+	write := func(path string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte("content"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(log)
+	cfg := Config{Root: filepath.Dir(mark), Work: filepath.Join(base, "work"), Quiet: []string{filepath.Dir(log)}, Force: Fanotify, OwnEvents: true}
+	w, err := Open(cfg)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer w.Close()
+	write(log)
+	write(mark)
+	if names := namedUntil(t, w, "mark"); names["log"] {
+		var uts unix.Utsname
+		if unix.Uname(&uts); uts.Release[0] < '6' {
+			t.Skip("this kernel cannot do it")
+		}
+		t.Errorf("events of %v", names)
+	}
+	if err := os.Rename(log, filepath.Join(filepath.Dir(mark), "moved")); err != nil {
+		t.Fatal(err)
+	}
+	write(mark)
+	if names := namedUntil(t, w, "mark"); !names["moved"] {
+		t.Errorf("events of %v", names)
+	}
+}
+
+// namedUntil reads the kernel's events until one is of last, and returns the names that they had.
+func namedUntil(t *testing.T, w Watcher, last string) map[string]bool {
+	t.Helper()
+	q := w.(*ladder).source.(*fanotifyWatcher).queue
+	names, buf := map[string]bool{}, make([]byte, fanBuffer)
+	for !names[last] {
+		n, err := q.read(t.Context(), 10*time.Second, buf)
+		if err != nil || n == 0 {
+			t.Fatalf("no events: %v", err)
+		}
+		for rest := buf[:n]; len(rest) > 0; {
+			var ev fanEvent
+			if ev, rest, err = parseFan(rest); err != nil {
+				t.Fatal(err)
+			}
+			names[string(ev.name)] = true
+		}
+	}
+	return names
+}
