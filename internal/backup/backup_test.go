@@ -18,6 +18,15 @@ import (
 
 var update = flag.Bool("update", false, "write the fixture of this level anew")
 
+func has(t testing.TB, w *Writer, h Hash) bool {
+	t.Helper()
+	ok, err := w.Has(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ok
+}
+
 func hashOf(b []byte) Hash { return Hash(blake3.Sum256(b)) }
 
 // sample writes a small backup with everything in it.
@@ -39,7 +48,7 @@ func sample(t testing.TB) []byte {
 		return err
 	}))
 	var fragment bytes.Buffer
-	f := NewFragment(&fragment)
+	f := NewFragment(&fragment, nil)
 	small, large := []byte("hello"), bytes.Repeat([]byte("0123456789"), 2_000)
 	for _, c := range [][]byte{small, small, {}} {
 		if ok, err := f.Content(hashOf(c), uint64(len(c)), bytes.NewReader(c)); err != nil || !ok {
@@ -47,11 +56,11 @@ func sample(t testing.TB) []byte {
 		}
 	}
 	for _, other := range []string{"changed meanwhile", strings.Repeat("x", len(large))} {
-		if ok, err := f.Content(hashOf(large), uint64(len(large)), strings.NewReader(other)); err != nil || ok || f.Has(hashOf(large)) {
+		if ok, err := f.Content(hashOf(large), uint64(len(large)), strings.NewReader(other)); err != nil || ok || has(t, f, hashOf(large)) {
 			t.Fatalf("a content that is not what its name says: %v, %v", ok, err)
 		}
 	}
-	if ok, err := f.Content(hashOf(large), uint64(len(large)), bytes.NewReader(large)); err != nil || !ok || !f.Has(hashOf(large)) {
+	if ok, err := f.Content(hashOf(large), uint64(len(large)), bytes.NewReader(large)); err != nil || !ok || !has(t, f, hashOf(large)) {
 		t.Fatalf("content: %v, %v", ok, err)
 	}
 	check(f.Part(Part{Kind: PartState, Group: "web", Position: Position{History: "ab", Term: 2, Index: 9}, Files: 3}, func(w io.Writer) error {
@@ -69,7 +78,7 @@ func sample(t testing.TB) []byte {
 func fragmentWith(t testing.TB, content []byte) []byte {
 	t.Helper()
 	var b bytes.Buffer
-	f := NewFragment(&b)
+	f := NewFragment(&b, nil)
 	if _, err := f.Content(hashOf(content), uint64(len(content)), bytes.NewReader(content)); err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +184,7 @@ func TestNewerAbortedAndForeign(t *testing.T) {
 		}
 	}
 	var f bytes.Buffer
-	frag := NewFragment(&f)
+	frag := NewFragment(&f, nil)
 	if err := frag.Abort(errors.New("no")); err != nil {
 		t.Fatal(err)
 	}
@@ -187,7 +196,7 @@ func TestNewerAbortedAndForeign(t *testing.T) {
 // TestAnotherSourceTakesOver: what a member sent before it failed counts, and the next one ends the group.
 func TestAnotherSourceTakesOver(t *testing.T) {
 	var first bytes.Buffer
-	f := NewFragment(&first)
+	f := NewFragment(&first, nil)
 	for _, text := range []string{"one", "two"} {
 		if _, err := f.Content(hashOf([]byte(text)), 3, strings.NewReader(text)); err != nil {
 			t.Fatal(err)
@@ -198,7 +207,7 @@ func TestAnotherSourceTakesOver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.Forward(bytes.NewReader(first.Bytes()[:first.Len()-5])); !errors.Is(err, ErrTruncated) || w.Open() || !w.Has(hashOf([]byte("one"))) {
+	if err := w.Forward(bytes.NewReader(first.Bytes()[:first.Len()-5])); !errors.Is(err, ErrTruncated) || w.Open() || !has(t, w, hashOf([]byte("one"))) {
 		t.Fatalf("a member that goes away inside a content: %v, open %v", err, w.Open())
 	}
 	if err := w.Forward(bytes.NewReader(fragmentWith(t, []byte("two")))); err != nil {

@@ -26,11 +26,14 @@ type Handler struct {
 	Content func(h Hash, size uint64, body io.Reader) error
 	// Progress gets the bytes read so far.
 	Progress func(bytes uint64)
+	// Seen, empty at first, gets each content once it proved to be complete, and is asked whether one comes twice.
+	// nil: memory serves.
+	Seen Set
 }
 
 // Read reads a backup to its end and verifies all of it.
 func Read(r io.Reader, h Handler) (Index, error) {
-	rd := &reader{in: bufio.NewReaderSize(r, 256<<10), whole: blake3.New(), contents: blake3.New(), progress: h.Progress, seen: map[Hash]bool{}}
+	rd := &reader{in: bufio.NewReaderSize(r, 256<<10), whole: blake3.New(), contents: blake3.New(), progress: h.Progress, seen: setOr(h.Seen)}
 	head := make([]byte, len(magic))
 	if err := rd.fill(head); err != nil || string(head) != magic {
 		if err != nil && !errors.Is(err, ErrTruncated) {
@@ -47,7 +50,7 @@ func Read(r io.Reader, h Handler) (Index, error) {
 
 // ReadFragment reads what a fragment holds, up to its end and no byte further.
 func ReadFragment(r io.Reader, h Handler) error {
-	return readRecords(r, visitor{part: h.Part, content: h.Content})
+	return readRecords(r, h.Seen, visitor{part: h.Part, content: h.Content})
 }
 
 // visitor is shown parts and contents.
@@ -56,8 +59,8 @@ type visitor struct {
 	content func(h Hash, size uint64, body io.Reader) error
 }
 
-func readRecords(r io.Reader, v visitor) error {
-	rd := &reader{in: r, whole: blake3.New(), contents: blake3.New(), seen: map[Hash]bool{}, fragment: true}
+func readRecords(r io.Reader, seen Set, v visitor) error {
+	rd := &reader{in: r, whole: blake3.New(), contents: blake3.New(), seen: setOr(seen), fragment: true}
 	return rd.records(v)
 }
 
@@ -67,7 +70,7 @@ type reader struct {
 	offset   uint64
 	whole    *blake3.Hasher
 	contents *blake3.Hasher
-	seen     map[Hash]bool
+	seen     Set
 	index    Index
 	progress func(uint64)
 	fragment bool
@@ -295,7 +298,9 @@ func (r *reader) content(n int, visit func(Hash, uint64, io.Reader) error) error
 	}
 	body := &contentReader{r: r, hash: blake3.New(), want: Hash(head), size: binary.BigEndian.Uint64(head[len(Hash{}):])}
 	body.left = body.size
-	if r.seen[body.want] {
+	if twice, err := r.seen.Has(body.want); err != nil {
+		return err
+	} else if twice {
 		return r.damaged("content %s comes twice", body.want)
 	}
 	if visit != nil {
@@ -309,7 +314,9 @@ func (r *reader) content(n int, visit func(Hash, uint64, io.Reader) error) error
 	if errors.Is(body.err, ErrGivenUp) {
 		return nil
 	}
-	r.seen[body.want] = true
+	if err := r.seen.Add(body.want); err != nil {
+		return err
+	}
 	r.contents.Write(body.want[:])
 	r.index.Contents++
 	r.index.ContentBytes += body.size

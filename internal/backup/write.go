@@ -17,7 +17,7 @@ type Writer struct {
 	offset   uint64
 	whole    *blake3.Hasher
 	contents *blake3.Hasher // hashes of complete contents
-	seen     map[Hash]bool
+	seen     Set            // complete contents
 	index    Index
 	open     bool // a part was begun and not ended
 	buf      []byte
@@ -25,7 +25,7 @@ type Writer struct {
 
 // NewWriter begins a backup.
 func NewWriter(w io.Writer, h Header) (*Writer, error) {
-	out := newWriter(w)
+	out := newWriter(w, nil)
 	h.Level = Level
 	if err := out.raw([]byte(magic)); err != nil {
 		return nil, err
@@ -33,11 +33,11 @@ func NewWriter(w io.Writer, h Header) (*Writer, error) {
 	return out, out.json(kindHeader, h)
 }
 
-// NewFragment begins what Forward takes.
-func NewFragment(w io.Writer) *Writer { return newWriter(w) }
+// NewFragment begins what Forward takes. seen, empty at first, gets the contents that are written; nil: memory serves.
+func NewFragment(w io.Writer, seen Set) *Writer { return newWriter(w, seen) }
 
-func newWriter(w io.Writer) *Writer {
-	return &Writer{w: w, whole: blake3.New(), contents: blake3.New(), seen: map[Hash]bool{}, buf: make([]byte, maxData)}
+func newWriter(w io.Writer, seen Set) *Writer {
+	return &Writer{w: w, whole: blake3.New(), contents: blake3.New(), seen: setOr(seen), buf: make([]byte, maxData)}
 }
 
 func (o *Writer) raw(b []byte) error {
@@ -110,13 +110,13 @@ func (p *partWriter) Write(b []byte) (n int, err error) {
 }
 
 // Has says whether the content is in the file.
-func (o *Writer) Has(h Hash) bool { return o.seen[h] }
+func (o *Writer) Has(h Hash) (bool, error) { return o.seen.Has(h) }
 
 // Content writes a content if r yields it: complete is false if r fails, or yields something else. The file then
 // says so and the content may be written again. An error means that nothing more can be written.
 func (o *Writer) Content(h Hash, size uint64, r io.Reader) (complete bool, err error) {
-	if o.seen[h] {
-		return true, nil
+	if has, err := o.seen.Has(h); has || err != nil {
+		return has, err
 	}
 	if err := o.record(kindContent, binary.BigEndian.AppendUint64(h[:], size)); err != nil {
 		return false, err
@@ -146,7 +146,9 @@ func (o *Writer) verdict(h Hash, size uint64, complete bool) error {
 	if !complete {
 		return o.record(kindVerdict, []byte{0})
 	}
-	o.seen[h] = true
+	if err := o.seen.Add(h); err != nil {
+		return err
+	}
 	o.contents.Write(h[:])
 	o.index.Contents++
 	o.index.ContentBytes += size
@@ -170,7 +172,7 @@ func (o *Writer) Finish() (Index, error) {
 
 // Forward copies a member's fragment into the file; contents that the file has already are left out.
 func (o *Writer) Forward(r io.Reader) error {
-	return readRecords(r, visitor{
+	return readRecords(r, nil, visitor{
 		part: func(p Part, body io.Reader) error {
 			return o.Part(p, func(w io.Writer) error {
 				_, err := io.CopyBuffer(struct{ io.Writer }{w}, body, make([]byte, maxData))
@@ -178,11 +180,15 @@ func (o *Writer) Forward(r io.Reader) error {
 			})
 		},
 		content: func(h Hash, size uint64, body io.Reader) error {
-			if o.seen[h] {
+			has, err := o.seen.Has(h)
+			if err != nil {
+				return err
+			}
+			if has {
 				_, err := io.Copy(io.Discard, body)
 				return noMatter(err)
 			}
-			_, err := o.Content(h, size, body)
+			_, err = o.Content(h, size, body)
 			return err
 		},
 	})

@@ -90,10 +90,9 @@ func (inert) Digest(kv.Tx) (machine.Digest, error)         { return machine.Dige
 
 var errInert = fmt.Errorf("engine: the group does not run")
 
-// ReadState loads the state that a snapshot holds into memory, verified: its position, its line, and the machine's
-// part.
-func ReadState(snapshot io.Reader) (core.Position, replica.Line, kv.Reader, error) {
-	store := kv.NewMemory()
+// ReadState loads the state that a snapshot holds into store, which is empty, verified: its position, its line, and
+// the machine's part.
+func ReadState(store kv.Store, snapshot io.Reader) (core.Position, replica.Line, kv.Reader, error) {
 	rep, err := replica.Open(store, inert{})
 	if err == nil {
 		err = rep.Restore(snapshot)

@@ -222,7 +222,7 @@ func (n *node) serveBackup(ctx context.Context, _ uint64, conn net.Conn) {
 
 // sendGroup writes the fragment of a group that this node holds. An error is in the fragment, too.
 func (n *node) sendGroup(ctx context.Context, group uint64, w io.Writer) error {
-	out := backup.NewFragment(w)
+	out := backup.NewFragment(w, nil)
 	err := n.writeGroup(ctx, group, out)
 	if err != nil {
 		return errors.Join(err, out.Abort(err))
@@ -283,8 +283,11 @@ type opener interface {
 // writeContents writes what the state names and the file has not yet; missing is a path whose content was nowhere.
 func writeContents(ctx context.Context, a opener, state kv.Reader, out *backup.Writer) (missing string, err error) {
 	err = manifest.Walk(state, "", "", func(path string, nd manifest.Node) error {
-		if nd.Kind != manifest.File || out.Has(backup.Hash(nd.Hash)) {
+		if nd.Kind != manifest.File {
 			return nil
+		}
+		if has, err := out.Has(backup.Hash(nd.Hash)); has || err != nil {
+			return err
 		}
 		if err := ctx.Err(); err != nil {
 			return err

@@ -60,7 +60,7 @@ func TestCollectWaitsForAMomentThatIsWhole(t *testing.T) {
 		{map[string]string{"a": "9", "b": "3"}, map[string]string{"a": "9", "b": "3"}, &closed},
 	}
 	var file bytes.Buffer
-	out := backup.NewFragment(&file)
+	out := backup.NewFragment(&file, nil)
 	d := disk{}
 	took := 0
 	m, err := collect(t.Context(), &d, out, func() (moment, error) {
@@ -96,7 +96,7 @@ func TestCollectGivesUp(t *testing.T) {
 	closed := 0
 	m := moment{map[string]string{"gone": "1"}, nil, &closed}
 	took := 0
-	_, err := collect(ctx, &disk{&m}, backup.NewFragment(io.Discard), func() (moment, error) {
+	_, err := collect(ctx, &disk{&m}, backup.NewFragment(io.Discard, nil), func() (moment, error) {
 		if took++; took == 2 {
 			cancel()
 		}

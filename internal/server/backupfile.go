@@ -16,7 +16,8 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/kv"
 )
 
-// BackupFile is a backup on disk; no node is needed to read it.
+// BackupFile is a backup on disk; no node is needed to read it. However much it holds, reading it takes the same
+// memory: what has to be remembered is in a scratch store.
 type BackupFile struct {
 	Path string
 	// Progress gets what was read of the file so far and its size; nil: nobody watches.
@@ -41,29 +42,56 @@ func (f BackupFile) backupError(op string, err error) error {
 
 // savedState is a group as a backup holds it.
 type savedState struct {
-	part backup.Part
-	view kv.Reader
+	part  backup.Part
+	view  kv.Reader
+	named *contentSet // contents, with a path of each
 }
 
 // Verify reads all of it: every byte, every state, and that every content that a state names is there.
 func (f BackupFile) Verify(ctx context.Context) (api.BackupInfo, error) {
-	info, _, err := f.load(ctx)
+	info, err := f.with(ctx, func(api.BackupInfo, *loaded) error { return nil })
 	return info, f.backupError("backup verify", err)
 }
 
-func (f BackupFile) load(ctx context.Context) (info api.BackupInfo, states map[string]savedState, err error) {
+// loaded is what was read of a verified backup.
+type loaded struct {
+	states  map[string]savedState
+	scratch *scratch
+}
+
+func (l *loaded) close() error {
+	for _, s := range l.states {
+		s.named.close()
+	}
+	return l.scratch.close()
+}
+
+// with verifies the file and shows it to use, during the call.
+func (f BackupFile) with(ctx context.Context, use func(api.BackupInfo, *loaded) error) (info api.BackupInfo, err error) {
 	file, err := os.Open(f.Path)
 	if err != nil {
-		return info, nil, err
+		return info, err
 	}
 	defer file.Close()
 	st, err := file.Stat()
 	if err != nil {
-		return info, nil, err
+		return info, err
 	}
 	info = api.BackupInfo{File: f.Path, Size: uint64(st.Size()), Groups: []api.BackupGroup{}}
-	states = map[string]savedState{}
-	held := map[manifest.Hash]bool{}
+	l := &loaded{states: map[string]savedState{}}
+	if l.scratch, err = newScratch(); err != nil {
+		return info, err
+	}
+	defer func() { err = errors.Join(err, l.close()) }()
+	if err := f.load(ctx, file, &info, l); err != nil {
+		return info, err
+	}
+	return info, use(info, l)
+}
+
+func (f BackupFile) load(ctx context.Context, file io.Reader, info *api.BackupInfo, l *loaded) error {
+	held := l.scratch.set("held")
+	defer held.close()
 	x, err := backup.Read(interruptible{ctx, file}, backup.Handler{
 		Header: func(h backup.Header) error {
 			info.Level, info.Cluster, info.Node, info.Version, info.Created = h.Level, h.Cluster, h.Node, h.Version, h.Created
@@ -73,32 +101,30 @@ func (f BackupFile) load(ctx context.Context) (info api.BackupInfo, states map[s
 			if p.Kind != backup.PartState {
 				return nil
 			}
-			view, err := readSaved(p, body)
-			states[p.Group] = savedState{p, view}
+			number := len(l.states)
+			view, err := readSaved(l.scratch.part(fmt.Sprintf("state %d", number)), p, body)
+			l.states[p.Group] = savedState{p, view, l.scratch.set(fmt.Sprintf("named %d", number))}
 			return err
 		},
-		Content: func(h backup.Hash, _ uint64, body io.Reader) error {
-			_, err := io.Copy(io.Discard, body)
-			if errors.Is(err, backup.ErrGivenUp) {
-				return nil
-			}
-			held[manifest.Hash(h)] = true
-			return err
-		},
-		Progress: f.progress(info.Size),
+		Progress: f.progress(info.Size), Seen: collected{held},
 	})
 	if err != nil {
-		return info, nil, err
+		return err
+	}
+	if n, err := held.distinct(); err != nil {
+		return err
+	} else if n != x.Contents {
+		return fmt.Errorf("%w: of %d contents %d come more than once", backup.ErrDamaged, x.Contents, x.Contents-n)
 	}
 	info.Contents, info.ContentBytes = x.Contents, x.ContentBytes
 	for _, name := range x.Groups() {
-		s := states[name]
-		if err := complete(name, s, held); err != nil {
-			return info, nil, err
+		s := l.states[name]
+		if err := s.complete(held); err != nil {
+			return err
 		}
 		info.Groups = append(info.Groups, describeSaved(s.part))
 	}
-	return info, states, nil
+	return nil
 }
 
 // progressStep is how many bytes are read between two reports.
@@ -117,9 +143,9 @@ func (f BackupFile) progress(size uint64) func(uint64) {
 	}
 }
 
-// readSaved loads a state; what it says has to agree with how the backup describes it.
-func readSaved(p backup.Part, body io.Reader) (kv.Reader, error) {
-	at, line, view, err := engine.ReadState(body)
+// readSaved loads a state into store; what it says has to agree with how the backup describes it.
+func readSaved(store kv.Store, p backup.Part, body io.Reader) (kv.Reader, error) {
+	at, line, view, err := engine.ReadState(store, body)
 	if err != nil {
 		// What the file itself is damaged by comes first.
 		if _, rest := io.Copy(io.Discard, body); rest != nil {
@@ -137,14 +163,23 @@ func readSaved(p backup.Part, body io.Reader) (kv.Reader, error) {
 	return view, nil
 }
 
-// complete looks for every content that a state names.
-func complete(group string, s savedState, held map[manifest.Hash]bool) error {
-	return manifest.Walk(s.view, "", "", func(path string, n manifest.Node) error {
-		if n.Kind == manifest.File && !held[n.Hash] {
-			return fmt.Errorf("%w: the content of %s in group %s is not there", backup.ErrDamaged, api.EscapePath(path), group)
+// complete collects the contents that a state names, and looks for each among those that the backup holds.
+func (s savedState) complete(held *contentSet) error {
+	err := manifest.Walk(s.view, "", "", func(path string, n manifest.Node) error {
+		if n.Kind != manifest.File {
+			return nil
 		}
-		return nil
+		return s.named.note(backup.Hash(n.Hash), path)
 	})
+	if err != nil {
+		return err
+	}
+	if path, lacks, err := s.named.lacking(held); err != nil {
+		return err
+	} else if lacks {
+		return fmt.Errorf("%w: the content of %s in group %s is not there", backup.ErrDamaged, api.EscapePath(path), s.part.Group)
+	}
+	return nil
 }
 
 func describeSaved(p backup.Part) api.BackupGroup {
@@ -161,14 +196,21 @@ func describeSaved(p backup.Part) api.BackupGroup {
 // List visits what a group held directly below a directory, or the one entry that is at a path.
 func (f BackupFile) List(ctx context.Context, group, path string) ([]api.DirEntry, error) {
 	const op = "backup ls"
-	_, states, err := f.load(ctx)
-	if err != nil {
-		return nil, f.backupError(op, err)
-	}
-	s, ok := states[group]
-	if !ok {
-		return nil, f.noGroup(op, group)
-	}
+	var out []api.DirEntry
+	_, err := f.with(ctx, func(_ api.BackupInfo, l *loaded) error {
+		s, ok := l.states[group]
+		if !ok {
+			return f.noGroup(op, group)
+		}
+		var err error
+		out, err = f.listSaved(op, s, path)
+		return err
+	})
+	return out, f.backupError(op, err)
+}
+
+func (f BackupFile) listSaved(op string, s savedState, path string) ([]api.DirEntry, error) {
+	group := s.part.Group
 	at, found, err := manifest.Get(s.view, path)
 	if err != nil {
 		return nil, err
@@ -195,60 +237,58 @@ func (f BackupFile) noGroup(op, group string) error {
 // Request verifies all of the file and returns what a restore of one group has to say.
 func (f BackupFile) Request(ctx context.Context, group string) (req api.Restore, info api.BackupInfo, err error) {
 	const op = "restore"
-	info, states, err := f.load(ctx)
-	if err != nil {
-		return req, info, f.backupError(op, err)
-	}
-	s, ok := states[group]
-	if !ok {
-		return req, info, f.noGroup(op, group)
-	}
-	p := s.part
-	return api.Restore{
-		Group: group, As: group, History: p.Position.History, Term: p.Position.Term, Index: p.Position.Index, Files: p.Files, Bytes: p.Bytes,
-		Ack: p.Settings.Ack, Conflict: p.Settings.Conflict, Mode: p.Settings.Mode, Topology: p.Settings.Topology,
-	}, info, nil
+	info, err = f.with(ctx, func(_ api.BackupInfo, l *loaded) error {
+		s, ok := l.states[group]
+		if !ok {
+			return f.noGroup(op, group)
+		}
+		p := s.part
+		req = api.Restore{
+			Group: group, As: group, History: p.Position.History, Term: p.Position.Term, Index: p.Position.Index, Files: p.Files, Bytes: p.Bytes,
+			Ack: p.Settings.Ack, Conflict: p.Settings.Conflict, Mode: p.Settings.Mode, Topology: p.Settings.Topology,
+		}
+		return nil
+	})
+	return req, info, f.backupError(op, err)
 }
 
 // Send writes what the file holds of one group, as a restore sends it. The file has been verified before; if it has
 // changed since, the other side is told.
 func (f BackupFile) Send(ctx context.Context, group string, w io.Writer) error {
+	const op = "restore"
 	file, err := os.Open(f.Path)
 	if err != nil {
-		return f.backupError("restore", err)
+		return f.backupError(op, err)
 	}
 	defer file.Close()
-	_, states, err := f.load(ctx)
-	if err != nil {
-		return f.backupError("restore", err)
-	}
-	s, ok := states[group]
-	if !ok {
-		return f.noGroup("restore", group)
-	}
-	named := map[backup.Hash]bool{}
-	if err := manifest.Walk(s.view, "", "", func(_ string, n manifest.Node) error {
-		named[backup.Hash(n.Hash)] = named[backup.Hash(n.Hash)] || n.Kind == manifest.File
-		return nil
-	}); err != nil {
-		return err
-	}
-	out := backup.NewFragment(w)
-	var sent uint64
-	_, err = backup.Read(interruptible{ctx, file}, backup.Handler{
+	_, err = f.with(ctx, func(_ api.BackupInfo, l *loaded) error {
+		s, ok := l.states[group]
+		if !ok {
+			return f.noGroup(op, group)
+		}
+		return f.sendSaved(ctx, file, s, w)
+	})
+	return f.backupError(op, err)
+}
+
+func (f BackupFile) sendSaved(ctx context.Context, file io.Reader, s savedState, w io.Writer) error {
+	out := backup.NewFragment(w, unminded{})
+	var bytes uint64
+	_, err := backup.Read(interruptible{ctx, file}, backup.Handler{
+		Seen: unminded{},
 		Part: func(p backup.Part, body io.Reader) error {
-			if p.Kind != backup.PartState || p.Group != group {
+			if p.Kind != backup.PartState || p.Group != s.part.Group {
 				return nil
 			}
 			return out.Part(p, func(w io.Writer) error { _, err := io.Copy(w, body); return err })
 		},
 		Content: func(h backup.Hash, size uint64, body io.Reader) error {
-			if !named[h] {
-				return nil
+			if wanted, err := s.named.Has(h); !wanted {
+				return err
 			}
 			_, err := out.Content(h, size, body)
-			if sent += size; f.Progress != nil {
-				f.Progress(api.Progress{What: "restoring", Done: min(sent, s.part.Bytes), Total: s.part.Bytes, Unit: "bytes"})
+			if bytes += size; f.Progress != nil {
+				f.Progress(api.Progress{What: "restoring", Done: min(bytes, s.part.Bytes), Total: s.part.Bytes, Unit: "bytes"})
 			}
 			return err
 		},

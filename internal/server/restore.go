@@ -310,6 +310,7 @@ func (n *node) receiveUpload(id string, body io.Reader) (err error) {
 	}
 	state := false
 	err = backup.ReadFragment(body, backup.Handler{
+		Seen: received(filepath.Join(dir, "contents")),
 		Part: func(p backup.Part, r io.Reader) error {
 			state = state || p.Kind == backup.PartState
 			return writeFile(filepath.Join(dir, p.Kind), r)
@@ -334,6 +335,19 @@ func (n *node) receiveUpload(id string, body io.Reader) (err error) {
 		return err
 	}
 	return errors.Join(unix.Syncfs(int(d.Fd())), d.Close())
+}
+
+// received is the contents that are files of this directory.
+type received string
+
+func (d received) Add(backup.Hash) error { return nil }
+
+func (d received) Has(h backup.Hash) (bool, error) {
+	_, err := os.Lstat(filepath.Join(string(d), h.String()))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // uploadReserve is what must be free for an upload to begin, in bytes.

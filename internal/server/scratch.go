@@ -1,0 +1,153 @@
+package server
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"sync/atomic"
+
+	"github.com/lockstep-sync/lockstep/internal/backup"
+	"github.com/lockstep-sync/lockstep/internal/kv"
+)
+
+// scratch is a store on disk, in the directory for temporary files, for what may be too much for memory: the states of
+// a backup and the names of its contents. It takes about 400 bytes a file that the backup holds, and goes with close.
+type scratch struct {
+	kv.Store
+	dir    string
+	failed atomic.Bool // the disk: the store's Close may not return
+}
+
+// Buffers of a scratch store, which is written and read in order mostly.
+const (
+	scratchCache = 8 << 20
+	scratchTable = 2 << 20
+)
+
+func newScratch() (*scratch, error) {
+	dir, err := os.MkdirTemp("", "lockstep-backup-")
+	if err != nil {
+		return nil, fmt.Errorf("make room to read a backup: %w", err)
+	}
+	s := &scratch{dir: dir}
+	// What fails is an error of the next call as well.
+	s.Store, err = kv.OpenPebble(dir, kv.PebbleOptions{CacheBytes: scratchCache, MemTableBytes: scratchTable, OnError: func(error) { s.failed.Store(true) }})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("make room to read a backup: %w", err), os.RemoveAll(dir))
+	}
+	return s, nil
+}
+
+func (s *scratch) close() (err error) {
+	if !s.failed.Load() {
+		err = s.Store.Close()
+	}
+	return errors.Join(err, os.RemoveAll(s.dir))
+}
+
+// part is an empty part of it.
+func (s *scratch) part(name string) kv.Store { return kv.Prefixed(s.Store, []byte(name+"/")) }
+
+// set makes an empty set; it is to be closed before the scratch.
+func (s *scratch) set(name string) *contentSet {
+	store := s.part(name)
+	return &contentSet{store: store, b: store.Batch()}
+}
+
+// contentSet is a backup.Set on disk, with a few bytes of each content. Not safe for concurrent use.
+type contentSet struct {
+	store kv.Store
+	b     kv.Batch // what was added last
+	added uint64
+}
+
+// setBatch is how many contents a batch holds.
+const setBatch = 4096
+
+// Add implements backup.Set.
+func (c *contentSet) Add(h backup.Hash) error { return c.note(h, "") }
+
+// note adds a content with what is to be known of it.
+func (c *contentSet) note(h backup.Hash, about string) error {
+	if err := c.b.Set(h[:], []byte(about)); err != nil {
+		return err
+	}
+	if c.added++; c.added%setBatch != 0 {
+		return nil
+	}
+	return c.flush()
+}
+
+func (c *contentSet) flush() error {
+	err := c.b.Commit()
+	c.b = c.store.Batch()
+	return err
+}
+
+// distinct counts what is in it.
+func (c *contentSet) distinct() (n uint64, err error) {
+	if err := c.flush(); err != nil {
+		return 0, err
+	}
+	err = c.store.Scan(nil, nil, func(_, _ []byte) error { n++; return nil })
+	return n, err
+}
+
+// lacking returns what was noted of one content that is not in other, which was flushed; found is false if all are.
+// Both are read in order: to ask for one after the other as a directory names them would read a block for each.
+func (c *contentSet) lacking(other *contentSet) (about string, found bool, err error) {
+	if err := c.flush(); err != nil {
+		return "", false, err
+	}
+	keys, notes := make([][]byte, 0, setBatch), make([]string, 0, setBatch)
+	ask := func() error {
+		next := 0
+		err := other.store.Lookup(keys, func(i int, _ []byte) error {
+			if i > next {
+				return kv.ErrStop
+			}
+			next++
+			return nil
+		})
+		if err == nil && next < len(keys) {
+			about, found = notes[next], true
+			err = kv.ErrStop
+		}
+		keys, notes = keys[:0], notes[:0]
+		return err
+	}
+	err = c.store.Scan(nil, nil, func(k, v []byte) error {
+		keys, notes = append(keys, bytes.Clone(k)), append(notes, string(v))
+		if len(keys) < setBatch {
+			return nil
+		}
+		return ask()
+	})
+	if err == nil && !found && len(keys) > 0 {
+		if err = ask(); errors.Is(err, kv.ErrStop) {
+			err = nil
+		}
+	}
+	return about, found, err
+}
+
+// Has implements backup.Set.
+func (c *contentSet) Has(h backup.Hash) (bool, error) {
+	_, ok, err := c.b.Get(h[:])
+	return ok, err
+}
+
+func (c *contentSet) close() { c.b.Discard() }
+
+// collected is a contentSet that does not know while it grows what is in it: what came twice shows when all is counted.
+type collected struct{ *contentSet }
+
+// Has implements backup.Set.
+func (collected) Has(backup.Hash) (bool, error) { return false, nil }
+
+// unminded is the Set of a backup that was verified just before.
+type unminded struct{}
+
+func (unminded) Add(backup.Hash) error         { return nil }
+func (unminded) Has(backup.Hash) (bool, error) { return false, nil }

@@ -1,0 +1,85 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/zeebo/blake3"
+
+	"github.com/lockstep-sync/lockstep/internal/backup"
+)
+
+// Sets on disk: what is counted twice, what one lacks of another, over several batches and at their edges.
+func TestScratchSets(t *testing.T) {
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	tmp := t.TempDir()
+	t.Setenv("TMPDIR", tmp)
+	s, err := newScratch()
+	must(err)
+	name := func(i int) backup.Hash { return blake3.Sum256(fmt.Append(nil, i)) }
+	const n = 2*setBatch + 100
+	for k, missing := range []int{-1, 0, setBatch, n - 1} {
+		held, named := s.set(fmt.Sprint("held", k)), s.set(fmt.Sprint("named", k))
+		for i := range n {
+			must(named.note(name(i), fmt.Sprint(i)))
+			if i != missing {
+				must(held.Add(name(i)))
+			}
+		}
+		must(held.Add(name(n))) // more than is named
+		must(held.Add(name(1))) // twice
+		want := n + 1
+		if missing >= 0 {
+			want--
+		}
+		if got, err := held.distinct(); err != nil || got != uint64(want) {
+			t.Errorf("missing %d: %d are held, want %d, %v", missing, got, want, err)
+		}
+		about, lacks, err := named.lacking(held)
+		if err != nil || lacks != (missing >= 0) || lacks && about != fmt.Sprint(missing) {
+			t.Errorf("missing %d: %q %v %v", missing, about, lacks, err)
+		}
+		for _, i := range []int{0, setBatch, n - 1, n} {
+			if has, err := held.Has(name(i)); err != nil || has != (i != missing) {
+				t.Errorf("missing %d: has %d %v, %v", missing, i, has, err)
+			}
+		}
+		held.close()
+		named.close()
+	}
+	must(s.close())
+	if left, err := os.ReadDir(tmp); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// An upload in which a content comes twice is damaged: the file of the first tells.
+func TestReceivedTwice(t *testing.T) {
+	dir := t.TempDir()
+	r, w := io.Pipe()
+	go func() {
+		out := backup.NewFragment(w, unminded{})
+		var err error
+		for range 2 {
+			_, e := out.Content(blake3.Sum256([]byte("x")), 1, strings.NewReader("x"))
+			err = errors.Join(err, e)
+		}
+		w.CloseWithError(errors.Join(err, out.EndGroup()))
+	}()
+	err := backup.ReadFragment(r, backup.Handler{Seen: received(dir), Content: func(h backup.Hash, _ uint64, body io.Reader) error {
+		return writeFile(dir+"/"+h.String(), body)
+	}})
+	r.Close()
+	if !errors.Is(err, backup.ErrDamaged) {
+		t.Errorf("taken twice: %v", err)
+	}
+}
