@@ -80,7 +80,11 @@ func TestBarrier(t *testing.T) {
 		f.write(30, 100)
 		f.reaches(1)
 		o = f.observe(11, 1)
-		f.until("it is live again", func() bool { c := o.Catchup(); return c.Mode == ModeLive && c.By == ModeDiff })
+		// Whichever voter feeds it, and however often it attaches: what counts is where the catching up ended.
+		f.until("it is live again", func() bool { c := o.Catchup(); return c.Mode == ModeLive && c.To >= f.index })
+		if c := o.Catchup(); c.By == ModeSnap {
+			t.Errorf("it came back by %s: %s", c.By, c.Why)
+		}
 		crashed := f.states[11].Crash(func(int) int { return 0 })
 		rep, err := replica.Open(kv.Prefixed(crashed, groupPrefix(testGroup)), counter{})
 		if err != nil || rep.Applied().Index < f.index {
@@ -88,7 +92,14 @@ func TestBarrier(t *testing.T) {
 		}
 		f.write(5, 100)
 		f.reaches(11)
-		f.until("the live entries are acknowledged as durable", func() bool { return f.groups[1].src.needed(f.index) == f.index })
+		f.until("the live entries are acknowledged as durable", func() bool {
+			for _, g := range f.groups {
+				if g.src.count() > 0 && g.src.needed(f.index) == f.index {
+					return true
+				}
+			}
+			return false
+		})
 	})
 }
 
