@@ -172,7 +172,7 @@ func (c *client) hear(m *member, a core.Answer) {
 		c.open.answered(a, nil, c.tries)
 		c.end()
 	default:
-		if a.Code == core.NotLeader || a.Code == core.Busy {
+		if a.Code == core.NotLeader || a.Code == core.Busy || a.Code == core.Full {
 			c.tries-- // not taken
 		}
 		if a.Code == core.NotLeader {

@@ -17,7 +17,9 @@ type host struct {
 
 	logs     disk
 	store    *kv.Memory
-	full     bool // no write succeeds
+	full     bool // there is no room but the log's reserve
+	saidFull bool // what the others know of that
+	reserve  reserve
 	lost     bool // the disk has lost its logs for good: no replica of it starts again
 	doubtful bool // a bit of its logs has flipped
 
@@ -171,6 +173,7 @@ func (h *host) resume() {
 }
 
 func (h *host) tick() {
+	h.saidFull = h.full
 	for _, m := range h.members {
 		if m.alive() {
 			h.do(func() { m.g.Tick(); m.pump() })
@@ -205,7 +208,7 @@ func (h *host) write() {
 }
 
 func (h *host) written(sync bool) {
-	if h.failing || h.full { // an error of the disk is final: nothing of this write was acknowledged, nothing will be
+	if h.failing { // an error of the disk is final: nothing of this write was acknowledged, nothing will be
 		h.logs.fail()
 		_ = h.logs.Write(slices.Concat(h.lazy, writesOf(h.writing))) // some of it may be there in the end
 		h.w.nemesis.crash(h.w, h, second)
@@ -235,8 +238,12 @@ func (h *host) written(sync bool) {
 // checkpoint makes the state durable and truncates the logs below it.
 func (h *host) checkpoint() {
 	h.later(h.slow*spread(h.w.dice.disk, 5*milli), func() {
-		if h.failing || h.full {
+		if h.failing {
 			h.w.nemesis.crash(h.w, h, second)
+			return
+		}
+		if h.full { // it waits for room
+			h.later(spread(h.w.dice.disk, h.w.shape.checkpoint), h.checkpoint)
 			return
 		}
 		must(h.store.Sync(), "sync state")

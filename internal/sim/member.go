@@ -126,7 +126,7 @@ func (m *member) start() {
 		Storage: logWithState{log, m.rep},
 		Applied: m.rep.Applied().Index, AppliedTerm: m.rep.Applied().Term, ConfState: m.rep.ConfState(),
 		MaxEntryBytes: s.entryBytes, MaxUncommitted: s.uncommitted,
-		MaxInflight: s.inflight, ElectionTicks: s.election, HeartbeatTicks: s.heartbeat, Terms: m.rep.Terms, Executes: m.rep.Executes, InSync: s.inSync,
+		MaxInflight: s.inflight, ElectionTicks: s.election, HeartbeatTicks: s.heartbeat, Terms: m.rep.Terms, Executes: m.rep.Executes, InSync: s.inSync, Room: hostRoom{h},
 	})
 	must(err, "open core")
 	m.waiting, m.offers = map[uint64]func(core.Answer){}, map[uint64]int{}
@@ -208,6 +208,7 @@ func (m *member) pump() {
 			}
 		}
 		if e.Append != nil {
+			m.h.charge(m, e.Append)
 			m.h.appends = append(m.h.appends, queued{m, m.run, e.Append})
 			m.h.write()
 		}

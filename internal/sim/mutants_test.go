@@ -36,6 +36,18 @@ type mutant struct {
 
 var mutants = []mutant{
 	{
+		name: "a full disk acknowledges on", file: "engine/core/room.go", quick: true,
+		old: "		return len(m.GetEntries()) > 0 && g.full() && !g.cfg.Room.Spend(entryBytes(m.GetEntries()))\n",
+		new: "		return false\n",
+		why: "the reserve is used up, and a vote finds no room",
+	},
+	{
+		name: "a full leader takes proposals", file: "engine/core/propose.go",
+		old: "	if code, ok := g.roomFor(); !ok {\n",
+		new: "	if code, ok := g.roomFor(); !ok && code == Full {\n",
+		why: "the reserve is used up, and a vote finds no room",
+	},
+	{
 		name: "accepts before the sync", file: "engine/core/group.go", quick: true,
 		old: "		a.term = g.term\n",
 		new: "		a.term = g.term\n		g.accept(g.last)\n",

@@ -28,7 +28,7 @@ const (
 	rivals       // two voters are told, one after the other, to take over
 	crashVoter   // right after a vote was sent; see strikes
 	diskError    // the next write of a host fails
-	diskFull     // all of a host's writes fail for a while
+	diskFull     // a host's disk has no room for a while
 	diskRot      // the logs of one host are gone for good
 	bitFlip      // a bit of one host's logs flips
 	wipeObserver // an observers' host comes back with nothing
@@ -171,7 +171,10 @@ func (n *nemesis) disk(w *world, f fault, h *host) bool {
 		h.failing = h.up
 		return h.up
 	case diskFull:
-		h.full = true
+		if h.full {
+			return false
+		}
+		h.fillUp()
 		n.until(w, 2*second, func() { h.full = false; h.start() })
 	case diskRot:
 		if !w.expendable(h) {

@@ -138,6 +138,10 @@ func (m *member) offer(msg *raftpb.Message) {
 // install replaces the state between two batches of entries and then lets raft see the message.
 func (m *member) install(msg *raftpb.Message, t *transfer, done func(ok bool)) {
 	w := m.h.w
+	if m.h.full {
+		done(false)
+		return
+	}
 	m.jobs.add(func(next func()) {
 		ok := t.restore(m.rep)
 		if ok {

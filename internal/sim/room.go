@@ -1,0 +1,67 @@
+package sim
+
+import (
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+)
+
+// A host whose disk is full writes on into the reserve of its log. It may put into that what its replicas are granted
+// and no more: else there comes a vote for which there is no room.
+
+// graceBytes is how many bytes of entries a full host grants to all its replicas together.
+const graceBytes = 2000
+
+// reserve is what a full host has put into its log's reserve.
+type reserve struct {
+	granted uint64
+	used    uint64
+}
+
+// fillUp takes the room away.
+func (h *host) fillUp() { h.full, h.reserve = true, reserve{} }
+
+// charge notes what a replica has written, and fails if it was more than the host granted.
+func (h *host) charge(m *member, a *core.Append) {
+	if !h.full {
+		return
+	}
+	for _, e := range a.Entries {
+		if e.GetType() == raftpb.EntryNormal {
+			h.reserve.used += uint64(len(e.GetData()))
+		}
+	}
+	if h.reserve.used > h.reserve.granted {
+		fail("%s put %d bytes of entries into the reserve of a full disk, which granted %d", m, h.reserve.used, h.reserve.granted)
+	}
+}
+
+// hostRoom is core.Room: of others a host knows what they said with their last tick.
+type hostRoom struct{ h *host }
+
+func (r hostRoom) Full() bool { return r.h.full }
+
+func (r hostRoom) FullAt(replica uint64) bool {
+	other := r.h.w.hosts[replica-1]
+	return other.up && other.saidFull
+}
+
+func (r hostRoom) Scarce() bool {
+	if r.h.full {
+		return true
+	}
+	for _, other := range r.h.w.hosts {
+		if other.up && other.saidFull {
+			return true
+		}
+	}
+	return false
+}
+
+func (r hostRoom) Spend(n uint64) bool {
+	if r.h.reserve.granted+n > graceBytes {
+		return false
+	}
+	r.h.reserve.granted += n
+	return true
+}
