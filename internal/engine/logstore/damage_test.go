@@ -135,7 +135,11 @@ func TestManyFlippedBits(t *testing.T) {
 		d := disk.Clone()
 		for range 1 + rng.IntN(12) {
 			content := d.Files()[names[rng.IntN(len(names))]]
-			content[rng.IntN(len(content))] ^= byte(1) << rng.IntN(8)
+			at := rng.IntN(len(content))
+			if logstore.InMark(content, int64(at)) {
+				continue // with it and the last batch gone, that batch looks as if it had never been synced (log.md)
+			}
+			content[at] ^= byte(1) << rng.IntN(8)
 		}
 		o.Disk = d
 		s, err := logstore.OpenSegments(o)

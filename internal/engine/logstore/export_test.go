@@ -38,3 +38,14 @@ func GroupsAt(data []byte, at int64) (groups []uint64) {
 	}
 	return groups
 }
+
+// InMark says whether a byte of a segment lies in a mark.
+func InMark(data []byte, at int64) bool {
+	frames, _ := scan(data, 0)
+	for i := range frames {
+		if f := &frames[i]; f.flags&flagMark != 0 && f.at <= at && at < f.at+f.aligned() {
+			return true
+		}
+	}
+	return false
+}
