@@ -276,12 +276,6 @@ var mutants = []mutant{
 		why: "what a killed process left in memory is built on, and gone with the power",
 	},
 	{
-		name: "torn write left in its place", file: "engine/logstore/segment_open.go",
-		old: "	return s.mark(File.WriteSync)\n",
-		new: "	return nil\n",
-		why: "what a power cut has torn is taken for damage, or comes to life again",
-	},
-	{
 		name: "segment used again too early", file: "engine/logstore/segments.go",
 		old: "	s.pending.released = append(s.pending.released, release{r.seg, 1, int64(r.size)})\n",
 		new: "	r.seg.runs--\n	r.seg.bytes -= int64(r.size)\n",

@@ -197,6 +197,7 @@ func (n *nemesis) disk(w *world, f fault, h *host) bool {
 			}
 		}
 		n.crash(w, h, n.downtime(w))
+		_ = h.logs.Close()
 		h.logs, h.store = w.newDisk(h.id), kv.NewMemory()
 	}
 	return true

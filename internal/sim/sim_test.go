@@ -210,6 +210,21 @@ func frugal(t *testing.T) {
 	t.Cleanup(func() { debug.SetGCPercent(percent); debug.SetMemoryLimit(limit) })
 }
 
+// A run leaves nothing behind: thousands of them follow one another in a process.
+func TestRunsEnd(t *testing.T) {
+	before := runtime.NumGoroutine()
+	for seed := range uint64(8) {
+		if _, err := Run(seed); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for end := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before; runtime.Gosched() {
+		if time.Now().After(end) {
+			t.Fatalf("%d goroutines, %d before", runtime.NumGoroutine(), before)
+		}
+	}
+}
+
 // A seed is a history: a failure can be replayed only if nothing but the seed decides.
 func TestEqualSeedsEqualHistories(t *testing.T) {
 	hashes := map[uint64]uint64{}

@@ -40,6 +40,7 @@ func run(w *world) (report Report, err error) {
 	real := rand.Reader
 	rand.Reader = mathrand.NewChaCha8(chachaSeed(w.seed))
 	defer func() { rand.Reader = real }()
+	defer w.close()
 	defer func() {
 		w.report.Hash, w.report.Simulated = w.hash, w.now/milli
 		report = w.report
@@ -54,6 +55,13 @@ func run(w *world) (report Report, err error) {
 	}()
 	w.run()
 	return w.report, nil
+}
+
+// close ends the goroutines of the log stores, and with them what they hold on to.
+func (w *world) close() {
+	for _, h := range w.hosts {
+		_ = h.logs.Close() // of a disk that has failed, an error
+	}
 }
 
 func chachaSeed(seed uint64) (s [32]byte) {
