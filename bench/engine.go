@@ -6,10 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
-	mrand "math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,14 +14,10 @@ import (
 	"syscall"
 	"time"
 
-	"go.etcd.io/raft/v3/raftpb"
 	"golang.org/x/sys/unix"
 
-	"github.com/lockstep-sync/lockstep/internal/access"
 	"github.com/lockstep-sync/lockstep/internal/engine"
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
-	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
-	"github.com/lockstep-sync/lockstep/internal/engine/transport"
 	"github.com/lockstep-sync/lockstep/internal/kv"
 	"github.com/lockstep-sync/lockstep/internal/machine"
 )
@@ -44,105 +36,29 @@ const (
 	engineWarmup = 500 * time.Millisecond
 )
 
-// voters runs three engines in this process, over TLS on loopback, each with a log of its own on disk.
+// voters are three engines and groups of which each has a voter.
 type voters struct {
-	engines []*engine.Engine
-	groups  [][]*engine.Group // of each engine, in the order of their ids
-	close   []func()
+	*bareEngines
+	groups [][]*engine.Group // of each engine, in the order of their ids
 }
 
 func startVoters(dir string, groups int) (*voters, error) {
-	var cluster access.ClusterID
-	ca, err := access.NewCA(cluster, time.Now(), rand.Reader)
+	b, err := startBare(dir, 3, nil)
 	if err != nil {
 		return nil, err
 	}
-	v := &voters{}
-	listeners := make([]net.Listener, 3)
-	for i := range listeners {
-		if listeners[i], err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
-			return nil, err
-		}
-	}
-	resolve := func(id uint64) (string, bool) { return listeners[id-1].Addr().String(), true }
-	for i := range listeners {
-		if err := v.start(dir, uint64(i+1), groups, ca, listeners[i], resolve); err != nil {
-			return nil, err
+	v := &voters{bareEngines: b, groups: make([][]*engine.Group, 3)}
+	for i := range v.groups {
+		for n := range groups {
+			g, err := v.voter(uint64(i+1), engine.GroupConfig{ID: benchGroup + uint64(n), Machine: sink{}})
+			if err != nil {
+				v.stop()
+				return nil, err
+			}
+			v.groups[i] = append(v.groups[i], g)
 		}
 	}
 	return v, nil
-}
-
-// newIdentity is a node's, signed by ca.
-func newIdentity(ca *access.CA, id uint64) (*access.Identity, error) {
-	key, err := access.NewKey(rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	csr, err := access.NewCSR(key)
-	if err != nil {
-		return nil, err
-	}
-	cert, err := ca.Sign(csr, id, fmt.Sprintf("n%d", id), time.Now())
-	if err != nil {
-		return nil, err
-	}
-	return access.NewIdentity(key, cert, ca.CertPEM(), time.Now)
-}
-
-func (v *voters) start(dir string, id uint64, groups int, ca *access.CA, l net.Listener, resolve func(uint64) (string, bool)) error {
-	ident, err := newIdentity(ca, id)
-	if err != nil {
-		return err
-	}
-	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
-	fault := func(err error) { fmt.Fprintln(os.Stderr, "storage:", err) }
-	logs, err := logstore.Open(filepath.Join(dir, fmt.Sprint("log", id)), logstore.Options{Salt: id, Log: quiet, OnError: fault})
-	if err != nil {
-		return err
-	}
-	state, err := kv.OpenPebble(filepath.Join(dir, fmt.Sprint("state", id)), kv.PebbleOptions{Log: quiet, OnError: fault})
-	if err != nil {
-		return err
-	}
-	var e *engine.Engine
-	t, err := transport.New(transport.Config{
-		Identity: ident, Listener: l, Resolve: resolve, Log: quiet, Rand: mrand.NewPCG(id, 1),
-		OnMessages: func(from, group uint64, msgs []*raftpb.Message) { e.Deliver(from, group, msgs) },
-	})
-	if err != nil {
-		return err
-	}
-	e = engine.Open(engine.Config{
-		Node: id, Logs: logs, State: state, Transport: t, Now: time.Now, Seed: mrand.Uint64(), Log: quiet, Fault: fault,
-	})
-	ctx, cancel := context.WithCancel(context.Background())
-	go t.Serve(ctx)
-	all := make([]*engine.Group, groups)
-	for i := range all {
-		all[i], err = e.StartGroup(engine.GroupConfig{
-			ID: benchGroup + uint64(i), Replica: id, Machine: sink{}, Initial: []uint64{1, 2, 3}, Nodes: map[uint64]uint64{1: 1, 2: 2, 3: 3},
-		})
-		if err != nil {
-			cancel()
-			return err
-		}
-	}
-	v.engines, v.groups = append(v.engines, e), append(v.groups, all)
-	v.close = append(v.close, func() {
-		e.Close()
-		cancel()
-		t.Close()
-		state.Close()
-		logs.Close()
-	})
-	return nil
-}
-
-func (v *voters) stop() {
-	for _, f := range v.close {
-		f()
-	}
 }
 
 // leader waits until a replica of the n-th group leads.
@@ -156,9 +72,6 @@ func (v *voters) leader(n int) *engine.Group {
 		time.Sleep(10 * time.Millisecond)
 	}
 }
-
-// Voters implements engine.Members.
-func (v *voters) Voters() []uint64 { return []uint64{1, 2, 3} }
 
 // session is one for the n-th group, on its leader's node.
 func (v *voters) session(n int) *engine.Session {

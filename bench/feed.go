@@ -5,23 +5,13 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
-	mrand "math/rand/v2"
-	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync/atomic"
 	"time"
 
-	"go.etcd.io/raft/v3/raftpb"
-
-	"github.com/lockstep-sync/lockstep/internal/access"
 	"github.com/lockstep-sync/lockstep/internal/engine"
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
-	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
-	"github.com/lockstep-sync/lockstep/internal/engine/transport"
 	"github.com/lockstep-sync/lockstep/internal/kv"
 )
 
@@ -54,111 +44,39 @@ type heavy struct{ kv.Store }
 
 func (heavy) Size([]byte, []byte) (uint64, error) { return 16 << 30, nil }
 
-// feedFarm is voters and observers of this process, over TLS on loopback, each with its own log and state on disk.
+// feedFarm is three voters, and engines for observers.
 type feedFarm struct {
-	dir       string
-	ca        *access.CA
-	listeners []net.Listener
-	engines   []*engine.Engine
-	groups    []*engine.Group
-	stamps    []*stamps
-	stops     []func()
+	*bareEngines
+	groups []*engine.Group
+	stamps []*stamps // of each engine
 }
 
 const feedNodes = 6
 
 func startFeedFarm(dir string, retain uint64) (*feedFarm, error) {
-	var cluster access.ClusterID
-	ca, err := access.NewCA(cluster, time.Now(), rand.Reader)
+	b, err := startBare(dir, feedNodes, func(s kv.Store) kv.Store { return heavy{s} })
 	if err != nil {
 		return nil, err
 	}
-	f := &feedFarm{dir: dir, ca: ca}
+	f := &feedFarm{bareEngines: b}
 	for range feedNodes {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		f.listeners = append(f.listeners, l)
-	}
-	for id := uint64(1); id <= feedNodes; id++ {
-		if err := f.open(id); err != nil {
-			return nil, errors.Join(err, f.stop())
-		}
+		f.stamps = append(f.stamps, newStamps())
 	}
 	for i := range 3 {
-		g, err := f.engines[i].StartGroup(engine.GroupConfig{
-			ID: benchGroup, Replica: uint64(i + 1), Machine: f.stamps[i], Initial: []uint64{1, 2, 3},
-			Nodes: map[uint64]uint64{1: 1, 2: 2, 3: 3}, RetainBytes: retain,
-		})
+		g, err := f.voter(uint64(i+1), engine.GroupConfig{ID: benchGroup, Machine: f.stamps[i], RetainBytes: retain})
 		if err != nil {
-			return nil, errors.Join(err, f.stop())
+			return nil, errors.Join(err, f.clear())
 		}
 		f.groups = append(f.groups, g)
 	}
 	return f, nil
 }
 
-func (f *feedFarm) open(id uint64) error {
-	ident, err := newIdentity(f.ca, id)
-	if err != nil {
-		return err
-	}
-	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
-	fault := func(err error) { fmt.Fprintln(os.Stderr, "storage:", err) }
-	logs, err := logstore.Open(filepath.Join(f.dir, fmt.Sprint("log", id)), logstore.Options{Salt: id, Log: quiet, OnError: fault})
-	if err != nil {
-		return err
-	}
-	state, err := kv.OpenPebble(filepath.Join(f.dir, fmt.Sprint("state", id)), kv.PebbleOptions{Log: quiet, OnError: fault})
-	if err != nil {
-		return errors.Join(err, logs.Close())
-	}
-	var e *engine.Engine
-	t, err := transport.New(transport.Config{
-		Identity: ident, Listener: f.listeners[id-1], Log: quiet, Rand: mrand.NewPCG(id, 1),
-		Resolve:    func(id uint64) (string, bool) { return f.listeners[id-1].Addr().String(), true },
-		OnMessages: func(from, group uint64, msgs []*raftpb.Message) { e.Deliver(from, group, msgs) },
-	})
-	if err != nil {
-		return errors.Join(err, state.Close(), logs.Close())
-	}
-	e = engine.Open(engine.Config{
-		Node: id, Logs: logs, State: heavy{state}, Transport: t, Now: time.Now, Seed: mrand.Uint64(), Log: quiet, Fault: fault,
-	})
-	t.Handle(engine.ServiceFeed, e.ServeFeed)
-	t.Handle(engine.ServiceSnapshot, e.ServeSnapshot)
-	ctx, cancel := context.WithCancel(context.Background())
-	served := make(chan error, 1)
-	go func() { served <- t.Serve(ctx) }()
-	f.engines, f.stamps = append(f.engines, e), append(f.stamps, newStamps())
-	f.stops = append(f.stops, func() {
-		cancel()
-		t.Close()
-		e.Close()
-		<-served
-		state.Close()
-		logs.Close()
-	})
-	return nil
-}
-
-// kill ends one node; its connections break.
-func (f *feedFarm) kill(node uint64) {
-	f.stops[node-1]()
-	f.stops[node-1] = func() {}
-}
-
-// stop ends all nodes and removes their files.
-func (f *feedFarm) stop() error {
-	for _, stop := range f.stops {
-		stop()
-	}
+// clear ends all nodes and removes their files.
+func (f *feedFarm) clear() error {
+	f.stop()
 	return os.RemoveAll(f.dir)
 }
-
-// Voters implements engine.Members.
-func (f *feedFarm) Voters() []uint64 { return []uint64{1, 2, 3} }
 
 func (f *feedFarm) observe(node uint64, sources ...uint64) (*engine.Observer, error) {
 	return f.engines[node-1].Observe(engine.ObserverConfig{
@@ -189,7 +107,7 @@ func benchDiff(ctx context.Context, g ground) ([]figure, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.stop()
+	defer f.clear()
 	s := f.session()
 	o, err := f.observe(4, 1) // it has a position in the log, so that it is fed by entries
 	if err != nil {
@@ -236,7 +154,7 @@ func benchChain(ctx context.Context, g ground) ([]figure, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.stop()
+	defer f.clear()
 	s, leader := f.session(), f.leads().Replica()
 	sources := [][]uint64{{leader}, {4, leader}, {5, 4, leader}}
 	var observers []*engine.Observer
