@@ -504,9 +504,12 @@ func TestCutOffSegment(t *testing.T) {
 	rng := seeded(t)
 	disk, o := filled(t, rng)
 	name, head := newestSegment(t, disk.Clone())
-	for range 40 {
-		d := disk.Clone()
-		d.Truncate(name, head+rng.IntN(len(d.Files()[name])-head))
+	for i := range 40 {
+		d, name, size := disk.Clone(), name, 0
+		if size = head + rng.IntN(len(d.Files()[name])-head); i%2 == 1 { // there is room to go on in what is left
+			d, name, size = roomy(t, o, rng)
+		}
+		d.Truncate(name, size)
 		o.Disk = d
 		s := openSegments(t, o)
 		ids, err := s.Groups()
@@ -528,6 +531,19 @@ func TestCutOffSegment(t *testing.T) {
 		}
 		must(t, s.Close())
 	}
+}
+
+// roomy is a store of two groups in a segment that is nearly empty, and a size to which it can be cut without a loss.
+func roomy(t *testing.T, o logstore.Options, rng *rand.Rand) (d *logstoretest.Disk, name string, size int) {
+	t.Helper()
+	o.Disk = logstoretest.NewDisk(512, rng)
+	s := openSegments(t, o)
+	logstoretest.Make(t, s, 1)
+	logstoretest.Make(t, s, 2)
+	must(t, s.Close())
+	d = o.Disk.(*logstoretest.Disk)
+	name, _ = newestSegment(t, d.Clone())
+	return d, name, len(d.Files()[name]) - 4096
 }
 
 // newestSegment finds the file and how long its head is.
