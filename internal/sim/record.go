@@ -106,7 +106,7 @@ func (r *Record) Page() string {
 		sum.add(&run)
 	}
 	line("| **all** | | **%d** | **%d** | **%d h** | **%.0f s** | |\n", sum.Seeds, sum.Failed, sum.Simulated/3600, sum.Seconds)
-	line("Wall time is with one process for each processor, beside whatever else the machine did.\n")
+	line("Wall time is with one process for each processor, at 60faa95 with a single one, beside whatever else the machine did.\n")
 	for _, part := range []struct {
 		title  string
 		counts []Count
