@@ -44,7 +44,7 @@ type FullDisk struct {
 type Replica struct {
 	Node       string  `json:"node"`
 	Role       string  `json:"role"` // leader, follower, learner, observer
-	Mode       string  `json:"mode"` // live, diff, snap, diverged, detached, probe, down
+	Mode       string  `json:"mode"` // live, diff, snap, diverged, damaged, detached, probe, down
 	Why        string  `json:"why"`
 	Rule       string  `json:"rule"`               // R0 … R7: what decided how it last caught up
 	Upstream   string  `json:"upstream"`           // node that feeds it; a voter's is the leader

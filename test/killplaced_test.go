@@ -2,6 +2,7 @@ package test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
@@ -17,7 +18,6 @@ import (
 
 // author edits, deletes and makes files of one tree and remembers what is in it.
 type author struct {
-	t      *testing.T
 	n      *farm.Node
 	rng    *rand.Rand
 	holds  map[string]string
@@ -27,47 +27,58 @@ type author struct {
 	count  int
 }
 
-func (a *author) make(name string) {
+func (a *author) make(name string) error {
 	a.count++
-	a.holds[name] = fmt.Sprintf("%d of %s %s", a.count, name, strings.Repeat("x", a.rng.IntN(3000)))
-	write(a.t, a.n, name, a.holds[name])
+	content := fmt.Sprintf("%d of %s %s", a.count, name, strings.Repeat("x", a.rng.IntN(3000)))
+	path := filepath.Join(a.n.Tree, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		return err
+	}
+	a.holds[name] = content
 	a.recent = append(a.recent, name)
+	return nil
 }
 
-func (a *author) remove(name string) {
+func (a *author) remove(name string) error {
 	if err := os.Remove(filepath.Join(a.n.Tree, name)); err != nil {
-		a.t.Fatal(err)
+		return err
 	}
 	delete(a.holds, name)
 	a.recent = append(a.recent, name)
+	return nil
 }
 
 // touch changes one of the files: most are edited, some deleted, and what was deleted may come again.
-func (a *author) touch(name string) {
+func (a *author) touch(name string) error {
 	if _, ok := a.holds[name]; ok && a.spare > 0 && a.rng.IntN(4) == 0 {
 		a.spare--
-		a.remove(name)
-	} else {
-		a.make(name)
+		return a.remove(name)
 	}
+	return a.make(name)
 }
 
-// touchUntil goes on until stop is closed.
-func (a *author) touchUntil(stop <-chan struct{}) {
+// touchUntil goes on until stop is closed, or something goes wrong.
+func (a *author) touchUntil(stop <-chan struct{}) error {
 	pace := time.NewTicker(time.Millisecond)
 	defer pace.Stop()
 	for {
 		select {
 		case <-stop:
-			return
+			return nil
 		case <-pace.C:
-			a.touch(a.names[a.rng.IntN(len(a.names))])
+			if err := a.touch(a.names[a.rng.IntN(len(a.names))]); err != nil {
+				return err
+			}
 		}
 	}
 }
 
 // matches compares the author's own tree with what it did: nothing is there that it did not write.
-func (a *author) matches() {
+func (a *author) matches(t *testing.T) {
+	t.Helper()
 	found := 0
 	err := filepath.WalkDir(a.n.Tree, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
@@ -79,17 +90,17 @@ func (a *author) matches() {
 		}
 		found++
 		if want, ok := a.holds[name]; !ok {
-			a.t.Errorf("%s is there, although it was deleted or never written", name)
-		} else if read(a.t, a.n, name) != want {
-			a.t.Errorf("%s has another content than was written", name)
+			t.Errorf("%s is there, although it was deleted or never written", name)
+		} else if read(t, a.n, name) != want {
+			t.Errorf("%s has another content than was written", name)
 		}
 		return nil
 	})
 	if err != nil {
-		a.t.Fatal(err)
+		t.Fatal(err)
 	}
 	if found < len(a.holds) {
-		a.t.Errorf("%d files of %d are there", found, len(a.holds))
+		t.Errorf("%d files of %d are there", found, len(a.holds))
 	}
 }
 
@@ -111,25 +122,28 @@ func TestKilledWhilePlacing(t *testing.T) {
 	ctx, f := start(t, 3)
 	n1, n2 := f.Nodes[0], f.Nodes[1]
 	rng := rand.New(rand.NewPCG(*seed, 11))
-	a := &author{t: t, n: n1, rng: rng, holds: map[string]string{}}
+	a := &author{n: n1, rng: rand.New(rand.NewPCG(*seed, 12)), holds: map[string]string{}}
 	for i := range 700 {
 		a.names = append(a.names, fmt.Sprintf("d%d/f%d", i%9, i))
-		a.make(a.names[i])
+		if err := a.make(a.names[i]); err != nil {
+			t.Fatal(err)
+		}
 	}
 	settle(t, ctx, f)
 	for range 10 {
 		a.recent, a.spare = nil, 15
-		stop, done := make(chan struct{}), make(chan struct{})
-		go func() { defer close(done); a.touchUntil(stop) }()
+		stop, touched := make(chan struct{}), make(chan error, 1)
+		go func() { touched <- a.touchUntil(stop) }()
 		err := killInTheMiddle(ctx, n2, rng)
 		close(stop)
-		<-done
-		if err != nil {
+		if err := errors.Join(err, <-touched); err != nil {
 			t.Fatal(err)
 		}
 		a.spare = 15
 		for _, name := range slices.Compact(slices.Sorted(slices.Values(a.recent))) {
-			a.touch(name)
+			if err := a.touch(name); err != nil {
+				t.Fatal(err)
+			}
 		}
 		if err := f.Run(n2, ""); err != nil {
 			t.Fatal(err)
@@ -141,5 +155,5 @@ func TestKilledWhilePlacing(t *testing.T) {
 		}
 	}
 	settle(t, ctx, f)
-	a.matches()
+	a.matches(t)
 }

@@ -183,6 +183,29 @@ func (n *node) forget(group uint64) {
 	delete(n.holdings, group)
 }
 
+// disown deletes what is left of a group in the state, its record last: as long as anything of the group may come back
+// after a crash, the record says so. Both kinds of batches take part (see kv.Store.Through), so a sync is between them.
+func disown(state kv.Store, group, binding uint64) error {
+	prefix := tablePrefix(group, binding)
+	table := state.Through().Batch()
+	defer table.Discard()
+	if err := table.DeleteRange(prefix, kv.PrefixEnd(prefix)); err != nil {
+		return err
+	}
+	if err := table.Commit(); err != nil {
+		return err
+	}
+	if err := state.Sync(); err != nil {
+		return err
+	}
+	record := state.Batch()
+	defer record.Discard()
+	if err := record.Delete(ownedKey(group)); err != nil {
+		return err
+	}
+	return record.Commit()
+}
+
 // release forgets a replica for good. The directory's files stay, and so does what was kept aside of them; the mark
 // that makes the directory a binding goes.
 func (n *node) release(h *holding) error {
@@ -198,16 +221,7 @@ func (n *node) release(h *holding) error {
 	if err = errors.Join(err, place.RemoveMarker(h.path, h.markerID())); err != nil {
 		n.log.Warn("not all traces of a binding could be removed", "group", h.group.Name, "path", h.path, "err", err)
 	}
-	prefix := tablePrefix(group, h.binding)
-	b := n.state.Through().Batch()
-	defer b.Discard()
-	if err := b.DeleteRange(prefix, kv.PrefixEnd(prefix)); err != nil {
-		return err
-	}
-	if err := b.Delete(ownedKey(group)); err != nil {
-		return err
-	}
-	if err := b.Commit(); err != nil {
+	if err := disown(n.state, group, h.binding); err != nil {
 		return err
 	}
 	n.forget(group)

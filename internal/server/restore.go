@@ -423,7 +423,7 @@ func (h *holding) dropUpload(ctx context.Context) {
 
 // setAside brings a binding in order that had files when its group was restored.
 func (h *holding) setAside(ctx context.Context, work string) error {
-	key := asideKey(h.group.ID, h.replica)
+	key := asideKey(h.group.ID, h.binding)
 	v, marked, err := h.n.state.Get(key)
 	if err != nil || !marked || len(v) != 1 || v[0] != asideDue {
 		return err
@@ -443,7 +443,7 @@ func (h *holding) setAside(ctx context.Context, work string) error {
 	if moved > 0 {
 		h.n.log.Warn("files that were not as in the backup were set aside", "group", h.group.Name, "objects", moved, "kept", aside)
 	}
-	b := h.n.state.Batch()
+	b := h.n.state.Through().Batch()
 	defer b.Discard()
 	if err := b.Set(key, []byte{asideDone}); err != nil {
 		return err

@@ -131,15 +131,30 @@ func TestManyFlippedBits(t *testing.T) {
 	groups := splitDump(dump(t, s))
 	must(t, s.Close())
 	names := slices.Sorted(maps.Keys(disk.Files()))
+	batch, mark := logstore.Newest(disk.Files())
+	if batch.Name == "" || mark.Name != batch.Name {
+		t.Fatalf("the last batch is %v, its mark %v", batch, mark)
+	}
 	for range 300 {
 		d := disk.Clone()
-		for range 1 + rng.IntN(12) {
-			content := d.Files()[names[rng.IntN(len(names))]]
-			at := rng.IntN(len(content))
-			if logstore.InMark(content, int64(at)) {
-				continue // with it and the last batch gone, that batch looks as if it had never been synced (log.md)
+		inBatch, inMark := false, false
+		flip := func(name string, at int64) {
+			b, m := inBatch || batch.Has(name, at), inMark || mark.Has(name, at)
+			if b && m {
+				return // with both gone, the batch looks as if it had never been synced (log.md)
 			}
-			content[at] ^= byte(1) << rng.IntN(8)
+			inBatch, inMark = b, m
+			d.Files()[name][at] ^= byte(1) << rng.IntN(8)
+		}
+		for range 1 + rng.IntN(12) {
+			name := names[rng.IntN(len(names))]
+			flip(name, rng.Int64N(int64(len(d.Files()[name]))))
+		}
+		switch rng.IntN(4) { // what few of the bits above hit
+		case 0:
+			flip(mark.Name, mark.From+rng.Int64N(mark.To-mark.From))
+		case 1:
+			flip(batch.Name, batch.From+rng.Int64N(batch.To-batch.From))
 		}
 		o.Disk = d
 		s, err := logstore.OpenSegments(o)

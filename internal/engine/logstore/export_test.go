@@ -39,13 +39,32 @@ func GroupsAt(data []byte, at int64) (groups []uint64) {
 	return groups
 }
 
-// InMark says whether a byte of a segment lies in a mark.
-func InMark(data []byte, at int64) bool {
-	frames, _ := scan(data, 0)
-	for i := range frames {
-		if f := &frames[i]; f.flags&flagMark != 0 && f.at <= at && at < f.at+f.aligned() {
-			return true
+// Span is a part of a file.
+type Span struct {
+	Name     string
+	From, To int64
+}
+
+// Has says whether a byte lies in it.
+func (s Span) Has(name string, at int64) bool { return name == s.Name && s.From <= at && at < s.To }
+
+// Newest finds where the newest batch of a store lies that is closed and sound, and the mark behind it.
+func Newest(files map[string][]byte) (batch, mark Span) {
+	newest := uint64(0) // segment
+	for name, data := range files {
+		frames, _ := scan(data, 0)
+		for i := range frames {
+			f := &frames[i]
+			if f.segment < newest {
+				continue
+			}
+			newest = f.segment
+			if here := (Span{name, f.at, f.at + int64(f.length)}); f.flags&flagMark != 0 {
+				mark = here
+			} else {
+				batch, mark = here, Span{}
+			}
 		}
 	}
-	return false
+	return batch, mark
 }

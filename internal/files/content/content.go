@@ -64,6 +64,8 @@ type Options struct {
 
 	// Free returns the bytes available at dir; nil: Statfs.
 	Free func(dir string) (uint64, error)
+	// Sync makes the data of a large content durable; nil: fdatasync.
+	Sync func(*os.File) error
 	// Reserve is what staging leaves free, in bytes.
 	Reserve uint64
 
@@ -132,6 +134,9 @@ type Stats struct {
 func Open(opts Options) (*Store, error) {
 	if opts.Free == nil {
 		opts.Free = Statfs
+	}
+	if opts.Sync == nil {
+		opts.Sync = pack.Fdatasync
 	}
 	if opts.Stall <= 0 {
 		opts.Stall = 5 * time.Second

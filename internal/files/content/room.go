@@ -78,13 +78,29 @@ func (g *staging) keep(n int64) {
 	g.s.mu.Unlock()
 }
 
-// full makes a RoomError of an error that says that the disk has become full under our hands.
+// block is the least that a file or a directory can need, in bytes.
+const block = 4096
+
+// missing is how much room the content still needs, as a later attempt will see it: what is kept for it, or once all was
+// written, what of that takes no room yet, and a block for the name.
+func (g *staging) missing() int64 {
+	if g.owed > 0 {
+		return g.owed
+	}
+	info, err := g.f.Stat()
+	if err != nil {
+		return block
+	}
+	return max(block, g.size-allocated(info))
+}
+
+// full makes a RoomError of an error that says that the disk has become full under our hands, before the staging ends.
 func (g *staging) full(err error) error {
 	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) || errors.As(err, new(*RoomError)) {
 		return err
 	}
 	free, ferr := g.s.opts.Free(g.s.opts.Dir)
-	return errors.Join(&RoomError{g.s.opts.Dir, g.owed, g.s.opts.Reserve, int64(free)}, err, ferr)
+	return errors.Join(&RoomError{g.s.opts.Dir, g.missing(), g.s.opts.Reserve, int64(free)}, err, ferr)
 }
 
 // allocated is how much of a file takes room; the rest of its size is holes.

@@ -2,12 +2,15 @@ package content
 
 import (
 	"errors"
+	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 
+	"github.com/lockstep-sync/lockstep/internal/files/content/pack"
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 )
 
@@ -44,6 +47,42 @@ func TestRoomIsPromisedOnce(t *testing.T) {
 	}
 	if m.promised != 0 {
 		t.Errorf("%d bytes stay promised", m.promised)
+	}
+}
+
+// A disk that turns out to be full when all of a content was written: the problem says what is missing, and with room the
+// next attempt goes on with what is there.
+func TestFullAtTheEnd(t *testing.T) {
+	r := newRig(t, 2)
+	big := append(make([]byte, 2<<20), randomBytes(3<<20)...) // begins with a hole
+	r.members[1].place("big", big)
+	m := r.members[2]
+	var full atomic.Bool
+	full.Store(true)
+	m.opts.Sync = func(f *os.File) error {
+		if full.Load() {
+			return unix.ENOSPC
+		}
+		return pack.Fdatasync(f)
+	}
+	want := Want{Hash: blake3.Sum256(big), Size: int64(len(big))}
+	_, err := m.Fetch(t.Context(), []uint64{1}, []Want{want})
+	var failed *FetchError
+	if !errors.As(err, &failed) {
+		t.Fatal(err)
+	}
+	if e := failed.NoRoom[want.Hash]; e == nil || e.Need < 1<<20 || e.Need > 3<<20 {
+		t.Errorf("what is missing: %v", e)
+	}
+	if m.promised != 0 {
+		t.Errorf("%d bytes stay promised", m.promised)
+	}
+	full.Store(false)
+	if missing, err := m.Fetch(t.Context(), []uint64{1}, []Want{want}); len(missing) > 0 {
+		t.Errorf("with room there is missing %v: %v", missing, err)
+	}
+	if received := m.Stats().Traffic.Received; received > int64(len(big)) {
+		t.Errorf("%d bytes were received, of %d", received, len(big))
 	}
 }
 

@@ -265,7 +265,7 @@ func (g *staging) finish() error {
 	}
 	err := g.f.Truncate(g.size)
 	if err == nil {
-		err = pack.Fdatasync(g.f)
+		err = g.s.opts.Sync(g.f)
 	}
 	if err == nil {
 		err = g.s.adopt(g.path, g.hash, g.size)
@@ -274,6 +274,7 @@ func (g *staging) finish() error {
 		err = pack.SyncDir(g.s.largeDir())
 	}
 	if err != nil {
+		err = g.full(err) // while the room is kept that abandon gives back
 		return errors.Join(fmt.Errorf("stage %x: %w", g.hash[:4], err), g.abandon(true))
 	}
 	if g.recipe != nil {

@@ -229,7 +229,7 @@ func (c *session) receiveLarge(ctx context.Context, t *transfer, w Want, othersH
 			return errors.Join(err, g.abandon(true))
 		}
 		if m.kind == kindEnd {
-			return g.full(g.finish())
+			return g.finish()
 		}
 		if m.kind == kindResult && len(m.body) == 1 {
 			err := resultError(code(m.body[0]))

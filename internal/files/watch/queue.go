@@ -24,7 +24,9 @@ const (
 	readPause     = 2 * time.Millisecond
 )
 
-// queue is the kernel's queue of events behind a non-blocking descriptor.
+// queue is the kernel's queue of events behind a non-blocking descriptor. To the runtime a wait is a system call like any
+// other: its reader holds an OS thread in poll(2) as long as it waits. There is one reader a watcher, and one watcher a
+// binding, so a node has as many such threads as bindings.
 type queue struct {
 	fd    int
 	ended atomic.Bool
