@@ -34,11 +34,13 @@ type Node struct {
 
 // FullDisk is of a node whose data directory has no room for more: it votes and answers, but takes no writes.
 type FullDisk struct {
-	Path   string    `json:"path"`
-	Free   uint64    `json:"free_bytes"`
-	Needed uint64    `json:"needed_bytes"` // free bytes from which on it goes on
-	Why    string    `json:"why"`
-	Since  time.Time `json:"since"`
+	Path   string `json:"path"`
+	Free   uint64 `json:"free_bytes"`
+	Needed uint64 `json:"needed_bytes"` // free bytes from which on it goes on
+	// Lacks is what is used up if it is not bytes: inodes or quota. Free and Needed say nothing then.
+	Lacks string    `json:"lacks,omitempty"`
+	Why   string    `json:"why"`
+	Since time.Time `json:"since"`
 }
 
 type Replica struct {

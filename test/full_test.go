@@ -260,15 +260,23 @@ func TestAllDisksFull(t *testing.T) {
 	}
 }
 
-// TestFullDiskStartAndStop: on a full disk a node stops, and is refused its start with a word that says what to do;
-// with room it starts and has everything.
+// TestFullDiskStartAndStop: on a full disk a node stops, and is refused its start with a word that says what to do, as is
+// whoever recovers it there or reads a backup with the directory for temporary files there; with room it starts and has
+// everything.
 func TestFullDiskStartAndStop(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	f, vs := volumes(t, ctx, 1)
 	n1 := f.Nodes[0]
 	write(t, n1, "a", "before")
+	for i := range 500 {
+		write(t, n1, fmt.Sprintf("saved/%03d", i), fmt.Sprint("content ", i))
+	}
 	reached(t, ctx, f, api.DirWaitFor{Mode: api.WaitAll})
+	saved := filepath.Join(t.TempDir(), "saved.lockstep")
+	if out, err := exec.CommandContext(ctx, binary, "--server", socket(n1), "backup", "create", saved).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
 	if err := vs[0].Fill(); err != nil {
 		t.Fatal(err)
 	}
@@ -278,6 +286,23 @@ func TestFullDiskStartAndStop(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused(t, api.CodeFull, n1.Data, "no space left", "serve", "--data", n1.Data, "--listen", n1.Listen, "--api", "off")
+	refused(t, api.CodeFull, n1.Data, "no space left", "offline", "recover", "--data", n1.Data, "--yes-lose-data", n1.Name)
+	filler := filepath.Join(vs[0].Dir, "filler")
+	st, err := os.Stat(filler)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("TMPDIR", vs[0].Dir)
+	for _, room := range []int64{0, 96 << 10, 192 << 10} { // for nothing, for an empty store, for a part of it
+		if err := os.Truncate(filler, st.Size()-room); err != nil {
+			t.Fatal(err)
+		}
+		refused(t, api.CodeFull, vs[0].Dir, "no space left", "backup", "verify", saved)
+	}
+	t.Setenv("TMPDIR", "")
+	if left, err := filepath.Glob(filepath.Join(vs[0].Dir, "lockstep-backup-*")); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
 	if err := vs[0].Free(); err != nil {
 		t.Fatal(err)
 	}

@@ -18,22 +18,28 @@ type Room interface {
 // ErrFull: a write was not taken, because there is no quorum of voters with room on their disks.
 var ErrFull = errors.New("engine: the disks are full")
 
-// graceBytes is how many bytes of entries the replicas of a node that has become full still take, all together: the
-// writes that are on their way, and the first entries of new leaders. It is an eighth of the log's reserve
-// (logstore.DefaultReserve segments); the rest is for votes and terms, which take a few hundred bytes each and are
-// overwritten in turn.
-const graceBytes = 4 << 20
+// graceBytes is how many bytes of appends the replicas of a node that has become full still take, all together. Writes
+// that are on their way use it up, within a second if there are many; only graceKept of it is left to the first entries
+// of new leaders, which replicas that have dropped nothing take. It is an eighth of the log's reserve
+// (logstore.DefaultReserve segments); the rest is for votes and terms.
+const (
+	graceBytes = 4 << 20
+	graceKept  = 1 << 20
+	// graceAppend is what an append takes beside its entries: at most, a block that it shares with no other.
+	graceAppend = 4 << 10
+)
 
 // grace counts what was spent of graceBytes.
 type grace struct{ spent atomic.Uint64 }
 
-func (e *Engine) spend(n uint64) bool {
+// spend takes n bytes of what may be spent up to limit.
+func (g *grace) spend(n, limit uint64) bool {
 	for {
-		spent := e.grace.spent.Load()
-		if spent+n > graceBytes {
+		spent := g.spent.Load()
+		if spent+n > limit {
 			return false
 		}
-		if e.grace.spent.CompareAndSwap(spent, spent+n) {
+		if g.spent.CompareAndSwap(spent, spent+n) {
 			return true
 		}
 	}
@@ -55,9 +61,16 @@ type groupRoom struct {
 	g   *Group // nil while the group is being opened
 }
 
-func (r *groupRoom) Full() bool              { return r.eng.full() }
-func (r *groupRoom) Scarce() bool            { return r.eng.cfg.Room != nil && r.eng.cfg.Room.Scarce() }
-func (r *groupRoom) Spend(bytes uint64) bool { return r.eng.spend(bytes) }
+func (r *groupRoom) Full() bool   { return r.eng.full() }
+func (r *groupRoom) Scarce() bool { return r.eng.cfg.Room != nil && r.eng.cfg.Room.Scarce() }
+
+func (r *groupRoom) Spend(bytes uint64, begins bool) bool {
+	limit := uint64(graceBytes - graceKept)
+	if begins {
+		limit = graceBytes
+	}
+	return r.eng.grace.spend(bytes+graceAppend, limit)
+}
 
 func (r *groupRoom) FullAt(replica uint64) bool {
 	if r.g == nil {

@@ -30,7 +30,11 @@ type PebbleOptions struct {
 	OnError func(error)
 	// OnFull is told why there is no room on the disk, and nil when there is again, under the same conditions. Until
 	// then Commit, Sync and Close may wait. nil: nobody is told.
-	OnFull        func(error)
+	OnFull func(error)
+	// NoWait is for a store that nobody keeps waiting for room: that there is none is an error of the disk like any
+	// other. Every call returns after any error of the disk, OpenPebble and Close too, but what Pebble was doing may
+	// keep memory and files until the process ends. OnFull is not called.
+	NoWait        bool
 	FS            vfs.FS // nil: the operating system's
 	CacheBytes    int64  // block cache; 0: DefaultCacheBytes
 	MemTableBytes uint64 // 0: DefaultMemTableBytes; up to three may exist for a moment
@@ -43,11 +47,15 @@ func OpenPebble(dir string, o PebbleOptions) (Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.through, err = openThrough(s.db, s.fs, dir, s.guard); err == nil {
+	err = inTime(s.fs, s.guard, func() (err error) {
+		s.through, err = openThrough(s.db, s.fs, dir, s.guard)
+		return err
+	})
+	if err == nil {
 		err = s.guard.Err()
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open store %s: %w", dir, err), s.db.Close())
+		return nil, errors.Join(fmt.Errorf("open store %s: %w", dir, err), s.closeDB())
 	}
 	s.fs.open.Store(true)
 	return s, nil
@@ -81,7 +89,7 @@ type pebbleLook struct {
 func (l pebbleLook) Close() error { return l.db.Close() }
 
 func openPebble(dir string, o PebbleOptions, readOnly bool) (*pebbleStore, error) {
-	fs := newRoomFS(o.FS, o.OnFull)
+	var fs *roomFS
 	g := guard.New(o.Log, func(err error) {
 		switch {
 		case !fs.open.Load(): // it is returned
@@ -91,8 +99,12 @@ func openPebble(dir string, o PebbleOptions, readOnly bool) (*pebbleStore, error
 			o.OnError(err)
 		}
 	})
+	onFull := o.OnFull
+	if o.NoWait {
+		onFull = g.Fail
+	}
+	fs = newRoomFS(o.FS, o.NoWait, onFull)
 	cache := pebble.NewCache(cmpOr(o.CacheBytes, DefaultCacheBytes))
-	defer cache.Unref()
 	opts := &pebble.Options{
 		FS:                          fs,
 		ReadOnly:                    readOnly,
@@ -117,7 +129,12 @@ func openPebble(dir string, o PebbleOptions, readOnly bool) (*pebbleStore, error
 		opts.Levels[i].Compression = func() *sstable.CompressionProfile { return sstable.SnappyCompression }
 	}
 	g.Install(opts)
-	db, err := pebble.Open(dir, opts)
+	var db *pebble.DB
+	err := inTime(fs, g, func() (err error) {
+		defer cache.Unref()
+		db, err = pebble.Open(dir, opts)
+		return err
+	})
 	if err == nil {
 		err = g.Err() // Pebble does not look back after a fatal error, and neither may be closed
 	}
@@ -125,6 +142,21 @@ func openPebble(dir string, o PebbleOptions, readOnly bool) (*pebbleStore, error
 		return nil, fmt.Errorf("open store %s: %w", dir, err)
 	}
 	return &pebbleStore{pebbleReader{db, g}, db, fs, nil}, nil
+}
+
+// inTime does what Pebble may never come back from. For a store that does not wait it is over when the store has failed.
+func inTime(fs *roomFS, g *guard.Guard, do func() error) error {
+	if !fs.final {
+		return do()
+	}
+	done := make(chan error, 1)
+	go func() { done <- do() }()
+	select {
+	case err := <-done:
+		return err
+	case <-g.Failed():
+		return g.Err()
+	}
 }
 
 func cmpOr[T int64 | uint64](v, def T) T {
@@ -242,9 +274,11 @@ type pebbleStore struct {
 	through *through
 }
 
-func (s *pebbleStore) Batch() Batch {
+func (s *pebbleStore) Batch() Batch { return s.batch(false) }
+
+func (s *pebbleStore) batch(through bool) *pebbleBatch {
 	b := s.db.NewIndexedBatch()
-	return &pebbleBatch{pebbleReader: pebbleReader{b, s.guard}, b: b}
+	return &pebbleBatch{pebbleReader{b, s.guard}, b, s, through}
 }
 
 func (s *pebbleStore) Through() Store { return throughStore{s} }
@@ -258,6 +292,10 @@ func (s *pebbleStore) Sync() error {
 	if err := s.guard.Err(); err != nil {
 		return err
 	}
+	return inTime(s.fs, s.guard, s.sync)
+}
+
+func (s *pebbleStore) sync() error {
 	next, err := s.through.rotate()
 	if err != nil {
 		return fmt.Errorf("sync store: %w", err)
@@ -292,15 +330,22 @@ func (s *pebbleStore) Size(from, to []byte) (uint64, error) {
 
 // Close syncs what was written through, so that the next start has nothing to replay.
 func (s *pebbleStore) Close() error {
-	close(s.fs.ended)
+	s.fs.end()
 	err := s.guard.Err()
 	if err == nil {
 		err = s.Sync()
 	}
-	if cerr := s.db.Close(); cerr != nil {
+	if cerr := s.closeDB(); cerr != nil {
 		err = fmt.Errorf("close store: %w", cerr)
 	}
 	return err
+}
+
+func (s *pebbleStore) closeDB() error {
+	if err := s.guard.Err(); err != nil && s.fs.final {
+		return err
+	}
+	return inTime(s.fs, s.guard, s.db.Close)
 }
 
 type pebbleView struct {
@@ -313,7 +358,8 @@ func (v *pebbleView) Close() error { return v.snap.Close() }
 type pebbleBatch struct {
 	pebbleReader
 	b       *pebble.Batch // nil after Commit or Discard
-	through *pebbleStore  // nil: not written through
+	store   *pebbleStore
+	through bool // it is written through
 }
 
 func (b *pebbleBatch) Set(key, value []byte) error { return b.b.Set(key, value, nil) }
@@ -352,7 +398,11 @@ func (b *pebbleBatch) Commit() error {
 	if err := b.guard.Err(); err != nil {
 		return err
 	}
-	full, err := b.put()
+	var full bool
+	err := inTime(b.store.fs, b.guard, func() (err error) {
+		full, err = b.put()
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
@@ -360,17 +410,17 @@ func (b *pebbleBatch) Commit() error {
 		return err // the batch stays open: Pebble may still hold it
 	}
 	if full {
-		err = b.through.Sync()
+		err = b.store.Sync()
 	}
 	return errors.Join(err, b.close())
 }
 
 // put hands the batch to Pebble. full says that enough was written through to sync it.
 func (b *pebbleBatch) put() (full bool, err error) {
-	if b.through == nil || b.b.Empty() {
+	if !b.through || b.b.Empty() {
 		return false, b.b.Commit(pebble.NoSync)
 	}
-	return b.through.through.commit(b.b)
+	return b.store.through.commit(b.b)
 }
 
 func (b *pebbleBatch) Discard() {

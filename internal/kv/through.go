@@ -289,10 +289,7 @@ func (t *through) remove(next uint64) error {
 // throughStore is a pebbleStore whose batches are written through.
 type throughStore struct{ *pebbleStore }
 
-func (s throughStore) Batch() Batch {
-	b := s.db.NewIndexedBatch()
-	return &pebbleBatch{pebbleReader: pebbleReader{b, s.guard}, b: b, through: s.pebbleStore}
-}
+func (s throughStore) Batch() Batch { return s.batch(true) }
 
 func (s throughStore) Through() Store { return s }
 

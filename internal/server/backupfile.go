@@ -27,7 +27,10 @@ type BackupFile struct {
 // backupError says what is wrong with the file, and that none of it should be used.
 func (f BackupFile) backupError(op string, err error) error {
 	var e *api.Error
+	var failed *scratchError
 	switch {
+	case errors.As(err, &failed):
+		return failed.asAPI(op)
 	case err == nil || errors.As(err, &e):
 		return err
 	case errors.Is(err, fs.ErrNotExist):
@@ -82,7 +85,7 @@ func (f BackupFile) with(ctx context.Context, use func(api.BackupInfo, *loaded) 
 	if l.scratch, err = newScratch(); err != nil {
 		return info, err
 	}
-	defer func() { err = errors.Join(err, l.close()) }()
+	defer func() { err = l.scratch.blame(errors.Join(err, l.close())) }()
 	if err := f.load(ctx, file, &info, l); err != nil {
 		return info, err
 	}

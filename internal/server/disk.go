@@ -53,6 +53,26 @@ type dataDisk struct {
 type fileSystem struct {
 	free, size uint64 // bytes
 	readOnly   bool
+	// noInodes: it counts inodes, and none is free. Some file systems say so falsely: it is believed only of a write
+	// that has failed.
+	noInodes bool
+}
+
+// What a disk may lack that is not bytes (api.FullDisk.Lacks).
+const (
+	lacksInodes = "inodes"
+	lacksQuota  = "quota"
+)
+
+// lacks says what a write failed for on a file system; empty: bytes.
+func (fs *fileSystem) lacks(err error) string {
+	switch {
+	case errors.Is(err, syscall.EDQUOT):
+		return lacksQuota
+	case errors.Is(err, syscall.ENOSPC) && fs.noInodes:
+		return lacksInodes
+	}
+	return ""
 }
 
 const (
@@ -80,7 +100,8 @@ func statfs(dir string) (fileSystem, error) {
 		return fileSystem{}, fmt.Errorf("statfs %s: %w", dir, err)
 	}
 	block := uint64(st.Bsize)
-	return fileSystem{free: st.Bavail * block, size: st.Blocks * block, readOnly: st.Flags&unix.ST_RDONLY != 0}, nil
+	return fileSystem{free: st.Bavail * block, size: st.Blocks * block, readOnly: st.Flags&unix.ST_RDONLY != 0,
+		noInodes: st.Files > 0 && st.Ffree == 0}, nil
 }
 
 // Full implements engine.Room.
@@ -152,6 +173,7 @@ func (d *dataDisk) look() {
 	defer d.looking.Unlock()
 	var least fileSystem
 	var at string
+	noInodes := false
 	for i, dir := range d.dirs {
 		fs, err := d.statfs(dir)
 		switch {
@@ -164,7 +186,9 @@ func (d *dataDisk) look() {
 		case i == 0 || fs.free < least.free:
 			least, at = fs, dir
 		}
+		noInodes = noInodes || fs.noInodes
 	}
+	least.noInodes = noInodes
 	d.free.Store(least.free)
 	before := d.short.Load()
 	next := judge(least, before, d.logs.Full(), d.waiting())
@@ -196,9 +220,9 @@ func judge(fs fileSystem, before *api.FullDisk, log, state error) *api.FullDisk 
 	f := &api.FullDisk{Free: fs.free, Needed: enough}
 	switch {
 	case log != nil:
-		f.Why, f.Needed = "the log found no room for another segment: "+reason(log), max(enough, logReserve)
+		f.Why, f.Needed, f.Lacks = "the log found no room for another segment: "+reason(log), max(enough, logReserve), fs.lacks(log)
 	case state != nil:
-		f.Why = "the state store waits for room: " + reason(state)
+		f.Why, f.Lacks = "the state store waits for room: "+reason(state), fs.lacks(state)
 	case fs.free < need, before != nil && fs.free < enough:
 		f.Why = fmt.Sprintf("less than %s is free", mebibytes(enough))
 	default:
@@ -234,15 +258,34 @@ func (n *node) noteFull(r *report) {
 	}
 }
 
-// describeFull is about one disk: where, how much is free, how much is needed.
+// describeFull is about one disk: where, and what it lacks.
 func describeFull(f *api.FullDisk) string {
+	switch {
+	case f.Lacks == lacksInodes:
+		return "no inodes are left under " + f.Path
+	case f.Lacks == lacksQuota:
+		return "the quota is used up under " + f.Path
+	case f.Free >= f.Needed: // there are other limits than what statfs tells
+		return fmt.Sprintf("the last write under %s found no room, although %s is free", f.Path, mebibytes(f.Free))
+	}
 	return fmt.Sprintf("%s has %s free and needs %s", f.Path, mebibytes(f.Free), mebibytes(f.Needed))
 }
 
 func fullWarning(p api.Node) api.Warning {
 	return api.Warning{Name: "disk_full", Subject: p.Name, Since: p.Full.Since,
 		Text: "it votes on but takes no writes: " + describeFull(p.Full) + " (" + p.Full.Why + ")",
-		Hint: "make room there; it goes on by itself, within seconds"}
+		Hint: makeRoom(p.Full.Lacks) + " there; it goes on by itself, within seconds"}
+}
+
+// makeRoom is the way out of a lack.
+func makeRoom(lacks string) string {
+	switch lacks {
+	case lacksInodes:
+		return "remove files"
+	case lacksQuota:
+		return "raise the quota, or make room within it,"
+	}
+	return "make room"
 }
 
 // noRoom makes an error that the users see of engine.ErrFull; other errors it leaves alone.
@@ -250,28 +293,40 @@ func (n *node) noRoom(ctx context.Context, op, subject string, group uint64, err
 	if !errors.Is(err, engine.ErrFull) {
 		return err
 	}
-	e := &api.Error{Code: api.CodeFull, Op: op, Subject: subject, Why: "the disks of too many of its voters are full; nothing was written",
+	e := &api.Error{Code: api.CodeFull, Op: op, Subject: subject, Why: "the disks of too many of its voters that are up are full; nothing was written",
 		Hint: "make room; it goes on by itself, within seconds"}
-	var full []string
 	g, ok := n.ctl.state().Group(group)
 	if !ok {
 		return e
 	}
-	for i, f := range each(g.Members, func(m control.Member) *api.FullDisk {
-		a, err := n.hello(ctx, m.Node)
-		if err != nil {
-			return nil
+	var full, down []string
+	for i, is := range each(g.Members, func(m control.Member) word { return n.word(ctx, m.Node) }) {
+		name := n.nameOf(g.Members[i].Node)
+		if !is.up && g.Members[i].Role == control.RoleVoter {
+			down = append(down, name)
 		}
-		return a.Full
-	}) {
-		if f != nil {
-			full = append(full, n.nameOf(g.Members[i].Node)+":"+describeFull(f))
+		if is.full != nil {
+			full = append(full, name+":"+describeFull(is.full))
 		}
 	}
 	if len(full) > 0 {
 		e.Hint = "make room: " + strings.Join(full, "; ") + "; it goes on by itself, within seconds"
 	}
+	if len(down) > 0 {
+		e.Hint += "; or start what is down: " + strings.Join(down, ", ")
+	}
 	return e
+}
+
+// word is what a node says of itself.
+type word struct {
+	up   bool
+	full *api.FullDisk
+}
+
+func (n *node) word(ctx context.Context, node uint64) word {
+	a, err := n.hello(ctx, node)
+	return word{err == nil, a.Full}
 }
 
 // unreadable is a file system that went away or became read-only.
@@ -290,9 +345,12 @@ func storageError(data string, err error) *api.Error {
 	case isFull(err):
 		e.Code = api.CodeFull
 		e.Hint = "make room on the file system of " + data + " (df -h " + data + " shows it), then start again"
-		if fs, ferr := statfs(data); ferr == nil {
-			e.Hint = fmt.Sprintf("make room on the file system of %s: %s free, %s needed; then start again", data, mebibytes(fs.free),
-				mebibytes(max(logReserve, floor(fs.size)*3/2)))
+		fs, ferr := statfs(data)
+		switch need := max(logReserve, floor(fs.size)*3/2); {
+		case fs.lacks(err) != "":
+			e.Hint = makeRoom(fs.lacks(err)) + " on the file system of " + data + ": " + describeFull(&api.FullDisk{Path: data, Lacks: fs.lacks(err)}) + "; then start again"
+		case ferr == nil && fs.free < need:
+			e.Hint = fmt.Sprintf("make room on the file system of %s: %s free, %s needed; then start again", data, mebibytes(fs.free), mebibytes(need))
 		}
 	case errors.Is(err, syscall.EROFS):
 		e.Hint = "the file system of " + data + " is read-only: the kernel does that after an error of the disk (see dmesg); check it with fsck, mount it read-write and start again, or move to another disk and join with --join TOKEN --replace"
@@ -309,7 +367,7 @@ func ofDisk(err error) bool {
 	return isFull(err) || errors.Is(err, syscall.EROFS) || errors.Is(err, syscall.EIO)
 }
 
-// roomToStart refuses a start for which there is not enough room: it would wait for room in the middle.
+// roomToStart refuses to open the stores without enough room: a start would wait for it in the middle.
 func roomToStart(data string) error {
 	fs, err := statfs(data)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/lockstep-sync/lockstep/api"
@@ -22,6 +23,7 @@ func TestJudge(t *testing.T) {
 		log, state error
 		why        string // empty: there is room
 	}{
+		"the state knows better":         {fileSystem{free: 500 * gib, size: 900 * gib}, nil, nil, syscall.ENOSPC, "state store"},
 		"plenty":                         {fileSystem{free: 500 * gib, size: 900 * gib}, nil, nil, nil, ""},
 		"just enough":                    {fileSystem{free: floorMax, size: 900 * gib}, nil, nil, nil, ""},
 		"a byte too little":              {fileSystem{free: floorMax - 1, size: 900 * gib}, nil, nil, nil, "free"},
@@ -41,6 +43,88 @@ func TestJudge(t *testing.T) {
 			t.Errorf("%s: %+v", name, got)
 		}
 	}
+}
+
+// What is said of a full disk names what is missing there: bytes only if it is bytes.
+func TestWhatIsLacking(t *testing.T) {
+	plenty := fileSystem{free: 10 << 30, size: 900 << 30}
+	noInodes := plenty
+	noInodes.noInodes = true
+	little := fileSystem{free: 1 << 20, size: 900 << 30, noInodes: true}
+	for name, c := range map[string]struct {
+		fs         fileSystem
+		log, state error
+		lacks      string
+		text, hint string
+	}{
+		"bytes":               {little, nil, nil, "", "has 1.0 MiB free and needs 48.0 MiB", "make room there"},
+		"inodes of the log":   {noInodes, syscall.ENOSPC, nil, lacksInodes, "no inodes are left under /d", "remove files there"},
+		"inodes of the state": {noInodes, nil, syscall.ENOSPC, lacksInodes, "no inodes are left under /d", "remove files there"},
+		"a quota":             {plenty, nil, syscall.EDQUOT, lacksQuota, "the quota is used up under /d", "raise the quota"},
+		"a quota, and inodes": {noInodes, syscall.EDQUOT, nil, lacksQuota, "the quota is used up under /d", "raise the quota"},
+		"nobody knows":        {plenty, syscall.ENOSPC, nil, "", "although 10240.0 MiB is free", "make room there"},
+	} {
+		f := judge(c.fs, nil, c.log, c.state)
+		if f == nil {
+			t.Errorf("%s: there is room", name)
+			continue
+		}
+		f.Path = "/d"
+		w := fullWarning(api.Node{Name: "n1", Full: f})
+		if f.Lacks != c.lacks || !strings.Contains(w.Text, c.text) || strings.Contains(w.Text, "needs") != (name == "bytes") || !strings.Contains(w.Hint, c.hint) {
+			t.Errorf("%s: lacks %q: %s (%s)", name, f.Lacks, w.Text, w.Hint)
+		}
+	}
+	if f := judge(noInodes, nil, nil, nil); f != nil {
+		t.Errorf("full because of what a file system says of inodes, although nothing failed: %+v", f)
+	}
+}
+
+// A node leaves in order, unless its disk is full or becomes so: what waits for room then does not keep it.
+func TestTidyUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &node{log: slog.New(slog.DiscardHandler), disk: &dataDisk{logs: &fakeLogs{}}}
+		room := make(chan struct{})
+		broken := errors.New("broken")
+		steps := 0
+		tidy := func() *cleanup {
+			var c cleanup
+			c.add(func() error { steps++; return broken })
+			c.add(func() error { <-room; return nil })
+			return &c
+		}
+		left := make(chan error, 1)
+		leave := func(c *cleanup) { go func() { left <- n.tidyUp(c) }() }
+		leave(tidy())
+		time.Sleep(time.Minute)
+		select {
+		case err := <-left:
+			t.Fatalf("it left before things were in order: %v", err)
+		default:
+		}
+		close(room)
+		if err := <-left; !errors.Is(err, broken) || steps != 1 {
+			t.Errorf("left with %v after %d steps", err, steps)
+		}
+
+		room = make(chan struct{})
+		leave(tidy())
+		time.Sleep(time.Minute)
+		n.disk.stateFull(syscall.ENOSPC)
+		began := time.Now()
+		if err := <-left; err != nil || steps != 1 || time.Since(began) > time.Second {
+			t.Errorf("full meanwhile: left with %v after %v", err, time.Since(began))
+		}
+		leave(tidy())
+		if err := <-left; err != nil || steps != 1 {
+			t.Errorf("full: left with %v", err)
+		}
+		n.disk = nil // it was not opened
+		if err := n.tidyUp(&cleanup{}); err != nil {
+			t.Error(err)
+		}
+		close(room)
+	})
 }
 
 // fakeLogs is a log store that may be full.

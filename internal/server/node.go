@@ -144,7 +144,7 @@ const stopPatience = 2 * time.Second
 
 func (n *node) run(ctx context.Context, listener net.Listener, init *control.Init) (err error) {
 	var tidy cleanup
-	defer func() { err = errors.Join(err, tidy.run()) }()
+	defer func() { err = errors.Join(err, n.tidyUp(&tidy)) }()
 	if err := n.openStores(&tidy); err != nil {
 		return errors.Join(err, listener.Close())
 	}
@@ -195,11 +195,6 @@ func (n *node) run(ctx context.Context, listener net.Listener, init *control.Ini
 	case <-ctx.Done():
 		n.log.Info("stopping")
 		n.handOver()
-		if n.disk.Full() {
-			// To put things in order takes room, and nobody can say when there is some. The log has everything.
-			n.log.Warn("the disk is full: the process ends as if it had been killed; nothing is lost")
-			tidy.steps = nil
-		}
 		return nil
 	case err := <-n.fault:
 		tidy.steps = nil // nothing more may be written; the process ends and takes everything with it
@@ -212,6 +207,32 @@ func (n *node) run(ctx context.Context, listener net.Listener, init *control.Ini
 	case err := <-served:
 		return err
 	}
+}
+
+// tidyUp puts things in order, on every way out, unless the disk is full or becomes so meanwhile: that would take room,
+// and nobody can say when there is some. The log has everything, and the process ends as if it had been killed; what
+// waits for room ends with it.
+func (n *node) tidyUp(tidy *cleanup) error {
+	if len(tidy.steps) == 0 {
+		return nil // and there may be no disk to ask
+	}
+	done := make(chan error, 1)
+	again := time.NewTicker(diskEvery)
+	defer again.Stop()
+	full := n.disk.Full()
+	if !full {
+		go func() { done <- tidy.run() }()
+	}
+	for !full {
+		select {
+		case err := <-done:
+			return err
+		case <-again.C:
+			full = n.disk.Full()
+		}
+	}
+	n.log.Warn("the disk is full: the process ends as if it had been killed; nothing is lost")
+	return nil
 }
 
 // reasonToQuit prefers what peers said of this node over what came of it.

@@ -34,6 +34,10 @@ func OfflineRecover(ctx context.Context, path, confirm string, log *slog.Logger)
 		return out, err
 	}
 	defer data.Close()
+	defer func() { err = forRecover(op, path, err) }()
+	if err := roomToStart(data.path); err != nil {
+		return out, err
+	}
 	id, err := access.Load(data.path, time.Now)
 	if err != nil {
 		return out, &api.Error{Code: api.CodeFailed, Op: op, Subject: path, Why: err.Error(), Hint: "give the data directory of a node that ran before"}
@@ -43,17 +47,38 @@ func OfflineRecover(ctx context.Context, path, confirm string, log *slog.Logger)
 			Why:  "what only the other nodes know of the cluster is lost",
 			Hint: "if that is meant, say the node's name: --yes-lose-data " + id.Name()}
 	}
-	logs, err := logstore.Open(data.sub("log"), logstore.Options{Salt: mrand.Uint64(), Log: log, OnError: func(error) {}})
+	// Whoever recovers is told that there is no room, and does not wait for it: what was done so far is done again.
+	giveUp := make(chan struct{})
+	close(giveUp)
+	logs, err := logstore.Open(data.sub("log"), logstore.Options{Salt: mrand.Uint64(), Log: log, OnError: func(error) {}, GiveUp: giveUp})
 	if err != nil {
 		return out, logError(data.sub("log"), err)
 	}
 	defer func() { err = errors.Join(err, logs.Close()) }()
-	state, err := kv.OpenPebble(data.sub("state"), kv.PebbleOptions{Log: log, OnError: func(error) {}})
+	state, err := kv.OpenPebble(data.sub("state"), kv.PebbleOptions{Log: log, OnError: func(error) {}, NoWait: true})
+	if ofDisk(err) {
+		return out, err
+	}
 	if err != nil {
 		return out, damaged(data.sub("state"), err)
 	}
 	defer func() { err = errors.Join(err, state.Close()) }()
 	return recoverControl(ctx, data, id, logs, state)
+}
+
+// forRecover has an error of the disk say what to do before the recovery is tried again, and errors that a start has as
+// well say what failed.
+func forRecover(op, path string, err error) error {
+	var e *api.Error
+	switch {
+	case err != nil && ofDisk(err):
+		e = storageError(path, err)
+		err = e
+	case !errors.As(err, &e):
+		return err
+	}
+	e.Op = op
+	return err
 }
 
 func recoverControl(ctx context.Context, data *dataDir, id *access.Identity, logs logstore.Store, state kv.Store) (out api.OfflineRecovered, err error) {

@@ -133,14 +133,7 @@ func (n *node) Nodes(ctx context.Context) ([]api.Node, error) {
 	if !ok {
 		return []api.Node{{Name: n.id.Name(), ID: nodeID(n.self), Address: n.advertise, State: "joining", Version: n.cfg.Version.Version, Self: true}}, nil
 	}
-	type word struct {
-		up   bool
-		full *api.FullDisk
-	}
-	words := each(ctl.Members, func(m control.Member) word {
-		a, err := n.hello(ctx, m.Node)
-		return word{err == nil, a.Full}
-	})
+	words := each(ctl.Members, func(m control.Member) word { return n.word(ctx, m.Node) })
 	var out []api.Node
 	for i, m := range ctl.Members {
 		p, ok := st.Node(m.Node)

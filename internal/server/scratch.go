@@ -3,10 +3,10 @@ package server
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"os"
 	"sync/atomic"
 
+	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/backup"
 	"github.com/lockstep-sync/lockstep/internal/kv"
 )
@@ -16,7 +16,28 @@ import (
 type scratch struct {
 	kv.Store
 	dir    string
-	failed atomic.Bool // the disk: the store's Close may not return
+	failed atomic.Pointer[scratchError] // the disk
+}
+
+// scratchError is a lack of room, or another failure, where temporary files go.
+type scratchError struct {
+	dir string
+	err error
+}
+
+func (e *scratchError) Error() string {
+	return "keep in " + e.dir + " what has to be remembered of a backup: " + e.err.Error()
+}
+func (e *scratchError) Unwrap() error { return e.err }
+
+// asAPI says what can be done.
+func (e *scratchError) asAPI(op string) *api.Error {
+	out := &api.Error{Code: api.CodeFailed, Op: op, Subject: e.dir, Why: e.Error(), Hint: "name another directory for temporary files with TMPDIR"}
+	if isFull(e.err) {
+		out.Code = api.CodeFull
+		out.Hint = "make room there, or name a directory on another file system with TMPDIR; about 400 bytes are needed for each file in the backup"
+	}
+	return out
 }
 
 // Buffers of a scratch store, which is written and read in order mostly.
@@ -28,19 +49,29 @@ const (
 func newScratch() (*scratch, error) {
 	dir, err := os.MkdirTemp("", "lockstep-backup-")
 	if err != nil {
-		return nil, fmt.Errorf("make room to read a backup: %w", err)
+		return nil, &scratchError{os.TempDir(), err}
 	}
 	s := &scratch{dir: dir}
-	// What fails is an error of the next call as well.
-	s.Store, err = kv.OpenPebble(dir, kv.PebbleOptions{CacheBytes: scratchCache, MemTableBytes: scratchTable, OnError: func(error) { s.failed.Store(true) }})
+	s.Store, err = kv.OpenPebble(dir, kv.PebbleOptions{CacheBytes: scratchCache, MemTableBytes: scratchTable, NoWait: true, OnError: s.fail})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("make room to read a backup: %w", err), os.RemoveAll(dir))
+		return nil, errors.Join(&scratchError{os.TempDir(), err}, os.RemoveAll(dir))
 	}
 	return s, nil
 }
 
+// fail notes what is an error of the next call as well.
+func (s *scratch) fail(err error) { s.failed.CompareAndSwap(nil, &scratchError{os.TempDir(), err}) }
+
+// blame returns why the scratch store failed, which is then why whoever used it has err.
+func (s *scratch) blame(err error) error {
+	if why := s.failed.Load(); why != nil && err != nil {
+		return why
+	}
+	return err
+}
+
 func (s *scratch) close() (err error) {
-	if !s.failed.Load() {
+	if s.failed.Load() == nil { // else it may not return
 		err = s.Store.Close()
 	}
 	return errors.Join(err, os.RemoveAll(s.dir))

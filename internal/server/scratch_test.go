@@ -6,10 +6,12 @@ import (
 	"io"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/zeebo/blake3"
 
+	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/backup"
 )
 
@@ -59,6 +61,29 @@ func TestScratchSets(t *testing.T) {
 	must(s.close())
 	if left, err := os.ReadDir(tmp); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// Whatever a reader of a backup makes of it that its scratch store has failed, what is said is where there is no room.
+func TestScratchFailed(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	for errno, code := range map[syscall.Errno]api.Code{syscall.ENOSPC: api.CodeFull, syscall.EDQUOT: api.CodeFull, syscall.EIO: api.CodeFailed} {
+		s, err := newScratch()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.fail(fmt.Errorf("write: %w", errno))
+		if err := s.blame(nil); err != nil {
+			t.Errorf("%v where all was read", err)
+		}
+		err = BackupFile{Path: "f"}.backupError("backup verify", s.blame(fmt.Errorf("%w: the state of group web", backup.ErrDamaged)))
+		var e *api.Error
+		if !errors.As(err, &e) || e.Code != code || e.Op != "backup verify" || e.Subject != os.TempDir() || !strings.Contains(e.Hint, "TMPDIR") {
+			t.Errorf("%v: %+v", errno, err)
+		}
+		if err := errors.Join(s.Store.Close(), s.close()); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -37,8 +37,8 @@ type mutant struct {
 var mutants = []mutant{
 	{
 		name: "a full disk acknowledges on", file: "engine/core/room.go", quick: true,
-		old: "		return len(m.GetEntries()) > 0 && g.full() && !g.cfg.Room.Spend(entryBytes(m.GetEntries()))\n",
-		new: "		return false\n",
+		old: "		return len(entries) > 0 && g.full() && !g.cfg.Room.Spend(entryBytes(entries), !slices.ContainsFunc(entries, hasPayload))\n",
+		new: "		return len(entries) < 0\n",
 		why: "the reserve is used up, and a vote finds no room",
 	},
 	{

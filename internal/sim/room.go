@@ -9,8 +9,12 @@ import (
 // A host whose disk is full writes on into the reserve of its log. It may put into that what its replicas are granted
 // and no more: else there comes a vote for which there is no room.
 
-// graceBytes is how many bytes of entries a full host grants to all its replicas together.
-const graceBytes = 2000
+// graceBytes is how many bytes of entries a full host grants to all its replicas together, graceKept how many of them
+// are for the beginnings of terms.
+const (
+	graceBytes = 2000
+	graceKept  = 500
+)
 
 // reserve is what a full host has put into its log's reserve.
 type reserve struct {
@@ -58,8 +62,12 @@ func (r hostRoom) Scarce() bool {
 	return false
 }
 
-func (r hostRoom) Spend(n uint64) bool {
-	if r.h.reserve.granted+n > graceBytes {
+func (r hostRoom) Spend(n uint64, begins bool) bool {
+	limit := uint64(graceBytes)
+	if !begins {
+		limit -= graceKept
+	}
+	if r.h.reserve.granted+n > limit {
 		return false
 	}
 	r.h.reserve.granted += n

@@ -46,6 +46,7 @@ type Group struct {
 	succeed succession
 	silence int // ticks since a leader was heard of
 	plan    RoomPlan
+	unheard map[uint64]int // while there is need for a plan: ticks since a peer was heard of; none: it just was
 
 	sends   []*raftpb.Message
 	answers []Answer
@@ -326,7 +327,7 @@ func (g *Group) switchRole(s *raft.SoftState) {
 		g.lose()
 	}
 	if role != g.role {
-		g.termBegun, g.plan = false, RoomPlan{}
+		g.termBegun, g.plan, g.unheard = false, RoomPlan{}, nil
 	}
 	if g.leader != s.Lead {
 		g.reads.again()

@@ -14,6 +14,7 @@ type fakeRoom struct {
 	self  uint64
 	full  bool
 	grace uint64 // bytes that Spend still grants
+	kept  uint64 // of which only beginnings of terms get the last
 }
 
 func (r *fakeRoom) Full() bool { return r.full }
@@ -24,8 +25,8 @@ func (r *fakeRoom) Scarce() bool {
 	return slices.ContainsFunc(r.c.ids, r.FullAt)
 }
 
-func (r *fakeRoom) Spend(n uint64) bool {
-	if n > r.grace {
+func (r *fakeRoom) Spend(n uint64, begins bool) bool {
+	if n > r.grace || !begins && n+r.kept > r.grace {
 		return false
 	}
 	r.grace -= n
@@ -63,7 +64,11 @@ func TestPlanRoom(t *testing.T) {
 		"a majority is full":                   {leader(1, 2, 3), []uint64{2, 3}, RoomPlan{Refuse: true}},
 		"the leader is full":                   {leader(1, 2, 3), []uint64{1}, RoomPlan{To: 3}},
 		"to one with room":                     {leader(1, 2, 3, 4, 5), []uint64{1, 5}, RoomPlan{To: 4}},
-		"not to one that is silent":            {silent, []uint64{1}, RoomPlan{To: 2}},
+		"not to one that is silent":            {silent, []uint64{1}, RoomPlan{Refuse: true, To: 2}},
+		"a silent one takes nothing":           {silent, []uint64{2}, RoomPlan{Refuse: true}},
+		"a silent one is not needed":           {silent, nil, RoomPlan{}},
+		"nor is one that is full as well":      {silent, []uint64{3}, RoomPlan{}},
+		"without a quorum disks alone count":   {lone, []uint64{2}, RoomPlan{}},
 		"nobody answers":                       {lone, []uint64{1}, RoomPlan{Refuse: true}},
 		"to one that has nothing yet":          {behind, []uint64{1}, RoomPlan{To: 2}},
 		"without a quorum, to one who may say": {leader(1, 2, 3), []uint64{1, 2}, RoomPlan{Refuse: true, To: 3}},
@@ -74,7 +79,11 @@ func TestPlanRoom(t *testing.T) {
 		"both halves of a joint configuration": {joint, []uint64{4, 5}, RoomPlan{Refuse: true}},
 		"one of either half":                   {joint, []uint64{2, 4}, RoomPlan{}},
 	} {
-		if got := PlanRoom(c.s, func(r uint64) bool { return slices.Contains(c.full, r) }); got != c.want {
+		full := func(r uint64) bool { return slices.Contains(c.full, r) }
+		silent := func(r uint64) bool {
+			return slices.ContainsFunc(c.s.Peers, func(p Peer) bool { return p.Replica == r && !p.RecentActive })
+		}
+		if got := PlanRoom(c.s, full, silent); got != c.want {
 			t.Errorf("%s: %+v, want %+v", name, got, c.want)
 		}
 	}
@@ -147,6 +156,63 @@ func TestNoRoomAnywhere(t *testing.T) {
 			c.want(14, CommittedAll)
 		})
 	}
+}
+
+// A full voter and one that is down leave no quorum: proposals are refused, and do not wait in the leader's log. Nobody
+// is refused because raft has just forgotten whom it has heard of.
+func TestFullAndDown(t *testing.T) {
+	c := newCluster(t, 1, 2, 3)
+	n := c.elect(1)
+	c.fill(true, 3)
+	c.nodes[3].room.grace = 0
+	id := uint64(10)
+	for range 50 {
+		c.tick(1)
+		c.propose(n, AckQuorum, id)
+		c.run()
+		c.want(id, Committed)
+		id++
+	}
+	c.nodes[2].down = true
+	c.tick(2*n.cfg.ElectionTicks + 2)
+	if n.Status().Role != Leader {
+		t.Fatal("two of three are up, and the leader does not lead on")
+	}
+	last := n.Status().Last
+	for range 50 {
+		c.propose(n, AckQuorum, id)
+		c.run()
+		c.want(id, Full)
+		c.tick(1)
+		id++
+	}
+	if got := n.Status().Last; got != last {
+		t.Errorf("what was refused is in the log: %d entries", got-last)
+	}
+	c.nodes[2].down = false
+	c.tick(n.cfg.ElectionTicks)
+	c.propose(c.leader(), AckQuorum, id)
+	c.run()
+	c.want(id, Committed)
+}
+
+// Where writes have used the grace up, replicas that have dropped nothing still take the beginnings of terms: reads go on.
+func TestFullReplicasBeginTerms(t *testing.T) {
+	c := newCluster(t, 1, 2, 3)
+	n := c.elect(1)
+	c.fill(true, 1, 2, 3)
+	for _, id := range c.ids {
+		c.nodes[id].room.grace, c.nodes[id].room.kept = 500, 500
+	}
+	n.down = true
+	c.tick(200)
+	l := c.leader()
+	if l == nil || l == n {
+		t.Fatal("nobody leads")
+	}
+	l.Read(10)
+	c.run()
+	c.want(10, Ready)
 }
 
 func TestSingleVoterRefuses(t *testing.T) {

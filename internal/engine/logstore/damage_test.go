@@ -6,8 +6,6 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -341,86 +339,6 @@ func TestDiskErrorIsFinal(t *testing.T) {
 				t.Errorf("%s after a failed %s: %v", name, op, err)
 			}
 		}
-	}
-}
-
-// A full disk: what is written goes into the reserve, and the owner is told. Once the reserve is used up, writing
-// waits, for room or for the end. With room again, the store goes on and its reserve comes back.
-func TestFullDisk(t *testing.T) {
-	disk := logstoretest.NewDisk(512, seeded(t))
-	o := small(disk)
-	o.SegmentBytes, o.Reserve = 16<<10, 3
-	end := make(chan struct{})
-	o.GiveUp = end
-	s := openSegments(t, o)
-	logstoretest.Make(t, s, 1)
-	next := uint64(2)
-	write := func() error {
-		err := s.Write([]logstore.Write{{Group: 1, Entries: []*raftpb.Entry{logstoretest.Entry(next, 1, strings.Repeat("full", 1500))}, HardState: logstoretest.Hard(1, 1, next)}})
-		next++
-		return err
-	}
-	logstoretest.Eventually(t, "the reserve is there", func() bool { return len(disk.Files()) >= 4 })
-	noRoom := func(op, _ string) error {
-		if op == "create" {
-			return syscall.ENOSPC
-		}
-		return nil
-	}
-	disk.SetFault(noRoom)
-	must(t, write())
-	must(t, write()) // begins another segment
-	logstoretest.Eventually(t, "the owner is told", func() bool { return errors.Is(s.Full(), syscall.ENOSPC) })
-	must(t, write()) // the reserve
-	disk.SetFault(nil)
-	logstoretest.Eventually(t, "there is room again", func() bool { s.Retry(); return s.Full() == nil })
-	if n := len(disk.Files()); n < 4 {
-		t.Errorf("there is room, they say, and %d files", n)
-	}
-	for range 20 {
-		must(t, write())
-	}
-	logstoretest.Eventually(t, "the reserve is there again", func() bool { return len(disk.Files()) >= 4 })
-	// The reserve is used up: writing waits.
-	const many = 100
-	written := make(chan error, 2*many)
-	var writer sync.WaitGroup
-	writeMany := func() {
-		for range many {
-			err := write()
-			written <- err
-			if err != nil {
-				return
-			}
-		}
-	}
-	var refused atomic.Int64
-	disk.SetFault(func(op, name string) error {
-		if op == "create" {
-			refused.Add(1)
-		}
-		return noRoom(op, name)
-	})
-	writer.Go(writeMany)
-	logstoretest.Eventually(t, "it waits for room", func() bool { return refused.Load() > 3 })
-	if n := len(written); n == 0 || n == many {
-		t.Errorf("%d of %d writes were done on a full disk", n, many)
-	}
-	disk.SetFault(nil)
-	writer.Wait()
-	for range many {
-		must(t, <-written)
-	}
-	disk.SetFault(noRoom)
-	writer.Go(writeMany)
-	close(end)
-	writer.Wait()
-	close(written)
-	var err error
-	for err = range written {
-	}
-	if !errors.Is(err, syscall.ENOSPC) || s.Close() == nil {
-		t.Fatalf("the reserve is used up and waiting is over: %v", err)
 	}
 }
 

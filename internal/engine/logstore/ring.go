@@ -41,7 +41,8 @@ func slotOf(name string) (slot uint64, ok bool) {
 // many, so that the writer waits for neither; take, give and stop are called by the writing goroutine alone.
 //
 // Spare segments are written already, so they take no new space: they are the reserve when the disk is full. The
-// disk counts as full from the first segment that cannot be made until as many are there as were missing then.
+// disk counts as full from the first segment that cannot be made until the reserve is whole again, however the room
+// for it comes: what a round has made is not asked for again by the next.
 type ring struct {
 	disk    Disk
 	size    int64
@@ -56,8 +57,9 @@ type ring struct {
 
 	mu     sync.Mutex
 	slots  uint64 // the highest slot in use
-	asked  int    // segments being made
-	short  int    // while full: segments that were asked for and not made
+	asked  int    // segments to be made in this round
+	short  int    // while full: segments that the reserve lacks, not counting made
+	waits  bool   // take found no room
 	made   []*segment
 	extra  []*segment
 	wake   chan struct{}
@@ -84,24 +86,39 @@ func signal(c chan struct{}) {
 func (r *ring) collect() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.collectLocked()
+}
+
+func (r *ring) collectLocked() {
 	r.spares = append(r.spares, r.made...)
 	r.made = nil
 }
 
 // stock asks for spares that are missing, unless the disk is full: then retry does.
 func (r *ring) stock() {
-	r.collect()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.collectLocked()
 	missing := r.reserve - len(r.spares)
 	if r.full.Load() != nil {
-		r.short = max(1, missing)
+		r.lacks(missing)
+		r.asked = min(r.asked, r.short)
 		return
 	}
 	if missing > r.asked {
 		r.asked = missing
 		signal(r.wake)
 	}
+}
+
+// lacks notes what is missing while the disk is full. At least one segment is, which shows that there is room; if take
+// waits, what it makes itself shows it, and a reserve that is whole must not take the room. mu is held.
+func (r *ring) lacks(missing int) {
+	least := 1
+	if r.waits {
+		least = 0
+	}
+	r.short = max(least, missing)
 }
 
 // roomEvery is how often a writer that has used the reserve up looks whether there is room.
@@ -112,18 +129,13 @@ const roomEvery = 100 * time.Millisecond
 // waits until there is, or until it is told to give up. Nothing is lost by that: to its replicas it is a slow disk.
 func (r *ring) take(size int64) (*segment, error) {
 	for {
-		r.collect()
-		if i := slices.IndexFunc(r.spares, func(s *segment) bool { return s.size >= size }); i >= 0 {
-			s := r.spares[i]
-			r.spares = slices.Delete(r.spares, i, i+1)
-			r.stock()
-			return s, nil
-		}
-		r.stock()
-		s, err := r.make(r.nextSlot(), max(size, r.size), false)
+		s, err := r.next(size)
 		if !isFull(err) {
+			r.setWaits(false)
+			r.stock()
 			return s, err
 		}
+		r.setWaits(true)
 		r.noRoom(err)
 		again := time.NewTimer(roomEvery)
 		select {
@@ -133,6 +145,24 @@ func (r *ring) take(size int64) (*segment, error) {
 			return nil, err
 		}
 	}
+}
+
+// next is a spare of at least size bytes, or else one that is made now.
+func (r *ring) next(size int64) (*segment, error) {
+	r.collect()
+	if i := slices.IndexFunc(r.spares, func(s *segment) bool { return s.size >= size }); i >= 0 {
+		s := r.spares[i]
+		r.spares = slices.Delete(r.spares, i, i+1)
+		return s, nil
+	}
+	r.stock()
+	return r.make(r.nextSlot(), max(size, r.size), false)
+}
+
+func (r *ring) setWaits(waits bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.waits = waits
 }
 
 // give returns a segment in which nothing counts any more.
@@ -245,21 +275,25 @@ func (r *ring) deliver(s *segment, err error) {
 	defer r.mu.Unlock()
 	r.asked = max(0, r.asked-1)
 	r.made = append(r.made, s)
-	if r.asked > 0 || r.full.Load() == nil {
+	if r.full.Load() == nil {
 		return
 	}
-	r.full.Store(nil)
-	r.log.Info("the log has room again: its reserve is whole")
+	if r.short = max(0, r.short-1); r.short == 0 && !r.waits {
+		r.full.Store(nil)
+		r.log.Info("the log has room again: its reserve is whole")
+	}
 }
 
+// noRoom ends a round: what it has not made is made when retry asks for it.
 func (r *ring) noRoom(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.short = max(1, r.asked, r.short)
-	r.asked = 0
-	if r.full.Swap(&err) == nil {
+	if r.full.Load() == nil {
+		r.lacks(r.asked)
 		r.log.Warn("no new log segment: what is written goes into the reserve", "err", err)
 	}
+	r.asked = 0
+	r.full.Store(&err)
 }
 
 // isFull says whether an error is a disk's that has no room, which is the one that may pass.

@@ -22,6 +22,7 @@ type Guard struct {
 	log     *slog.Logger
 	onError func(error)
 	err     atomic.Pointer[error]
+	failed  chan struct{} // closed once err is set
 }
 
 // New makes a guard. A nil log discards. onError is told the first fatal error; without it a fatal error panics,
@@ -30,7 +31,7 @@ func New(log *slog.Logger, onError func(error)) *Guard {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Guard{log: log, onError: onError}
+	return &Guard{log: log, onError: onError, failed: make(chan struct{})}
 }
 
 // Err is the first fatal error: from then on the database must not be used and nothing that was not
@@ -42,11 +43,15 @@ func (g *Guard) Err() error {
 	return nil
 }
 
+// Failed is closed at the first fatal error.
+func (g *Guard) Failed() <-chan struct{} { return g.failed }
+
 // Fail makes err the fatal error unless there is one already.
 func (g *Guard) Fail(err error) {
 	if !g.err.CompareAndSwap(nil, &err) {
 		return
 	}
+	close(g.failed)
 	g.log.Error("store failed", "error", err)
 	if g.onError == nil {
 		panic(err)
