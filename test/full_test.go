@@ -269,8 +269,8 @@ func TestFullDiskStartAndStop(t *testing.T) {
 	f, vs := volumes(t, ctx, 1)
 	n1 := f.Nodes[0]
 	write(t, n1, "a", "before")
-	for i := range 500 {
-		write(t, n1, fmt.Sprintf("saved/%03d", i), fmt.Sprint("content ", i))
+	for i := range 3000 {
+		write(t, n1, fmt.Sprintf("saved/%04d", i), fmt.Sprint("content ", i))
 	}
 	reached(t, ctx, f, api.DirWaitFor{Mode: api.WaitAll})
 	saved := filepath.Join(t.TempDir(), "saved.lockstep")
@@ -293,7 +293,7 @@ func TestFullDiskStartAndStop(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Setenv("TMPDIR", vs[0].Dir)
-	for _, room := range []int64{0, 96 << 10, 192 << 10} { // for nothing, for an empty store, for a part of it
+	for _, room := range []int64{0, 128 << 10, 256 << 10} { // for nothing, for an empty store, for a part of it
 		if err := os.Truncate(filler, st.Size()-room); err != nil {
 			t.Fatal(err)
 		}

@@ -185,7 +185,7 @@ func (r *roomFS) createTable(name string, category vfs.DiskWriteCategory) (vfs.F
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.tables++
-	return &tableFile{f, r}, nil
+	return &tableFile{File: f, fs: r}, nil
 }
 
 func (r *roomFS) ReuseForWrite(from, to string, category vfs.DiskWriteCategory) (f vfs.File, err error) {
@@ -224,21 +224,25 @@ func (f *roomFile) Write(p []byte) (n int, err error) {
 	return n, err
 }
 
-// tableFile is a table that is being written. Pebble syncs it when it is whole.
+// tableFile is a table that is being written. Pebble syncs it when it is whole, and may when it is given up.
 type tableFile struct {
 	vfs.File
-	fs *roomFS
+	fs     *roomFS
+	failed bool // a write; it will not be whole
 }
 
 func (f *tableFile) Write(p []byte) (int, error) {
 	n, err := f.File.Write(p)
+	f.failed = f.failed || err != nil
 	f.fs.noteTable(err, false)
 	return n, err
 }
 
-func (f *tableFile) Sync() error {
-	err := f.File.Sync()
-	f.fs.noteTable(err, true)
+func (f *tableFile) Sync() error     { return f.synced(f.File.Sync()) }
+func (f *tableFile) SyncData() error { return f.synced(f.File.SyncData()) }
+
+func (f *tableFile) synced(err error) error {
+	f.fs.noteTable(err, !f.failed)
 	return err
 }
 
