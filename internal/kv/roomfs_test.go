@@ -76,7 +76,7 @@ func TestWhenFull(t *testing.T) {
 		disk.refuse(".log")
 		wrote := make(chan error)
 		go func() { wrote <- write(log) }()
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		says(true, "a write waits")
 		whole(table)
 		says(true, "a table is written while a write waits")
@@ -111,10 +111,10 @@ func TestWhenFull(t *testing.T) {
 			t.Errorf("a table waits: %v", err)
 		}
 		table.Close()
-		time.Sleep(3 * tableLapse)
+		<-time.After(3 * tableLapse)
 		says(true, "another table is being written")
 		slow.Close()
-		time.Sleep(tableLapse + time.Second)
+		<-time.After(tableLapse + time.Second)
 		says(false, "nobody writes tables")
 		if told != 6 {
 			t.Errorf("told %d times of three changes and back", told)

@@ -96,7 +96,7 @@ func TestTidyUp(t *testing.T) {
 		left := make(chan error, 1)
 		leave := func(c *cleanup) { go func() { left <- n.tidyUp(c) }() }
 		leave(tidy())
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		select {
 		case err := <-left:
 			t.Fatalf("it left before things were in order: %v", err)
@@ -109,7 +109,7 @@ func TestTidyUp(t *testing.T) {
 
 		room = make(chan struct{})
 		leave(tidy())
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		n.disk.stateFull(syscall.ENOSPC)
 		began := time.Now()
 		if err := <-left; err != nil || steps != 1 || time.Since(began) > time.Second {
