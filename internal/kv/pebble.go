@@ -206,25 +206,39 @@ func (p pebbleReader) Lookup(keys [][]byte, visit func(i int, value []byte) erro
 		}
 	}()
 	for i, key := range keys {
+		var v []byte
+		var found bool
 		if len(key) == 0 {
-			key = nil // Pebble's checks of itself, which the race detector turns on, look at the first byte of what is not nil
+			v, found, err = p.Get(key) // to Pebble an empty prefix is none, and its checks of itself (-race) deny it altogether
+		} else {
+			v, found, err = seek(it, key)
 		}
-		found := it.SeekPrefixGE(key) // a key is its own prefix, and an empty one is none
-		if err := it.Error(); err != nil {
-			return fmt.Errorf("look up %q: %w", key, err)
-		}
-		if !found || !bytes.Equal(it.Key(), key) {
-			continue
-		}
-		v, err := it.ValueAndErr()
 		if err != nil {
-			return fmt.Errorf("look up %q: %w", key, err)
+			return err
+		}
+		if !found {
+			continue
 		}
 		if err := visit(i, v); err != nil {
 			return ended(err)
 		}
 	}
 	return nil
+}
+
+// seek finds a key, which is its own prefix.
+func seek(it *pebble.Iterator, key []byte) (value []byte, found bool, err error) {
+	found = it.SeekPrefixGE(key)
+	if err := it.Error(); err != nil {
+		return nil, false, fmt.Errorf("look up %q: %w", key, err)
+	}
+	if !found || !bytes.Equal(it.Key(), key) {
+		return nil, false, nil
+	}
+	if value, err = it.ValueAndErr(); err != nil {
+		return nil, false, fmt.Errorf("look up %q: %w", key, err)
+	}
+	return value, true, nil
 }
 
 // ended is what a Lookup or Scan returns after its visitor returned err.
