@@ -17,6 +17,7 @@ type applyQueue struct {
 	jobs  []applyJob
 	ended bool
 	wake  chan struct{}
+	done  chan struct{} // closed when its goroutine has ended: what is still in the queue will not be done
 }
 
 type applyJob struct {
@@ -24,12 +25,34 @@ type applyJob struct {
 	call  func() // runs between batches, on the applier
 }
 
-func newApplyQueue() *applyQueue { return &applyQueue{wake: make(chan struct{}, 1)} }
+func newApplyQueue() *applyQueue {
+	return &applyQueue{wake: make(chan struct{}, 1), done: make(chan struct{})}
+}
 
 func (q *applyQueue) push(a *core.Apply) { q.add(applyJob{apply: a}) }
 
 // call runs f on the applier between two batches; false if it has ended.
 func (q *applyQueue) call(f func()) bool { return q.add(applyJob{call: f}) }
+
+// run has f run between two batches and returns when it has, or when it never will: ErrClosed. So what f writes to is the
+// caller's again, and what f has opened is known to it, even while the replica is being closed.
+func (q *applyQueue) run(f func() error) error {
+	result := make(chan error, 1)
+	if !q.call(func() { result <- f() }) {
+		return ErrClosed
+	}
+	select {
+	case err := <-result:
+		return err
+	case <-q.done:
+	}
+	select {
+	case err := <-result:
+		return err
+	default:
+		return ErrClosed
+	}
+}
 
 func (q *applyQueue) add(j applyJob) bool {
 	q.mu.Lock()
@@ -66,6 +89,7 @@ func (q *applyQueue) take() (jobs []applyJob, ended bool) {
 
 // applier is the only goroutine that touches the machine.
 func (g *Group) applier() {
+	defer close(g.jobs.done)
 	for range g.jobs.wake {
 		jobs, ended := g.jobs.take()
 		for _, j := range jobs {

@@ -130,6 +130,7 @@ func (o *Observer) Close() {
 
 // worker runs what touches the machine, one after the other.
 func (o *Observer) worker() {
+	defer close(o.jobs.done)
 	for range o.jobs.wake {
 		jobs, ended := o.jobs.take()
 		for _, j := range jobs {
@@ -141,19 +142,8 @@ func (o *Observer) worker() {
 	}
 }
 
-// between runs f on the worker, between two batches.
-func (o *Observer) between(f func() error) error {
-	result := make(chan error, 1)
-	if !o.jobs.call(func() { result <- f() }) {
-		return ErrClosed
-	}
-	select {
-	case err := <-result:
-		return err
-	case <-o.stopping.Done():
-		return ErrClosed
-	}
-}
+// between runs f on the worker, between two batches (see applyQueue.run).
+func (o *Observer) between(f func() error) error { return o.jobs.run(f) }
 
 // apply executes entries that follow the state; what the state covers already is left out. For the worker.
 func (o *Observer) apply(entries []*raftpb.Entry) error {

@@ -183,18 +183,8 @@ func (g *Group) pull(node uint64) error {
 	return g.onApplier(func() error { return g.restore(conn) })
 }
 
-func (g *Group) onApplier(f func() error) error {
-	result := make(chan error, 1)
-	if !g.jobs.call(func() { result <- f() }) {
-		return ErrClosed
-	}
-	select {
-	case err := <-result:
-		return err
-	case <-g.stopping.Done():
-		return ErrClosed
-	}
-}
+// onApplier runs f on the applier, between two batches (see applyQueue.run).
+func (g *Group) onApplier(f func() error) error { return g.jobs.run(f) }
 
 // restore installs a state and cuts off the observers that are fed from here: they would wait for the next entry to
 // notice that they lack what the state has brought.
