@@ -173,6 +173,14 @@ func TestFullAndDown(t *testing.T) {
 		c.want(id, Committed)
 		id++
 	}
+	for i := range 10 * n.cfg.ElectionTicks {
+		answers := i%(n.cfg.ElectionTicks/2) == 0
+		c.cut = func(m *raftpb.Message) bool { return m.GetFrom() == 2 && !answers }
+		if c.tick(1); n.Status().Refusing {
+			t.Fatal("a slow peer is taken for a silent one")
+		}
+	}
+	c.cut = nil
 	c.nodes[2].down = true
 	c.tick(2*n.cfg.ElectionTicks + 2)
 	if n.Status().Role != Leader {
