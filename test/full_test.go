@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -347,4 +348,47 @@ func TestDiskReadOnly(t *testing.T) {
 	}
 	restart(t, ctx, f, n3, "")
 	settle(t, ctx, f)
+}
+
+// TestFullNodeRemoved: a node whose disk is full, with more written to its groups than it could take, was removed while
+// nobody heard of it: its process ends when it learns of that, and says why.
+func TestFullNodeRemoved(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	f, vs := volumes(t, ctx, 3)
+	n1, n3 := f.Nodes[0], f.Nodes[2]
+	if err := vs[2].Fill(); err != nil {
+		t.Fatal(err)
+	}
+	full(t, ctx, n1, n3, true)
+	for i := range 500 {
+		write(t, n1, fmt.Sprintf("on/%03d", i), strings.Repeat("x", 3000))
+	}
+	reached(t, ctx, f, api.DirWaitFor{Mode: api.WaitQuorum})
+	if err := n3.Signal(syscall.SIGSTOP, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := farm.Poll(ctx, 100*time.Millisecond, func() error {
+		out, err := n1.Client.NodeRemove(ctx, n3.Name, api.NodeRemove{Force: true}, nil)
+		if err == nil && out.State != "removed" {
+			err = fmt.Errorf("it is %s", out.State)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := n3.Signal(syscall.SIGCONT, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := farm.Poll(ctx, 20*time.Millisecond, func() error {
+		if !n3.Ended() {
+			return errors.New("it lives on")
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if log := n3.Log(); !strings.Contains(log, "may not take part") || !strings.Contains(log, "ends as if it had been killed") {
+		t.Errorf("it does not say why it ended, and how: %s", log)
+	}
 }

@@ -43,8 +43,8 @@ func TestWhenFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		disk := &pickyFS{FS: vfs.NewMem()}
 		var full atomic.Bool
-		told := 0
-		fs := newRoomFS(disk, false, func(err error) { full.Store(err != nil); told++ })
+		var told atomic.Int64
+		fs := newRoomFS(disk, false, func(err error) { full.Store(err != nil); told.Add(1) })
 		fs.open.Store(true)
 		defer fs.end()
 		create := func(name string) vfs.File {
@@ -116,8 +116,8 @@ func TestWhenFull(t *testing.T) {
 		slow.Close()
 		<-time.After(tableLapse + time.Second)
 		says(false, "nobody writes tables")
-		if told != 6 {
-			t.Errorf("told %d times of three changes and back", told)
+		if n := told.Load(); n != 6 {
+			t.Errorf("told %d times of three changes and back", n)
 		}
 	})
 }
