@@ -113,6 +113,9 @@ func TestFullLeaderHandsOver(t *testing.T) {
 	c.want(11, Committed)
 	next.Transfer(1)
 	c.run()
+	if c.leader() != next {
+		t.Error("a full replica took leadership over, if only to hand it on")
+	}
 	c.tick(40)
 	if c.nodes[1].Status().Role == Leader {
 		t.Error("a full replica took leadership over")
