@@ -2,16 +2,19 @@ package test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/farm"
 )
 
@@ -125,6 +128,108 @@ func flipBits(t *testing.T, dir string, bits int) {
 	}
 	if flipped == 0 {
 		t.Fatal("there is no log")
+	}
+}
+
+// TestDamageOfOneLogOfTwo: of two voters neither can be done without, so the damaged one keeps what it has and says what
+// to do; after a recovery that the other begins, it heals.
+func TestDamageOfOneLogOfTwo(t *testing.T) {
+	ctx, f := start(t, 2)
+	for i := range 20 {
+		write(t, f.Nodes[i%2], fmt.Sprintf("d%d/f%d", i%4, i), strings.Repeat("z", 300*i))
+	}
+	settle(t, ctx, f)
+	sound, bad := f.Nodes[0], f.Nodes[1]
+	if err := bad.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	damageGroup(t, ctx, bad.Data, group)
+	if err := f.Run(bad, ""); err != nil {
+		t.Fatal(err)
+	}
+	replicaOfBad := func() (api.Replica, error) {
+		g, err := sound.Client.Group(ctx, group)
+		i := slices.IndexFunc(g.Replicas, func(r api.Replica) bool { return r.Node == bad.Name })
+		if err != nil || i < 0 {
+			return api.Replica{}, fmt.Errorf("no account of %s: %w", bad.Name, err)
+		}
+		return g.Replicas[i], nil
+	}
+	soon, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	err := farm.Poll(soon, 50*time.Millisecond, func() error {
+		r, err := replicaOfBad()
+		if err == nil && (r.Mode != "damaged" || !strings.Contains(r.Why, "keeps its state") || !strings.Contains(r.Why, "group recover")) {
+			err = fmt.Errorf("%+v", r)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(bad.Log(), "begins again") {
+		t.Fatal("it gave up what the other one cannot replace")
+	}
+	err = farm.Poll(ctx, 100*time.Millisecond, func() error { // the sound one believes to lead for an election timeout
+		_, err := sound.Client.GroupRecover(ctx, group, api.GroupRecover{Confirm: group})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	soon, cancel = context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	err = farm.Poll(soon, 50*time.Millisecond, func() error {
+		r, err := replicaOfBad()
+		if err == nil && r.Mode != "live" {
+			err = fmt.Errorf("%+v", r)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, bad, "d1/after", "healed")
+	settle(t, ctx, f)
+}
+
+// damageGroup flips a bit of one of a group's writes in each segment of the log of a stopped node.
+func damageGroup(t *testing.T, ctx context.Context, data, name string) {
+	t.Helper()
+	out, err := exec.CommandContext(ctx, binary, "offline", "log", "dump", "--data", data, "--group", name, "-o", "json").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var dump api.LogDump
+	if err := json.Unmarshal(out, &dump); err != nil {
+		t.Fatal(err)
+	}
+	flipped := 0
+	for _, seg := range dump.Segments {
+		path := filepath.Join(data, "log", seg.File)
+		content, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var writes []api.LogSection
+		for _, frame := range seg.Frames {
+			for _, s := range frame.Sections {
+				if s.Kind == "write" && s.Group == name && frame.Kind == "batch" {
+					writes = append(writes, s)
+				}
+			}
+		}
+		if len(writes) > 2 { // of several in a row it could not be told whose they were
+			s := writes[len(writes)/2]
+			content[s.Offset+s.Bytes/2] ^= 4
+			flipped++
+		}
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if flipped == 0 {
+		t.Fatal("nothing to damage")
 	}
 }
 

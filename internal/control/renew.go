@@ -7,7 +7,8 @@ import (
 )
 
 // renew has a voter begin again under another id, fed by the others. The configuration takes the old one out in the
-// change that promotes the new one, so there are never fewer voters to lose than were said to be there.
+// change that promotes the new one. Whether the others can go on without it meanwhile only they know: who asks has
+// made sure of it.
 func (x *execution) renew(c *Renew) (Result, error) {
 	const op = "renew replica"
 	g, ok := x.s.Group(c.Group)

@@ -172,6 +172,8 @@ type RecoverConfig struct {
 	// of the new one, as they were agreed on; zero: what the log says now. It must not have grown since.
 	Fork  core.Position
 	Start uint64
+	// StateOnly drops the log, which is damaged, and goes on from the state.
+	StateOnly bool
 }
 
 // Recover makes one replica the only voter of a group under a new history, durably. It keeps its state and all
@@ -197,6 +199,11 @@ func Recover(logs logstore.Store, state kv.Store, cfg RecoverConfig) (replica.Li
 	}
 	if st.At.Index == 0 {
 		return replica.Line{}, fmt.Errorf("engine: recover group %d: this replica has no state", cfg.Group)
+	}
+	if cfg.StateOnly {
+		if err := logs.Remove(cfg.Group); err != nil {
+			return replica.Line{}, fmt.Errorf("engine: recover group %d: remove its log: %w", cfg.Group, err)
+		}
 	}
 	conf := &raftpb.ConfState{Voters: []uint64{cfg.Replica}}
 	end, err := logEnd(logs, cfg.Group, st, conf)
@@ -267,15 +274,18 @@ func MachineState(state kv.Reader, group uint64) (kv.Reader, uint64, error) {
 }
 
 // StoppedEnd is where a replica that does not run stands, and how far its log goes; a replica without a log, an
-// observer's, ends where it stands.
+// observer's, and one whose log is damaged end where they stand.
 func (e *Engine) StoppedEnd(group uint64) (st replica.Standing, end LogEnd, err error) {
 	if st, err = e.Standing(group); err != nil {
 		return st, end, err
 	}
 	err = e.writer.do(func(s logstore.Store) error {
 		log, found, err := s.Log(group)
-		if err != nil || !found {
+		if errors.Is(err, logstore.ErrDamaged) || err == nil && !found {
 			end = LogEnd{Commit: st.At, Last: st.At}
+			return nil
+		}
+		if err != nil {
 			return err
 		}
 		end, err = readEnd(log, st.At)

@@ -93,7 +93,7 @@ func (n *node) agree(ctx context.Context, st *control.State) error {
 			}
 			continue
 		}
-		if err := n.resume(g); err != nil {
+		if err := n.resume(ctx, g); err != nil {
 			errs = append(errs, err)
 			continue
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/control"
 	"github.com/lockstep-sync/lockstep/internal/engine"
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
 	"github.com/lockstep-sync/lockstep/internal/engine/replica"
 	"github.com/lockstep-sync/lockstep/internal/files"
 	"github.com/lockstep-sync/lockstep/internal/kv"
@@ -57,22 +58,28 @@ func (n *node) align(g *control.Group, m control.Member) error {
 		return n.importUpload(g, m)
 	case st.At.Index == 0 && restored && contains(g.Fork.Members, m.Replica):
 		return n.markAside(g, m)
-	case st.At.Index == 0:
+	case st.At.Index == 0 && st.Line.History == [16]byte{}:
 		return nil
 	}
 	line := lineOf(g)
+	// What it had was given up for another id, and then the group forked: positions up to the fork mean the same.
+	recast := st.At.Index == 0 && line.Before == st.Line.History && line.Seed != 0
 	table := placedTable(n.state, g.ID, m.Binding)
-	seeds := g.Fork != nil && g.Fork.Seed == m.Replica && g.Fork.Before == st.Line.History && g.Fork.Cause == control.ForkRecover
+	seeds := g.Fork != nil && st.At.Index > 0 && g.Fork.Seed == m.Replica && g.Fork.Before == st.Line.History && g.Fork.Cause == control.ForkRecover
 	switch {
 	case seeds:
 		if err := files.ForgetAbove(table, line.Start-1); err != nil {
 			return err
 		}
-		_, err := n.eng.Recover(engine.RecoverConfig{
-			Group: g.ID, Replica: m.Replica, History: g.History, Fork: line.Fork, Start: line.Start,
-		})
+		cfg := engine.RecoverConfig{Group: g.ID, Replica: m.Replica, History: g.History, Fork: line.Fork, Start: line.Start}
+		_, err := n.eng.Recover(cfg)
+		if errors.Is(err, logstore.ErrDamaged) {
+			n.log.Warn("the group goes on from the state alone: the log of the replica is damaged", "group", g.Name, "at", st.At.Index)
+			cfg.StateOnly = true
+			_, err = n.eng.Recover(cfg)
+		}
 		return err
-	case engine.KeepsState(st, line):
+	case engine.KeepsState(st, line), recast:
 		if err := files.ForgetAbove(table, line.Fork.Index); err != nil {
 			return err
 		}
@@ -132,7 +139,7 @@ func (n *node) pause(h *holding) error {
 func (n *node) seal(group uint64) (release func(), err error) {
 	n.mu.Lock()
 	h, ok := n.holdings[group]
-	if n.sealed[group] || !ok {
+	if _, damaged := n.suspects[group]; n.sealed[group] || !ok && !damaged {
 		n.mu.Unlock()
 		return nil, &api.Error{Code: api.CodeConflict, Op: "group recover", Subject: fmt.Sprint(group),
 			Why: "the group does not run here, or somebody else is recovering it", Hint: "try again in a second"}
@@ -145,7 +152,10 @@ func (n *node) seal(group uint64) (release func(), err error) {
 		n.mu.Unlock()
 		n.ctl.nudge()
 	}
-	if err := n.pause(h); err != nil {
+	if ok {
+		err = n.pause(h)
+	}
+	if err != nil {
 		release()
 		return nil, err
 	}
@@ -158,11 +168,16 @@ type logEndAnswer struct {
 	Replica uint64        `json:"replica"`
 	Commit  core.Position `json:"commit"`
 	Last    core.Position `json:"last"`
-	Voters  []uint64      `json:"voters,omitempty"` // of the configuration in force there, outgoing ones included
-	Leads   bool          `json:"leads,omitempty"`  // and has committed something in its term
+	Voters  []uint64      `json:"voters,omitempty"`  // of the configuration in force there, outgoing ones included
+	Leads   bool          `json:"leads,omitempty"`   // and has committed something in its term
+	Damaged bool          `json:"damaged,omitempty"` // its log is: it does not vote, and ends where its state does
 }
 
 func (n *node) logEndHere(_ context.Context, req groupRequest) (out logEndAnswer, err error) {
+	if s, ok := n.suspected(req.Group); ok {
+		st, end, err := n.eng.StoppedEnd(req.Group)
+		return logEndAnswer{History: st.Line.History, Replica: s.replica, Commit: end.Commit, Last: end.Last, Damaged: true}, err
+	}
 	h, err := n.holding(req.Group)
 	if err != nil {
 		return out, err
@@ -259,7 +274,7 @@ func (n *node) planRecovery(ctx context.Context, op string, g *control.Group) (o
 func majorityOf(ends []logEndAnswer) (up, all int, enough bool) {
 	var here []uint64
 	for _, e := range ends {
-		if e.Replica != 0 {
+		if e.Replica != 0 && !e.Damaged {
 			here = append(here, e.Replica)
 		}
 	}
@@ -310,6 +325,9 @@ func (n *node) recoverHere(ctx context.Context, req groupRequest) (out api.Group
 		return out, err
 	}
 	defer release()
+	if err := n.state.Sync(); err != nil { // a replica without a sound log begins where its state is
+		return out, err
+	}
 	st, end, err := n.eng.StoppedEnd(g.ID)
 	if err != nil {
 		return out, err

@@ -58,6 +58,10 @@ func (n *node) holding(group uint64) (*holding, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	h, ok := n.holdings[group]
+	if s, damaged := n.suspects[group]; damaged {
+		return nil, &api.Error{Code: api.CodeDamage, Op: "group", Subject: fmt.Sprint(group), Why: "on node " + n.id.Name() + ": " + s.String(),
+			Hint: "lockstep group show says what each member does"}
+	}
 	if !ok {
 		return nil, &api.Error{Code: api.CodeUnavailable, Op: "group", Subject: fmt.Sprint(group), Why: "node " + n.id.Name() + " does not hold it (yet)"}
 	}
@@ -104,7 +108,7 @@ func (n *node) hold(ctx context.Context, g *control.Group, m control.Member) err
 	}
 	err := n.start(g, m, true)
 	if errors.Is(err, logstore.ErrDamaged) && m.Role == control.RoleVoter {
-		return n.stepAside(ctx, g, m, err)
+		return n.stepAside(ctx, g, m.Replica, err)
 	}
 	return err
 }
@@ -118,7 +122,7 @@ func (n *node) start(g *control.Group, m control.Member, bound bool) error {
 	if err != nil {
 		return fmt.Errorf("group %s: %w", g.Name, err)
 	}
-	n.suspect(g.ID, nil)
+	n.clear(g.ID)
 	n.mu.Lock()
 	n.holdings[g.ID] = h
 	n.mu.Unlock()

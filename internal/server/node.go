@@ -48,8 +48,8 @@ type node struct {
 	disk  *dataDisk
 
 	mu         sync.Mutex
-	holdings   map[uint64]*holding // by group
-	suspects   map[uint64]error    // groups whose log is damaged, by id
+	holdings   map[uint64]*holding  // by group
+	suspects   map[uint64]suspicion // groups whose log is damaged, by id
 	closing    bool
 	sealed     map[uint64]bool         // groups that must not run now
 	estranged  map[[2]uint64]time.Time // (group, node) → when it was last heard of on another history
@@ -89,7 +89,7 @@ func Run(ctx context.Context, cfg Config) error {
 		ctl:    newControlPlane(),
 		hints:  newHints(data.sub(hintFile), s.hint),
 		sealed: map[uint64]bool{}, estranged: map[[2]uint64]time.Time{}, superseded: make(chan replica.Line, 1),
-		holdings: map[uint64]*holding{}, suspects: map[uint64]error{}, fault: make(chan error, 1), quit: make(chan error, 1),
+		holdings: map[uint64]*holding{}, suspects: map[uint64]suspicion{}, fault: make(chan error, 1), quit: make(chan error, 1),
 		watch: newWatch(),
 	}
 	n.ctl.explain = func(ctx context.Context, err error) error {

@@ -402,12 +402,17 @@ func (n *groupNames) next(id uint64) string {
 	switch {
 	case id == control.ControlGroup && voters == 1:
 		return "the start is refused: nobody else votes in the control group; restore the cluster from a backup: lockstep restore FILE --data DIR"
+	case id == control.ControlGroup && voters == 2:
+		return "the start is refused: the other voter alone decides nothing; stop it and run lockstep offline recover there, then join again with --join TOKEN --replace"
 	case id == control.ControlGroup:
 		return "this replica does not vote; another node gives it a new id, and it heals from the others. The start is refused while none answers"
 	case g == nil && n.err == nil || g != nil && g.Deleted:
 		return "nothing: the group is deleted"
 	case voters == 1:
 		return "the group does not run: nobody else votes in it; lockstep restore FILE --group " + g.Name + " --over-living"
+	}
+	if voters == 2 {
+		return "this replica does not vote, and the other one alone is no majority: lockstep group recover " + g.Name + " has it go on, and this one heals from it"
 	}
 	return "this replica does not vote; it asks for a new id and heals from the others"
 }

@@ -76,7 +76,7 @@ func (n *node) recast(group uint64, o owned) error {
 
 // resume takes up what a former run of the node held of a group, whatever the control group says by now: agree then
 // brings it to an end, or to another role, as it would have done at the time.
-func (n *node) resume(g *control.Group) error {
+func (n *node) resume(ctx context.Context, g *control.Group) error {
 	o, found, err := n.ownedOf(g.ID)
 	if err != nil || !found || n.holds(g.ID) || n.idle(g.ID) {
 		return err
@@ -92,10 +92,13 @@ func (n *node) resume(g *control.Group) error {
 		return nil // as it was: hold starts it
 	}
 	err = n.start(g, o.member(n.self), bound)
-	if errors.Is(err, logstore.ErrDamaged) && bound {
-		return n.beginAgain(g, m)
+	switch {
+	case !errors.Is(err, logstore.ErrDamaged):
+		return err
+	case bound:
+		return n.beginAgain(ctx, g, m, o.Replica, err)
 	}
-	return err
+	return n.giveUp(ctx, g, o, err)
 }
 
 // turn changes the role of this node's part of a group. The replica of before goes on until the configuration has
@@ -161,8 +164,13 @@ func (n *node) letGo(ctx context.Context, g *control.Group, grp replicaOf) bool 
 	if st := grp.Fresh(); len(st.Voters) > 0 && !contains(configured(st), grp.Replica()) {
 		return true
 	}
+	return n.leftOut(ctx, g, grp.Replica())
+}
+
+// leftOut says whether the member that leads has no such replica in its configuration.
+func (n *node) leftOut(ctx context.Context, g *control.Group, replica uint64) bool {
 	for _, r := range n.survey(ctx, g) {
-		if r.Role == "leader" && len(r.Configured) > 0 && !contains(r.Configured, grp.Replica()) {
+		if r.Role == "leader" && len(r.Configured) > 0 && !contains(r.Configured, replica) {
 			return true
 		}
 	}

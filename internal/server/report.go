@@ -27,13 +27,15 @@ type report struct {
 	Commit  uint64 `json:"commit"`
 	Applied uint64 `json:"applied"`
 	// Configured are the replicas of the configuration in force here; a leader's account counts.
-	Configured []uint64     `json:"configured,omitempty"`
-	Digest     string       `json:"digest,omitempty"`
-	Dir        *api.DirNode `json:"dir,omitempty"`
-	Losses     uint64       `json:"losses,omitempty"` // writes that it accepted as the leader and lost, ever
-	Alarm      string       `json:"alarm,omitempty"`  // states differ and nobody knows who is right
-	Files      uint64       `json:"files"`
-	Bytes      uint64       `json:"bytes"`
+	Configured []uint64 `json:"configured,omitempty"`
+	// Spares are the replicas that the leader could do without: see core.Status.
+	Spares []uint64     `json:"spares,omitempty"`
+	Digest string       `json:"digest,omitempty"`
+	Dir    *api.DirNode `json:"dir,omitempty"`
+	Losses uint64       `json:"losses,omitempty"` // writes that it accepted as the leader and lost, ever
+	Alarm  string       `json:"alarm,omitempty"`  // states differ and nobody knows who is right
+	Files  uint64       `json:"files"`
+	Bytes  uint64       `json:"bytes"`
 }
 
 // down stands in for a node that does not answer.
@@ -77,7 +79,7 @@ func reportMember(m member, grp *engine.Group, obs *engine.Observer) (report, er
 	st := grp.Fresh()
 	r.Term, r.Commit = st.Term, max(st.Commit, at.Index)
 	r.Leader, _ = grp.NodeOf(st.Leader)
-	r.Role, r.Configured = "follower", configured(st)
+	r.Role, r.Configured, r.Spares = "follower", configured(st), st.Spares()
 	switch {
 	case st.Role == core.Leader:
 		r.Role = "leader"

@@ -5,6 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"time"
 
 	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/control"
@@ -14,24 +17,67 @@ import (
 // A replica whose log is damaged may have voted and acknowledged what it no longer knows: it must not run. It steps
 // aside: the control group gives the node another replica id, and with it the node begins anew, without a log, on what
 // it has of the state. The others feed it, and the configuration lets the old id go when the new one is promoted.
+//
+// That is done only while the group is led and its leader can do without the replica (dispensable). Such a leader has
+// whatever was acknowledged, and enough voters to take the new id in. Otherwise the replica stays as it is: of two
+// voters, or after several logs were damaged at once, its state may be the best that there is, and what a recovery
+// (lockstep group recover) begins with.
 
 // methodRenew has another node renew the caller's replica of the control group.
 const methodRenew = "server.renew"
 
-// stepAside asks for another replica id after a start that found the log damaged. What comes of it is agreed upon as
-// any other change.
-func (n *node) stepAside(ctx context.Context, g *control.Group, m control.Member, cause error) error {
-	n.suspect(g.ID, cause)
-	n.log.Error("the log is damaged: this replica does not vote and asks for another id", "group", g.Name, "replica", m.Replica, "err", cause)
-	_, err := n.ctl.propose(ctx, &control.Command{By: "serve", Renew: &control.Renew{Group: g.ID, Node: n.self, Replica: m.Replica}})
-	if err != nil {
-		return fmt.Errorf("%w; it cannot begin again yet: %w", cause, err)
+// suspicion is of a replica that does not run because its log is damaged.
+type suspicion struct {
+	replica uint64
+	cause   error
+	waits   error // why it cannot begin again yet; nil: it is about to
+}
+
+func (s suspicion) String() string {
+	if s.waits != nil {
+		text := fmt.Sprintf("%v; it does not vote, and keeps its state as it is: %v", s.cause, s.waits)
+		if e := (*api.Error)(nil); errors.As(s.waits, &e) && e.Hint != "" {
+			text += " (" + e.Hint + ")"
+		}
+		return text
 	}
+	return s.cause.Error() + "; it does not vote, and heals from the others under another replica id"
+}
+
+// dispensable says why a group cannot do without a replica, or nil if it can.
+func (n *node) dispensable(ctx context.Context, g *control.Group, replica uint64) error {
+	for _, r := range n.survey(ctx, g) {
+		if r.Role == "leader" && (contains(r.Spares, replica) || len(r.Configured) > 0 && !contains(r.Configured, replica)) {
+			return nil
+		}
+	}
+	return &api.Error{Code: api.CodeUnavailable, Op: "renew replica", Subject: g.Name,
+		Why:  "the other voters that are up are no majority without it",
+		Hint: "start the other nodes; if they are up, or lost for good: lockstep group recover " + g.Name}
+}
+
+// stepAside asks for another replica id after a start that found the log damaged. What comes of it is agreed upon as
+// any other change; until then it is called again.
+func (n *node) stepAside(ctx context.Context, g *control.Group, replica uint64, cause error) error {
+	if n.suspect(g.ID, suspicion{replica: replica, cause: cause}) {
+		n.log.Error("the log is damaged: this replica does not vote", "group", g.Name, "replica", replica, "err", cause)
+	}
+	waits := n.dispensable(ctx, g, replica)
+	if waits == nil {
+		ctx, cancel := context.WithTimeout(ctx, answerTime)
+		defer cancel()
+		_, waits = n.ctl.propose(ctx, &control.Command{By: "serve", Renew: &control.Renew{Group: g.ID, Node: n.self, Replica: replica}})
+	}
+	n.suspect(g.ID, suspicion{replica, cause, waits})
 	return nil
 }
 
 // beginAgain makes what a damaged replica left fit for the one that the control group has given instead.
-func (n *node) beginAgain(g *control.Group, m control.Member) error {
+func (n *node) beginAgain(ctx context.Context, g *control.Group, m control.Member, old uint64, cause error) error {
+	if waits := n.dispensable(ctx, g, old); waits != nil { // things may have changed since
+		n.suspect(g.ID, suspicion{old, cause, waits})
+		return nil
+	}
 	o := ownedBy(m)
 	o.Recast = true
 	if err := n.own(g.ID, o); err != nil {
@@ -41,26 +87,53 @@ func (n *node) beginAgain(g *control.Group, m control.Member) error {
 	return n.recast(g.ID, o)
 }
 
-// suspect remembers why a group is not held; nil: it is.
-func (n *node) suspect(group uint64, why error) {
+// giveUp releases what a damaged replica left of a group in which this node has no part any more, once the group's
+// configuration has none for it either.
+func (n *node) giveUp(ctx context.Context, g *control.Group, o owned, cause error) error {
+	if n.suspect(g.ID, suspicion{replica: o.Replica, cause: cause}) {
+		n.log.Error("the log is damaged: this replica does not vote", "group", g.Name, "replica", o.Replica, "err", cause)
+	}
+	if !g.Deleted && !n.leftOut(ctx, g, o.Replica) {
+		return nil
+	}
+	h := &holding{n: n, group: *g, replica: o.Replica, binding: o.Binding, path: o.Path, stop: func() {}}
+	if err := n.release(h); err != nil {
+		return err
+	}
+	n.clear(g.ID)
+	return nil
+}
+
+// suspect remembers why a group is not held, and says whether that is news.
+func (n *node) suspect(group uint64, s suspicion) (news bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if why == nil {
-		delete(n.suspects, group)
-		return
-	}
-	n.suspects[group] = why
+	_, known := n.suspects[group]
+	n.suspects[group] = s
+	return !known
+}
+
+// clear forgets a suspicion: the group is held.
+func (n *node) clear(group uint64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.suspects, group)
+}
+
+func (n *node) suspected(group uint64) (suspicion, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	s, ok := n.suspects[group]
+	return s, ok
 }
 
 // reportSuspect is the report on a group that is not held because its log is damaged.
 func (n *node) reportSuspect(group uint64) (report, bool) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	why, ok := n.suspects[group]
+	s, ok := n.suspected(group)
 	if !ok {
 		return report{}, false
 	}
-	return report{Role: "none", Mode: "damaged", Why: why.Error() + "; it does not vote, and heals from the others under another replica id"}, true
+	return report{Role: "none", Mode: "damaged", Why: s.String()}, true
 }
 
 // startControlSound starts the replica of the control group; with a damaged log, under another id that a peer gets for it.
@@ -77,7 +150,10 @@ func (n *node) startControlSound(ctx context.Context, role string, replica uint6
 	n.log.Error("the control group's log is damaged: this replica does not vote and asks for another id", "replica", replica, "err", err)
 	m, asked := n.askRenew(ctx, replica)
 	if asked != nil {
-		return damaged(n.data.path, fmt.Errorf("%w; no other node let it begin again: %w", err, asked))
+		return &api.Error{Code: api.CodeDamage, Op: "serve", Subject: n.data.path,
+			Why: fmt.Sprintf("%v; no other node let it begin again: %v", err, asked),
+			Hint: "start the other nodes first, then this one. If too few are left to decide anything: stop one that is sound, " +
+				"there lockstep offline recover, start it, and here --join TOKEN --replace with the data directory moved away"}
 	}
 	if err := n.hints.setSeat(m.Role, m.Replica, true); err != nil {
 		return err
@@ -89,7 +165,8 @@ func (n *node) startControlSound(ctx context.Context, role string, replica uint6
 	return n.startControl(m.Role, m.Replica, nil)
 }
 
-// askRenew asks the peers, one after the other, to have this node's replica renewed.
+// askRenew asks the peers, one after the other and again for as long as joinPatience, to have this node's replica
+// renewed: others may be starting as well.
 func (n *node) askRenew(ctx context.Context, replica uint64) (m control.Member, err error) {
 	ctx, cancel := context.WithTimeout(ctx, joinPatience)
 	defer cancel()
@@ -97,17 +174,36 @@ func (n *node) askRenew(ctx context.Context, replica uint64) (m control.Member, 
 	if err != nil {
 		return m, err
 	}
-	err = errors.New("there is none")
-	for _, p := range n.hintedPeers() {
-		var b []byte
-		if b, err = n.net.Call(ctx, p, methodRenew, req); err != nil {
-			continue
+	for {
+		failed := map[uint64]error{}
+		for _, p := range n.hintedPeers() {
+			b, err := n.net.Call(ctx, p, methodRenew, req)
+			if err == nil {
+				err = json.Unmarshal(b, &m)
+			}
+			if err == nil {
+				return m, nil
+			}
+			failed[p] = err
 		}
-		if err = json.Unmarshal(b, &m); err == nil {
-			return m, nil
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			return m, joinNamed(failed)
 		}
 	}
-	return m, err
+}
+
+// joinNamed is what several nodes answered, in the order of their ids.
+func joinNamed(failed map[uint64]error) error {
+	if len(failed) == 0 {
+		return errors.New("there is none")
+	}
+	var all []error
+	for _, id := range slices.Sorted(maps.Keys(failed)) {
+		all = append(all, fmt.Errorf("node %d: %w", id, failed[id]))
+	}
+	return errors.Join(all...)
 }
 
 // renewFor renews a replica of the control group for the node that asks, and nobody else.
@@ -116,12 +212,20 @@ func (n *node) renewFor(ctx context.Context, from uint64, b []byte) ([]byte, err
 	if err := json.Unmarshal(b, &req); err != nil {
 		return nil, fmt.Errorf("%s: %w", methodRenew, err)
 	}
+	g, ok := n.ctl.state().Group(control.ControlGroup)
+	if !ok {
+		return nil, errStarting
+	}
+	if m, ok := g.Member(from); ok && m.Replica == req.Index { // not renewed yet
+		if err := n.dispensable(ctx, g, req.Index); err != nil {
+			return nil, err
+		}
+	}
 	cmd := &control.Command{By: "serve", Renew: &control.Renew{Group: control.ControlGroup, Node: from, Replica: req.Index}}
 	if _, err := n.ctl.propose(ctx, cmd); err != nil {
 		return nil, err
 	}
-	g, ok := n.ctl.state().Group(control.ControlGroup)
-	if ok {
+	if g, ok = n.ctl.state().Group(control.ControlGroup); ok {
 		if m, ok := g.Member(from); ok {
 			return json.Marshal(m)
 		}

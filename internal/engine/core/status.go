@@ -89,6 +89,33 @@ type Status struct {
 	Refusing    bool     // leading, and proposals are answered Full
 }
 
+// Spares lists the replicas, this one apart, that a leader could do without at this moment: those who learn, and voters
+// without which those that it has heard of lately are a majority of every configuration in force. Whoever does not lead
+// knows of none.
+func (s *Status) Spares() []uint64 {
+	if s.Role != Leader {
+		return nil
+	}
+	spares := slices.Clone(s.Learners)
+	for _, v := range s.Voters {
+		if v != s.Replica && s.reaches(s.Voters, v) && s.reaches(s.Outgoing, v) {
+			spares = append(spares, v)
+		}
+	}
+	return spares
+}
+
+// reaches says whether the active ones of voters are a majority of them without one; of none everybody is.
+func (s *Status) reaches(voters []uint64, without uint64) bool {
+	active := 0
+	for _, p := range s.Peers {
+		if p.RecentActive && p.Replica != without && slices.Contains(voters, p.Replica) {
+			active++
+		}
+	}
+	return len(voters) == 0 || active > len(voters)/2
+}
+
 // Status describes the group as of now. It allocates; it is meant for status calls and ticks, not for every
 // event.
 func (g *Group) Status() Status {
