@@ -17,7 +17,7 @@ import (
 func fixtureLog(t *testing.T) map[string][]byte {
 	disk := logstoretest.NewDisk(512, rand.New(rand.NewPCG(1, 1)))
 	o := small(disk)
-	o.SegmentBytes, o.Salt = 32<<10, 7
+	o.SegmentBytes, o.Salt, o.InStep = 32<<10, 7, true
 	s := openSegments(t, o)
 	for g := uint64(1); g <= 3; g++ {
 		_, err := s.Create(g, logstoretest.Meta(1, 1, 1, 2, 3))
