@@ -1,6 +1,7 @@
 package test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -15,16 +16,18 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/farm"
 )
 
-// run runs a command against a node and returns what it printed.
+// run runs a command against a node and returns its standard output; progress goes to the other one.
 func run(t *testing.T, f *farm.Farm, n *farm.Node, args ...string) string {
 	t.Helper()
 	cmd := exec.Command(f.Binary, args...)
 	if n != nil {
 		cmd.Env = append(os.Environ(), "LOCKSTEP_DATA="+n.Data)
 	}
-	out, err := cmd.CombinedOutput()
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("lockstep %s: %v\n%s", strings.Join(args, " "), err, out)
+		t.Fatalf("lockstep %s: %v\n%s%s", strings.Join(args, " "), err, out, &said)
 	}
 	return string(out)
 }
