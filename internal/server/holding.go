@@ -108,7 +108,8 @@ func (n *node) hold(ctx context.Context, g *control.Group, m control.Member) err
 	}
 	err := n.start(g, m, true)
 	if errors.Is(err, logstore.ErrDamaged) && m.Role == control.RoleVoter {
-		return n.stepAside(ctx, g, m.Replica, err)
+		n.stepAside(ctx, g, m.Replica, err)
+		return nil
 	}
 	return err
 }

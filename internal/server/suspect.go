@@ -58,24 +58,20 @@ func (n *node) dispensable(ctx context.Context, g *control.Group, replica uint64
 
 // stepAside asks for another replica id after a start that found the log damaged. What comes of it is agreed upon as
 // any other change; until then it is called again.
-func (n *node) stepAside(ctx context.Context, g *control.Group, replica uint64, cause error) error {
-	if n.suspect(g.ID, suspicion{replica: replica, cause: cause}) {
-		n.log.Error("the log is damaged: this replica does not vote", "group", g.Name, "replica", replica, "err", cause)
-	}
+func (n *node) stepAside(ctx context.Context, g *control.Group, replica uint64, cause error) {
 	waits := n.dispensable(ctx, g, replica)
 	if waits == nil {
 		ctx, cancel := context.WithTimeout(ctx, answerTime)
 		defer cancel()
 		_, waits = n.ctl.propose(ctx, &control.Command{By: "serve", Renew: &control.Renew{Group: g.ID, Node: n.self, Replica: replica}})
 	}
-	n.suspect(g.ID, suspicion{replica, cause, waits})
-	return nil
+	n.suspect(g, suspicion{replica, cause, waits})
 }
 
 // beginAgain makes what a damaged replica left fit for the one that the control group has given instead.
 func (n *node) beginAgain(ctx context.Context, g *control.Group, m control.Member, old uint64, cause error) error {
 	if waits := n.dispensable(ctx, g, old); waits != nil { // things may have changed since
-		n.suspect(g.ID, suspicion{old, cause, waits})
+		n.suspect(g, suspicion{old, cause, waits})
 		return nil
 	}
 	o := ownedBy(m)
@@ -90,10 +86,8 @@ func (n *node) beginAgain(ctx context.Context, g *control.Group, m control.Membe
 // giveUp releases what a damaged replica left of a group in which this node has no part any more, once the group's
 // configuration has none for it either.
 func (n *node) giveUp(ctx context.Context, g *control.Group, o owned, cause error) error {
-	if n.suspect(g.ID, suspicion{replica: o.Replica, cause: cause}) {
-		n.log.Error("the log is damaged: this replica does not vote", "group", g.Name, "replica", o.Replica, "err", cause)
-	}
 	if !g.Deleted && !n.leftOut(ctx, g, o.Replica) {
+		n.suspect(g, suspicion{o.Replica, cause, errors.New("the group's configuration still has it")})
 		return nil
 	}
 	h := &holding{n: n, group: *g, replica: o.Replica, binding: o.Binding, path: o.Path, stop: func() {}}
@@ -104,13 +98,15 @@ func (n *node) giveUp(ctx context.Context, g *control.Group, o owned, cause erro
 	return nil
 }
 
-// suspect remembers why a group is not held, and says whether that is news.
-func (n *node) suspect(group uint64, s suspicion) (news bool) {
+// suspect remembers why a group is not held, and tells it once.
+func (n *node) suspect(g *control.Group, s suspicion) {
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	_, known := n.suspects[group]
-	n.suspects[group] = s
-	return !known
+	_, known := n.suspects[g.ID]
+	n.suspects[g.ID] = s
+	n.mu.Unlock()
+	if !known {
+		n.log.Error("the log is damaged: this replica does not vote", "group", g.Name, "replica", s.replica, "err", s.cause)
+	}
 }
 
 // clear forgets a suspicion: the group is held.
