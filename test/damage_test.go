@@ -193,6 +193,40 @@ func TestDamageOfOneLogOfTwo(t *testing.T) {
 	settle(t, ctx, f)
 }
 
+// TestDamagedPartOfALeftGroup: a node whose log of a group is damaged has been unbound from it meanwhile. Nothing of the
+// group runs there again, and what is left of it is released.
+func TestDamagedPartOfALeftGroup(t *testing.T) {
+	ctx, f := start(t, 3)
+	for i := range 20 {
+		write(t, f.Nodes[i%3], fmt.Sprintf("d%d/f%d", i%4, i), strings.Repeat("z", 300*i))
+	}
+	settle(t, ctx, f)
+	bad := f.Nodes[2]
+	if err := bad.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	damageGroup(t, ctx, bad.Data, group)
+	run(t, f, f.Nodes[0], "dir", "unbind", group, bad.Name)
+	restart(t, ctx, f, bad, "")
+	soon, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	err := farm.Poll(soon, 50*time.Millisecond, func() error {
+		if !strings.Contains(bad.Log(), "group released") {
+			return errors.New("nothing was released")
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(bad.Log(), "log damaged") {
+		t.Error("the damage was not met")
+	}
+	if _, err := os.Stat(filepath.Join(bad.Tree, "d1")); err != nil {
+		t.Errorf("its files did not stay: %v", err)
+	}
+}
+
 // damageGroup flips a bit of one of a group's writes in each segment of the log of a stopped node.
 func damageGroup(t *testing.T, ctx context.Context, data, name string) {
 	t.Helper()
