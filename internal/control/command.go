@@ -30,6 +30,7 @@ type Command struct {
 	DeleteGroup *DeleteGroup `json:"delete_group,omitempty"`
 	ChoseLeader *ChoseLeader `json:"chose_leader,omitempty"`
 	Renew       *Renew       `json:"renew,omitempty"`
+	Raise       *Raise       `json:"raise,omitempty"`
 }
 
 // Renew gives a voter whose log is damaged another replica id: what the old one voted and acknowledged is not known any
@@ -59,17 +60,19 @@ type Join struct {
 	Address string `json:"address"`
 	Version string `json:"version"`
 	Zone    string `json:"zone,omitempty"`
+	Levels  Levels `json:"levels,omitzero"` // that its program can work at
 	// Replace: the node of that name has lost its data; this one takes its place in every group.
 	Replace bool `json:"replace"`
 }
 
 // SetAddress is how a node that started introduces itself: where it is to be found from now on, what version it
-// runs, and its life, by which a copy or an old image of its data directory is told from its successor.
+// runs, at which levels that can work, and its life, by which a copy or an old image of its data directory is told from its successor.
 type SetAddress struct {
 	Node    uint64 `json:"node"`
 	Address string `json:"address"`
 	Version string `json:"version"`
 	Zone    string `json:"zone,omitempty"`
+	Levels  Levels `json:"levels,omitzero"`
 	Life    Life   `json:"life,omitzero"`
 }
 

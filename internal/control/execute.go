@@ -49,6 +49,8 @@ func (x *execution) run(c *Command) (Result, error) {
 		return x.setGroup(c.SetGroup)
 	case c.SetInSync != nil:
 		return x.setInSync(c.SetInSync)
+	case c.Raise != nil:
+		return x.raise(c.Raise)
 	}
 	return x.runMembership(c)
 }
@@ -87,6 +89,9 @@ func (x *execution) init(c *Init) (Result, error) {
 	}
 	if why := checkName(c.Node.Name); why != "" {
 		return refuse(api.CodeUsage, "serve", c.Node.Name, why, "choose another with --name"), nil
+	}
+	if level := max(c.Cluster.Level, FirstLevel); !c.Node.Levels.Has(level) {
+		return Result{Error: Unfit("serve", c.Node.Name, c.Node.Levels, level)}, nil
 	}
 	n := c.Node
 	n.ID, n.Joined = 1, x.now
@@ -153,7 +158,10 @@ func (x *execution) join(c *Join) (Result, error) {
 	if why := checkZone(c.Zone); why != "" {
 		return refuse(api.CodeUsage, op, c.Zone, why, "choose another with --zone"), nil
 	}
-	n := Node{ID: x.s.Nodes[len(x.s.Nodes)-1].ID + 1, Name: c.Name, Address: c.Address, Version: c.Version, Zone: c.Zone, Joined: x.now}
+	if level := x.s.Level(); !c.Levels.Has(level) {
+		return Result{Error: Unfit(op, c.Name, c.Levels, level)}, nil
+	}
+	n := Node{ID: x.s.Nodes[len(x.s.Nodes)-1].ID + 1, Name: c.Name, Address: c.Address, Version: c.Version, Zone: c.Zone, Joined: x.now, Levels: c.Levels}
 	t.Used++
 	x.what = fmt.Sprintf("node %s joined as %d with token %s", n.Name, n.ID, t.ID)
 	if err := x.put(idKey(tagNode, n.ID), n, tokenKey(t.ID), *t); err != nil {
@@ -206,10 +214,13 @@ func (x *execution) setAddress(c *SetAddress) (Result, error) {
 	if why := checkZone(c.Zone); why != "" {
 		return refuse(api.CodeUsage, "serve", c.Zone, why, "choose another with --zone"), nil
 	}
+	if level := x.s.Level(); !c.Levels.Has(level) {
+		return Result{Error: Unfit("serve", n.Name, c.Levels, level)}, nil
+	}
 	if c.Life == (Life{}) {
 		c.Life = n.Life
 	}
-	same := n.Address == c.Address && n.Version == c.Version && n.Zone == c.Zone
+	same := n.Address == c.Address && n.Version == c.Version && n.Zone == c.Zone && n.Levels == c.Levels
 	if same && n.Life == c.Life {
 		return Result{Node: n.ID}, nil
 	}
@@ -218,8 +229,11 @@ func (x *execution) setAddress(c *SetAddress) (Result, error) {
 		if c.Zone != "" {
 			x.what += ", in zone " + c.Zone
 		}
+		if n.Levels.known() != c.Levels.known() {
+			x.what += ", which knows " + c.Levels.String()
+		}
 	}
-	n.Address, n.Version, n.Zone, n.Life = c.Address, c.Version, c.Zone, c.Life
+	n.Address, n.Version, n.Zone, n.Life, n.Levels = c.Address, c.Version, c.Zone, c.Life, c.Levels
 	return Result{Node: n.ID}, x.put(idKey(tagNode, n.ID), *n)
 }
 

@@ -32,8 +32,9 @@ const (
 type Cluster struct {
 	ID      string    `json:"id"` // 32 hex digits
 	Created time.Time `json:"created"`
-	CACert  []byte    `json:"ca_cert"` // PEM
-	CAKey   []byte    `json:"ca_key"`  // PEM
+	CACert  []byte    `json:"ca_cert"`         // PEM
+	CAKey   []byte    `json:"ca_key"`          // PEM
+	Level   uint64    `json:"level,omitempty"` // see State.Level
 }
 
 // Node is a server of the cluster.
@@ -46,6 +47,7 @@ type Node struct {
 	Zone       string    `json:"zone,omitempty"`  // what fails together: a rack, a room; empty: unknown
 	Drain      bool      `json:"drain,omitempty"` // it is to hold no seat and no leadership
 	Life       Life      `json:"life,omitzero"`   // of its latest start
+	Levels     Levels    `json:"levels,omitzero"` // that its program can work at, as it said when it last started
 	Removed    bool      `json:"removed,omitempty"`
 	ReplacedBy uint64    `json:"replaced_by,omitempty"`
 }

@@ -291,6 +291,7 @@ func (o *Observer) takeWhole(l *link) error {
 	err := o.between(func() error {
 		before := o.rep.Applied()
 		err := restoreFrom(o.rep, o.cfg.Differ, readWriter{&counted{Reader: in, note: o.catchup.received}, conn})
+		o.eng.unknown(err)
 		if err == nil {
 			o.book.reset()
 		}

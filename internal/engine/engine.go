@@ -24,6 +24,7 @@ import (
 
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
 	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
 	"github.com/lockstep-sync/lockstep/internal/engine/replica"
 	"github.com/lockstep-sync/lockstep/internal/kv"
@@ -47,8 +48,8 @@ type Config struct {
 	Tick      time.Duration // default 100 ms
 	Seed      uint64        // of ids that must differ between incarnations of the process
 	Log       *slog.Logger
-	// Fault is called once when storage fails. The node must stop at once: what was on its way to the disk
-	// is in an unknown state and a retry could lie (fsync reports an error only once).
+	// Fault is called once when storage fails, or something is of a level above Knows. The node must stop at once: what
+	// was on its way to a disk that fails is in an unknown state and a retry could lie (fsync reports an error only once).
 	Fault func(error)
 	// SnapshotRate bounds the bytes a second of all states that this node sends; 0: no bound.
 	SnapshotRate uint64
@@ -57,6 +58,12 @@ type Config struct {
 	Forked func(Forked)
 	// Room tells of full disks. nil: there is always room.
 	Room Room
+	// Knows is the newest cluster level that this program knows, its machines included; 0: the first. A state or an entry
+	// of a higher one is not touched: Fault is called with a replica.NewerLevelError.
+	Knows uint64
+	// Level is the cluster level that this node acts under, at most Knows: what is proposed here is stamped with it. nil:
+	// the first.
+	Level func() uint64
 }
 
 // Engine holds the groups of a node.
@@ -233,6 +240,27 @@ func (e *Engine) Close() {
 
 func (e *Engine) failed(err error) {
 	e.fault.Do(func() { e.cfg.Fault(err) })
+}
+
+// limits of a replica that runs here.
+func (e *Engine) limits() replica.Limits {
+	l := replica.DefaultLimits()
+	l.Level = e.cfg.Knows
+	return l
+}
+
+func (e *Engine) level() uint64 {
+	if e.cfg.Level == nil {
+		return core.FirstLevel
+	}
+	return e.cfg.Level()
+}
+
+// unknown ends the node if err is about a level that this program does not know: it would meet it again and again.
+func (e *Engine) unknown(err error) {
+	if newer := (*replica.NewerLevelError)(nil); errors.As(err, &newer) {
+		e.failed(err)
+	}
 }
 
 func groupPrefix(id uint64) []byte { return fmt.Appendf(nil, "g/%016x/", id) }

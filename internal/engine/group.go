@@ -114,7 +114,7 @@ func (e *Engine) openGroup(cfg GroupConfig) (*Group, error) {
 	if cfg.RetainBytes == 0 {
 		cfg.RetainBytes = 64 << 20
 	}
-	rep, err := replica.Open(kv.Prefixed(e.cfg.State, groupPrefix(cfg.ID)), cfg.Machine)
+	rep, err := replica.OpenLimited(kv.Prefixed(e.cfg.State, groupPrefix(cfg.ID)), cfg.Machine, e.limits())
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +134,7 @@ func (e *Engine) openGroup(cfg GroupConfig) (*Group, error) {
 	c, err := core.New(core.Config{
 		Group: cfg.ID, Replica: cfg.Replica, Nonce: e.ids.Add(1), Storage: storage{log, rep},
 		Applied: rep.Applied().Index, AppliedTerm: rep.Applied().Term, ConfState: rep.ConfState(),
-		InSync: cfg.InSync, Terms: rep.Terms, Executes: rep.Executes, Room: room,
+		InSync: cfg.InSync, Terms: rep.Terms, Executes: rep.Executes, Room: room, Level: e.level,
 		Logger: core.NewLogger(cfg.ID, cfg.Replica, func(msg string) { e.cfg.Log.Debug(msg, "group", cfg.ID) }),
 	})
 	if err != nil {

@@ -69,7 +69,7 @@ func (e *Engine) Observe(cfg ObserverConfig) (*Observer, error) {
 	if cfg.TailBytes == 0 {
 		cfg.TailBytes = defaultTail
 	}
-	rep, err := replica.Open(kv.Prefixed(e.cfg.State, groupPrefix(cfg.ID)), cfg.Machine)
+	rep, err := replica.OpenLimited(kv.Prefixed(e.cfg.State, groupPrefix(cfg.ID)), cfg.Machine, e.limits())
 	if err != nil {
 		return nil, fmt.Errorf("engine: observe group %d: %w", cfg.ID, err)
 	}

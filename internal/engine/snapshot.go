@@ -196,6 +196,7 @@ func (g *Group) restore(conn net.Conn) error {
 		g.src.cutAll()
 	}
 	if err != nil {
+		g.eng.unknown(err)
 		return err
 	}
 	g.book.reset()

@@ -57,7 +57,9 @@ func (e *Engine) Install(cfg RecoverConfig, snapshot io.Reader) error {
 		return err
 	}
 	store := kv.Prefixed(e.cfg.State, groupPrefix(cfg.Group))
-	rep, err := replica.Open(store, inert{})
+	limits := e.limits()
+	limits.Level = e.level() // a state of a higher one would take the cluster there, whoever can follow
+	rep, err := replica.OpenLimited(store, inert{}, limits)
 	if err != nil {
 		return fail(err)
 	}
@@ -91,9 +93,11 @@ func (inert) Digest(kv.Tx) (machine.Digest, error)         { return machine.Dige
 var errInert = fmt.Errorf("engine: the group does not run")
 
 // ReadState loads the state that a snapshot holds into store, which is empty, verified: its position, its line, and
-// the machine's part.
-func ReadState(store kv.Store, snapshot io.Reader) (core.Position, replica.Line, kv.Reader, error) {
-	rep, err := replica.Open(store, inert{})
+// the machine's part. It may be of any level up to knows.
+func ReadState(store kv.Store, knows uint64, snapshot io.Reader) (core.Position, replica.Line, kv.Reader, error) {
+	limits := replica.DefaultLimits()
+	limits.Level = knows
+	rep, err := replica.OpenLimited(store, inert{}, limits)
 	if err == nil {
 		err = rep.Restore(snapshot)
 	}

@@ -5,6 +5,11 @@
 // rebuilt from there is fine). That makes snapshots, restart and crash recovery the engine's business, once
 // for all kinds. A machine must be deterministic: its results and its state are functions of the prior state
 // and the command. It has no clock (Command.Time is the leader's), no randomness, no goroutine.
+//
+// Nor does it depend on the program that it is part of: nodes are upgraded one by one, so for a while replicas of one
+// group run different programs. What a newer program executes in another way, or knows in addition, it does so only
+// from a cluster level on, and Command.Level says which one is in force; below that it does exactly what the older one
+// does, up to the refusal of a command that the older one does not know.
 package machine
 
 import (
@@ -22,6 +27,7 @@ func (d Digest) String() string { return hex.EncodeToString(d[:]) }
 type Command struct {
 	Index   uint64 // log index of the entry that carried it; several commands may share one
 	Time    int64  // leader's clock when it was proposed, Unix nanoseconds, never decreasing within a log
+	Level   uint64 // cluster level under which it is executed, never decreasing within a log; at least 1
 	Payload []byte // the machine's own encoding; must be treated as immutable
 }
 

@@ -148,7 +148,7 @@ func (f BackupFile) progress(size uint64) func(uint64) {
 
 // readSaved loads a state into store; what it says has to agree with how the backup describes it.
 func readSaved(store kv.Store, p backup.Part, body io.Reader) (kv.Reader, error) {
-	at, line, view, err := engine.ReadState(store, body)
+	at, line, view, err := engine.ReadState(store, api.Level, body)
 	if err != nil {
 		// What the file itself is damaged by comes first.
 		if _, rest := io.Copy(io.Discard, body); rest != nil {

@@ -6,9 +6,6 @@ import (
 	"fmt"
 )
 
-// batchVersion is the first byte of every batch; a decoder refuses the versions that it does not know.
-const batchVersion = 1
-
 // minProposalBytes is the size of the smallest encoded proposal: no session, empty payload.
 const minProposalBytes = 2
 
@@ -17,18 +14,18 @@ var ErrBatch = errors.New("malformed batch")
 
 // EncodeBatch returns the payload of an entry:
 //
-//	version, proposer, id, time, number of proposals, then of each proposal
+//	level, proposer, id, time, number of proposals, then of each proposal
 //	flags, [client (16 bytes), seq, floor], payload length, payload
 //
 // Flags: 1 has a session, 2 is the engine's own, 4 is answered as soon as the leader's log has it. Numbers are
-// unsigned varints, time is a signed one.
+// unsigned varints, time is a signed one. The level comes first whatever follows: a later one may change the rest.
 func EncodeBatch(b *Batch) []byte {
-	size := 1 + 4*binary.MaxVarintLen64
+	size := 5 * binary.MaxVarintLen64
 	for i := range b.Proposals {
 		size += proposalBytes(&b.Proposals[i])
 	}
 	out := make([]byte, 0, size)
-	out = append(out, batchVersion)
+	out = binary.AppendUvarint(out, max(b.Level, FirstLevel))
 	out = binary.AppendUvarint(out, b.Proposer)
 	out = binary.AppendUvarint(out, b.ID)
 	out = binary.AppendVarint(out, b.Time)
@@ -74,14 +71,24 @@ func proposalBytes(p *Proposal) int {
 	return 1 + 16 + 3*binary.MaxVarintLen64 + len(p.Payload)
 }
 
-// DecodeBatch is the inverse of EncodeBatch. The payloads share data's memory, which must not change.
-// Errors wrap ErrBatch.
-func DecodeBatch(data []byte) (Batch, error) {
+// BatchLevel reads a batch's level alone, which is all that a program of a lower one may read. Errors wrap ErrBatch.
+func BatchLevel(data []byte) (uint64, error) {
 	d := decoder{rest: data}
-	if v := d.byte(); v != batchVersion && !d.bad {
-		return Batch{}, fmt.Errorf("decode batch: version %d: %w", v, ErrBatch)
+	level := d.uvarint()
+	if d.bad || level < FirstLevel {
+		return 0, fmt.Errorf("decode batch: level %d of %d bytes: %w", level, len(data), ErrBatch)
 	}
-	b := Batch{Proposer: d.uvarint(), ID: d.uvarint(), Time: d.varint()}
+	return level, nil
+}
+
+// DecodeBatch is the inverse of EncodeBatch. The payloads share data's memory, which must not change. Whether the
+// level is one that this program knows is for the caller to ask first, see BatchLevel. Errors wrap ErrBatch.
+func DecodeBatch(data []byte) (Batch, error) {
+	if _, err := BatchLevel(data); err != nil {
+		return Batch{}, err
+	}
+	d := decoder{rest: data}
+	b := Batch{Level: d.uvarint(), Proposer: d.uvarint(), ID: d.uvarint(), Time: d.varint()}
 	n := d.uvarint()
 	if d.bad || n > uint64(len(d.rest)/minProposalBytes) {
 		return Batch{}, fmt.Errorf("decode batch: header of %d bytes: %w", len(data), ErrBatch)

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-var sampleBatch = Batch{Proposer: 3, ID: 9, Time: 1_700_000_000_000_000_000, Proposals: []Proposal{
+var sampleBatch = Batch{Level: 1, Proposer: 3, ID: 9, Time: 1_700_000_000_000_000_000, Proposals: []Proposal{
 	{Client: [16]byte{1, 2}, Seq: 300, Floor: 7, Payload: []byte("hello")},
 	{Payload: []byte{}},
 	{Ack: AckLocal, Payload: []byte("early")},
@@ -16,7 +16,7 @@ var sampleBatch = Batch{Proposer: 3, ID: 9, Time: 1_700_000_000_000_000_000, Pro
 }}
 
 func TestBatchRoundTrip(t *testing.T) {
-	for _, b := range []Batch{sampleBatch, {Time: -5}} {
+	for _, b := range []Batch{sampleBatch, {Level: 1, Time: -5}, {Level: 300}} {
 		got, err := DecodeBatch(EncodeBatch(&b))
 		if err != nil || !reflect.DeepEqual(got, b) {
 			t.Errorf("got %+v, %v, want %+v", got, err, b)
@@ -33,12 +33,24 @@ func TestDecodeBatchRefusesDamage(t *testing.T) {
 	}
 	for name, bad := range map[string][]byte{
 		"tail":       append(bytes.Clone(data), 0),
-		"version":    append([]byte{2}, data[1:]...),
-		"huge count": {batchVersion, 1, 1, 0, 0xff, 0xff, 0xff, 0xff, 0x7f},
-		"flag":       {batchVersion, 1, 1, 0, 1, flagsEnd, 0},
+		"level 0":    append([]byte{0}, data[1:]...),
+		"huge count": {FirstLevel, 1, 1, 0, 0xff, 0xff, 0xff, 0xff, 0x7f},
+		"flag":       {FirstLevel, 1, 1, 0, 1, flagsEnd, 0},
 	} {
 		if _, err := DecodeBatch(bad); !errors.Is(err, ErrBatch) {
 			t.Errorf("%s: error %v", name, err)
+		}
+	}
+}
+
+// A program of a lower level reads the level of what it does not know, and nothing else.
+func TestBatchLevelWithoutTheRest(t *testing.T) {
+	if level, err := BatchLevel([]byte{2, 0xff, 0xff}); level != 2 || err != nil {
+		t.Errorf("level %d, %v", level, err)
+	}
+	for _, bad := range [][]byte{nil, {0}, {0x80}} {
+		if _, err := BatchLevel(bad); !errors.Is(err, ErrBatch) {
+			t.Errorf("%x: error %v", bad, err)
 		}
 	}
 }

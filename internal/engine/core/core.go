@@ -102,6 +102,8 @@ type Config struct {
 	// covers and ahead, and nothing else. Without that Accepted is not said. It may be called in Propose, and knows at
 	// least what Applied told. nil: it is never certain.
 	Executes func(p *Proposal, ahead Ahead) bool
+	// Level is the cluster level that this node acts under: what is proposed here is stamped with it. nil: FirstLevel.
+	Level func() uint64
 	// Room is of the disk that Storage is on. nil: there is always room.
 	Room Room
 
@@ -157,8 +159,12 @@ type Apply struct {
 	done []*raftpb.Message
 }
 
+// FirstLevel is the lowest cluster level.
+const FirstLevel = 1
+
 // Batch is the decoded payload of a normal entry.
 type Batch struct {
+	Level     uint64     // cluster level that the leader acted under; 0 is encoded as FirstLevel
 	Proposer  uint64     // replica that was leader
 	ID        uint64     // unique per proposer incarnation
 	Time      int64      // leader's clock, Unix ns

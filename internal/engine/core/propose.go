@@ -79,11 +79,15 @@ func (g *Group) Propose(now int64, batch uint64, ps []Proposal) {
 	for i := range ps {
 		waiters[i] = g.takeOff(&ps[i])
 	}
+	level := uint64(FirstLevel)
+	if g.cfg.Level != nil {
+		level = g.cfg.Level()
+	}
 	var entries []*raftpb.Entry
 	var cuts []int
 	for from := 0; from < len(ps); {
 		to := from + g.fill(ps[from:])
-		b := Batch{Proposer: g.cfg.Replica, ID: batch, Time: g.now, Proposals: ps[from:to]}
+		b := Batch{Level: level, Proposer: g.cfg.Replica, ID: batch, Time: g.now, Proposals: ps[from:to]}
 		entries = append(entries, &raftpb.Entry{Data: EncodeBatch(&b)})
 		cuts = append(cuts, to)
 		from = to

@@ -42,7 +42,7 @@ func DecodeResult(b []byte) (Result, error) {
 // Result of proposal j in entry i. conf puts a configuration change in force and returns the result; it is
 // called for skipped entries too. nil conf: the replica is no member, configurations are not recorded.
 //
-// Errors: ErrDamaged, ErrInterrupted, and what the store or the machine returned; after one the replica must
+// Errors: ErrDamaged, ErrInterrupted, a NewerLevelError, and what the store or the machine returned; after one the replica must
 // be opened anew.
 func (r *Replica) Apply(
 	entries []*raftpb.Entry, conf func(*raftpb.Entry) *raftpb.ConfState,
@@ -93,6 +93,11 @@ func (a *applier) commit(b kv.Batch) error {
 			return fmt.Errorf("write terms: %w", err)
 		}
 	}
+	if a.next.level != r.state.level {
+		if err := writeLevel(b, a.next.level); err != nil {
+			return fmt.Errorf("write level: %w", err)
+		}
+	}
 	if err := a.next.write(b); err != nil {
 		return fmt.Errorf("write position: %w", err)
 	}
@@ -133,12 +138,12 @@ func (a *applier) entry(e *raftpb.Entry) ([][]byte, error) {
 	if e.GetType() != raftpb.EntryNormal || len(e.GetData()) == 0 {
 		return nil, nil
 	}
-	batch, err := core.DecodeBatch(e.GetData())
+	batch, err := a.decode(e)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+		return nil, err
 	}
-	// Leaders' clocks differ; the log's time does not go back.
-	a.next.time = max(a.next.time, batch.Time)
+	// Leaders' clocks differ; the log's time does not go back. Nor does its level: a leader may not have heard yet.
+	a.next.time, a.next.level = max(a.next.time, batch.Time), max(a.next.level, batch.Level)
 	results := make([][]byte, len(batch.Proposals))
 	for i := range batch.Proposals {
 		if results[i], err = a.proposal(&batch.Proposals[i], i); err != nil {
@@ -146,6 +151,21 @@ func (a *applier) entry(e *raftpb.Entry) ([][]byte, error) {
 		}
 	}
 	return results, nil
+}
+
+// decode reads no more than the level of an entry that the program may not execute.
+func (a *applier) decode(e *raftpb.Entry) (batch core.Batch, err error) {
+	level, err := core.BatchLevel(e.GetData())
+	if err != nil {
+		return batch, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	if !a.r.knows(level) {
+		return batch, a.r.newer(level)
+	}
+	if batch, err = core.DecodeBatch(e.GetData()); err != nil {
+		err = fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return batch, err
 }
 
 func (a *applier) change(e *raftpb.Entry, covered bool) error {
@@ -166,7 +186,7 @@ func (a *applier) proposal(p *core.Proposal, ordinal int) ([]byte, error) {
 	if p.Engine {
 		return a.engine(p.Payload), nil
 	}
-	cmd := machine.Command{Index: a.next.at.Index, Time: a.next.time, Payload: p.Payload}
+	cmd := machine.Command{Index: a.next.at.Index, Time: a.next.time, Level: a.next.level, Payload: p.Payload}
 	if p.Client == ([16]byte{}) {
 		result, err := a.r.machine.Apply(a.tx, cmd)
 		return encodeResult(resultOK, result), err

@@ -11,6 +11,7 @@
 //
 //	e/position            slot, position, time, configuration
 //	e/terms               in which term what is covered was committed (core.Terms)
+//	e/level               the cluster level that the state is at, if it is not the first
 //	e/doubtful            this replica's state is not what the others have (Quarantine); local
 //	e/spare               what an interrupted transfer has left in the other slot (stage)
 //	e/lost                how many writes this replica accepted and lost; local
@@ -66,6 +67,7 @@ type state struct {
 	conf *raftpb.ConfState // immutable; nil: not known (an observer, or nothing was ever applied)
 
 	// These have keys of their own: they seldom change.
+	level      uint64 // at least core.FirstLevel
 	terms      core.Terms
 	quarantine *Quarantine // nil: the state is trusted
 }
@@ -147,6 +149,13 @@ func (r *Replica) Reload() error {
 }
 
 func (r *Replica) load() error {
+	level, err := readLevel(r.store) // before anything that a later level may keep in another way
+	if err != nil {
+		return err
+	}
+	if !r.knows(level) {
+		return r.newer(level)
+	}
 	st, err := readState(r.store)
 	if err != nil {
 		return err
@@ -353,10 +362,11 @@ func (r *Replica) Executes(p *core.Proposal, ahead core.Ahead) bool {
 	return r.sessions.executes(p, ahead)
 }
 
-// EngineDigest is of what the engine itself replicates: time and sessions. For the applier.
+// EngineDigest is of what the engine itself replicates: level, time and sessions. For the applier.
 func (r *Replica) EngineDigest() machine.Digest {
 	h := blake3.New()
 	var buf []byte
+	buf = binary.AppendUvarint(buf, r.state.level)
 	buf = binary.AppendVarint(buf, r.state.time)
 	buf = binary.AppendUvarint(buf, r.sessions.evicted)
 	for s := r.sessions.oldest(); s != nil; s = s.newer {
@@ -394,12 +404,16 @@ func (s slot) clear(tx kv.Tx) error {
 }
 
 func readState(r kv.Reader) (state, error) {
-	v, found, err := r.Get(positionKey)
-	if err != nil || !found {
+	level, err := readLevel(r)
+	if err != nil {
 		return state{}, err
 	}
+	v, found, err := r.Get(positionKey)
+	if err != nil || !found {
+		return state{level: level}, err
+	}
 	d := reader{rest: v}
-	st := state{}
+	st := state{level: level}
 	if version := d.uvarint(); version != stateVersion {
 		return st, fmt.Errorf("position of version %d: %w", version, ErrDamaged)
 	}
@@ -442,6 +456,9 @@ func (st *state) writeAll(tx kv.Tx) error {
 		return err
 	}
 	if err := tx.Delete(quarantineKey); err != nil {
+		return err
+	}
+	if err := writeLevel(tx, st.level); err != nil {
 		return err
 	}
 	return st.write(tx)

@@ -284,7 +284,7 @@ func TestApplyRefuses(t *testing.T) {
 		want    error
 	}{
 		"a gap":                      {[]*raftpb.Entry{entry(3, 1)}, ErrDamaged},
-		"a broken entry":             {[]*raftpb.Entry{{Index: proto.Uint64(2), Data: []byte("?")}}, ErrDamaged},
+		"a broken entry":             {[]*raftpb.Entry{{Index: proto.Uint64(2), Data: []byte{core.FirstLevel}}}, ErrDamaged},
 		"an interrupted conf change": {[]*raftpb.Entry{entry(2, 1), confEntry(3)}, ErrInterrupted},
 	} {
 		r, store := newReplica(t)

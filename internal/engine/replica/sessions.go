@@ -17,6 +17,9 @@ import (
 type Limits struct {
 	Sessions int // the one that was used longest ago, in log order, makes room
 	Results  int // what one session may leave unacknowledged: the lowest make room
+	// Level is the newest cluster level that the program knows, machine included; 0: core.FirstLevel. Of all, it is what
+	// replicas of a group may differ in: one that meets a higher level stops before it (NewerLevelError).
+	Level uint64
 }
 
 const (

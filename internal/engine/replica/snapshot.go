@@ -18,14 +18,14 @@ import (
 
 // A snapshot stream is
 //
-//	magic, length and bytes of raft's SnapshotMetadata, time, line (see Line.Append), length and bytes of core.Terms,
+//	magic, level, BLAKE3-256 of both, length and bytes of raft's SnapshotMetadata, time, line (see Line.Append), length and bytes of core.Terms,
 //	BLAKE3-256 of everything before,
 //	records (tag, key length, key, value length, value) in key order: sessions, then the machine's,
 //	end tag, BLAKE3-256 of everything before
 //
-// with numbers as varints. Nothing of it is put in force before the hash at the end was verified, and nothing is
+// with numbers as varints. The level comes first whatever follows: a later one may change the rest. Nothing of it is put in force before the hash at the end was verified, and nothing is
 // concluded from the head before its own was.
-const magic = "lockstep snapshot 3\n"
+const magic = "lockstep snapshot 4\n"
 
 const (
 	tagEnd     = 0
@@ -65,7 +65,8 @@ func writeSnapshot(view kv.Reader, w io.Writer, whole bool) error {
 	if err != nil {
 		return fmt.Errorf("write snapshot at %d: %w", st.at.Index, err)
 	}
-	out.write([]byte(magic))
+	out.write(binary.AppendUvarint([]byte(magic), st.level))
+	out.write(out.hash.Sum(nil))
 	out.field(meta)
 	out.write(st.line.Append(binary.AppendVarint(nil, st.time)))
 	out.field(st.terms.Append(nil))
@@ -172,14 +173,26 @@ func (s *snapshotReader) field(buf []byte, limit uint64) ([]byte, error) {
 	return buf, nil
 }
 
-func (s *snapshotReader) head() (state, error) {
+// level reads the very beginning: what follows is of that level.
+func (s *snapshotReader) level() (level uint64, err error) {
 	found := make([]byte, len(magic))
 	if err := s.fill(found); err != nil {
-		return state{}, err
+		return 0, err
 	}
 	if string(found) != magic {
-		return state{}, errors.New("not a snapshot of this version")
+		return 0, errors.New("not a snapshot of this version")
 	}
+	if level, err = binary.ReadUvarint(s); err != nil {
+		return 0, err
+	}
+	if level < core.FirstLevel {
+		return 0, fmt.Errorf("level %d", level)
+	}
+	return level, s.verify()
+}
+
+// head reads what is between level and records.
+func (s *snapshotReader) head(level uint64) (state, error) {
 	raw, err := s.field(nil, maxMeta)
 	if err != nil {
 		return state{}, err
@@ -188,7 +201,7 @@ func (s *snapshotReader) head() (state, error) {
 	if err := proto.Unmarshal(raw, meta); err != nil {
 		return state{}, err
 	}
-	st := state{at: core.Position{Term: meta.GetTerm(), Index: meta.GetIndex()}}
+	st := state{at: core.Position{Term: meta.GetTerm(), Index: meta.GetIndex()}, level: level}
 	if cs := meta.GetConfState(); len(cs.GetVoters()) > 0 { // an observer's is empty
 		st.conf = cs
 	}
@@ -261,8 +274,8 @@ func (s *snapshotReader) records(put func(tag byte, key, value []byte) error) er
 
 // Restore replaces the state by the snapshot in stream; it is durable when Restore returns. A snapshot of the
 // same history that is not ahead of the state is left alone, with no error: either way raft is told of SnapshotMeta then. Until
-// the last moment the old state stays in force, also over a crash. For the applier. Errors: ErrSnapshot or
-// the store's; the old state is then unchanged. If stream is an io.ByteReader nothing after the snapshot is
+// the last moment the old state stays in force, also over a crash. For the applier. Errors: ErrSnapshot, a
+// NewerLevelError or the store's; the old state is then unchanged. If stream is an io.ByteReader nothing after the snapshot is
 // read.
 func (r *Replica) Restore(stream io.Reader) error {
 	in := newSnapshotReader(stream)
@@ -303,7 +316,14 @@ func (r *Replica) ahead(at core.Position) bool {
 
 // beginRestore reads the head; wanted is false if the state covers the snapshot already.
 func (r *Replica) beginRestore(in *snapshotReader, to slot) (next state, wanted bool, err error) {
-	if next, err = in.head(); err != nil {
+	level, err := in.level()
+	if err == nil && !r.knows(level) {
+		return next, false, fmt.Errorf("restore snapshot: %w", r.newer(level))
+	}
+	if err == nil {
+		next, err = in.head(level)
+	}
+	if err != nil {
 		return next, false, fmt.Errorf("restore snapshot: %w: %w", ErrSnapshot, err)
 	}
 	next.slot = to
