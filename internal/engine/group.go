@@ -54,10 +54,14 @@ type Group struct {
 	waiters map[uint64]*waiter
 	held    []*waiter // proposals that wait for the entries on their way
 	flight  flight
+	commits commitNews
 	offers  map[uint64]bool // followers that were told to pull a snapshot
 	pulling bool            // this replica is installing one
 	decided bool            // how it catches up with the present leader
 	ticks   int
+
+	newsDue     *time.Timer // has the loop call sendOverdue
+	newsAwaited bool        // it is set; owned by the loop
 
 	nodesMu sync.RWMutex
 	nodes   map[uint64]uint64 // replica → node
@@ -153,6 +157,7 @@ func (e *Engine) openGroup(cfg GroupConfig) (*Group, error) {
 		book:    newDigestBook(rep),
 	}
 	room.g = g
+	g.newsDue = time.AfterFunc(newsPatience, func() { g.box.call(g.sendOverdue) })
 	rep.Watch(replica.Hooks{
 		Marked: func(m replica.Mark) { g.book.marked(m, g.tasks.Go, func() { g.jobs.call(g.compare) }) },
 		Judged: func(v replica.Verdict) { g.book.judged(v); g.compare() },
@@ -269,6 +274,7 @@ func (g *Group) peerDown(node uint64) {
 // loop is the only goroutine that touches the core.
 func (g *Group) loop() {
 	defer close(g.ended)
+	defer g.newsDue.Stop()
 	defer g.catchFault()
 	var m mail
 	for range g.box.wake {
@@ -341,7 +347,7 @@ func (g *Group) carryOut() {
 		if !any {
 			return
 		}
-		g.send(e.Send)
+		g.sendOrKeep(e.Send)
 		if e.Append != nil {
 			a := e.Append
 			g.eng.writer.append(g.cfg.ID, a, func() { g.box.appended(a) })
