@@ -24,11 +24,13 @@ import (
 )
 
 // fabric is a network in memory whose nodes can be killed (connections break, new ones are refused) or silenced
-// (nothing arrives and nothing is refused), and whose feeds can be made to break after some bytes.
+// (nothing arrives and nothing is refused), whose messages and calls can be lost in one direction, and whose feeds can be
+// made to break after some bytes.
 type fabric struct {
 	mu      sync.Mutex
 	engines map[uint64]*Engine
 	silent  map[uint64]bool
+	lost    map[[2]uint64]bool // from → to; connections that are open work on
 	conns   map[*fabricConn]bool
 	breakAt map[uint64]int // learner → bytes after which its next feeds break; taken off when it happens
 	opened  map[[2]uint64]int
@@ -37,7 +39,7 @@ type fabric struct {
 
 func newFabric() *fabric {
 	return &fabric{
-		engines: map[uint64]*Engine{}, silent: map[uint64]bool{}, conns: map[*fabricConn]bool{},
+		engines: map[uint64]*Engine{}, silent: map[uint64]bool{}, lost: map[[2]uint64]bool{}, conns: map[*fabricConn]bool{},
 		breakAt: map[uint64]int{}, opened: map[[2]uint64]int{},
 	}
 }
@@ -57,6 +59,20 @@ func (f *fabric) mute(nodes ...uint64) bool {
 		}
 	}
 	return false
+}
+
+// lose has nothing arrive that is sent from one node to another.
+func (f *fabric) lose(from, to uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lost[[2]uint64{from, to}] = true
+}
+
+// loses says whether a message gets lost.
+func (f *fabric) loses(from, to uint64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.silent[from] || f.silent[to] || f.lost[[2]uint64{from, to}]
 }
 
 // connections is how many were opened, ever.
@@ -83,7 +99,7 @@ type cable struct {
 
 func (c cable) Send(to, group uint64, msgs []*raftpb.Message) {
 	e := c.f.engine(to)
-	if e == nil || c.f.engine(c.self) == nil || c.f.mute(c.self, to) {
+	if e == nil || c.f.engine(c.self) == nil || c.f.loses(c.self, to) {
 		return
 	}
 	copies := make([]*raftpb.Message, len(msgs))
@@ -94,7 +110,7 @@ func (c cable) Send(to, group uint64, msgs []*raftpb.Message) {
 }
 
 func (c cable) Open(ctx context.Context, to uint64, service string) (net.Conn, error) {
-	if c.f.mute(c.self, to) {
+	if c.f.loses(c.self, to) || c.f.loses(to, c.self) {
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}
@@ -120,14 +136,24 @@ func (c cable) Open(ctx context.Context, to uint64, service string) (net.Conn, e
 }
 
 func (c cable) Call(ctx context.Context, to uint64, method string, req []byte) ([]byte, error) {
+	if c.f.loses(c.self, to) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	e := c.f.engine(to)
-	if e == nil || c.f.mute(c.self, to) {
+	if e == nil {
 		return nil, errors.New("refused")
 	}
+	serve := e.ServePropose
 	if method == MethodRead {
-		return e.ServeRead(ctx, c.self, req)
+		serve = e.ServeRead
 	}
-	return e.ServePropose(ctx, c.self, req)
+	reply, err := serve(ctx, c.self, req)
+	if c.f.loses(to, c.self) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return reply, err
 }
 
 type fabricConn struct {

@@ -69,6 +69,7 @@ type Group struct {
 	status  atomic.Pointer[core.Status]
 	since   atomic.Int64 // when role, leader or term last changed, Unix ns
 	changed *signal      // broadcast when leader or role changed
+	reign   *reign       // of the leader that is known here
 	moved   *signal      // broadcast when applied moved
 	catchup catchupLog
 	pins    pinSet
@@ -153,6 +154,7 @@ func (e *Engine) openGroup(cfg GroupConfig) (*Group, error) {
 		offers:  map[uint64]bool{},
 		ended:   make(chan struct{}),
 		changed: newSignal(),
+		reign:   newReign(),
 		moved:   newSignal(),
 		book:    newDigestBook(rep),
 	}
@@ -406,6 +408,7 @@ func (g *Group) publish() {
 	}
 	g.since.Store(g.eng.cfg.Now().UnixNano())
 	g.lg.Info("role", "role", role.String(), "leader", leader, "term", term)
+	g.reign.begins(leader)
 	g.changed.broadcast()
 }
 
@@ -479,6 +482,7 @@ func (g *Group) close() {
 	g.box.close()
 	g.jobs.close()
 	g.tasks.Wait()
+	g.reign.over()
 	g.changed.broadcast()
 	g.moved.broadcast()
 }

@@ -48,6 +48,7 @@ type Observer struct {
 	tail *tail
 
 	moved   *signal // applied or path have changed
+	reign   *reign  // by the terms of the entries that were applied
 	look    chan struct{}
 	catchup catchupLog
 	book    *digestBook
@@ -75,7 +76,7 @@ func (e *Engine) Observe(cfg ObserverConfig) (*Observer, error) {
 	}
 	o := &Observer{
 		cfg: cfg, eng: e, rep: rep, jobs: newApplyQueue(), tail: newTail(cfg.TailBytes, rep.Applied()),
-		moved: newSignal(), look: make(chan struct{}, 1), book: newDigestBook(rep),
+		moved: newSignal(), reign: newReign(), look: make(chan struct{}, 1), book: newDigestBook(rep),
 		lg: e.cfg.Log.With("group", cfg.ID, "role", "observer"),
 	}
 	rep.Watch(replica.Hooks{
@@ -125,6 +126,7 @@ func (o *Observer) Close() {
 	o.jobs.close()
 	o.tasks.Wait()
 	o.eng.unregister(o.cfg.ID, o.rep)
+	o.reign.over()
 	o.moved.broadcast()
 }
 
@@ -166,6 +168,7 @@ func (o *Observer) apply(entries []*raftpb.Entry) error {
 		return err
 	}
 	o.tail.append(entries, o.src.lacking(o.rep.Applied().Index+1))
+	o.reign.begins(o.rep.Applied().Term)
 	o.moved.broadcast()
 	if o.rep.Quarantine() != nil {
 		return ErrQuarantined
@@ -259,15 +262,16 @@ func (o *Observer) Digest() (d machine.Digest, at core.Position, err error) {
 	}
 }
 
-// askPatience is how long a voter may take to answer a read.
-const askPatience = 3 * time.Second
+// askPatience is how long a voter may take to answer a read before the next one is asked; as much longer with each round as
+// all may be slow.
+const askPatience = time.Second
 
 // Barrier returns an index that covers everything committed before the call, once the local state does.
 func (o *Observer) Barrier(ctx context.Context) (uint64, error) {
 	var pause backoff
 	for try := 0; ; try++ {
 		if voters := o.cfg.Members.Voters(); len(voters) > 0 {
-			reply, err := o.ask(ctx, voters[try%len(voters)])
+			reply, err := o.ask(ctx, voters[try%len(voters)], askPatience*time.Duration(1+try/len(voters)))
 			if err == nil && len(reply) == 8 {
 				index := binary.BigEndian.Uint64(reply)
 				return index, o.WaitApplied(ctx, index)
@@ -281,8 +285,8 @@ func (o *Observer) Barrier(ctx context.Context) (uint64, error) {
 }
 
 // ask asks one voter for an index that covers what is committed now.
-func (o *Observer) ask(ctx context.Context, voter uint64) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, askPatience)
+func (o *Observer) ask(ctx context.Context, voter uint64, patience time.Duration) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	return o.eng.cfg.Transport.Call(ctx, voter, MethodRead, binary.BigEndian.AppendUint64(nil, wireGroup(o.cfg.ID, o.rep.Line().History)))
 }

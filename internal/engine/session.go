@@ -15,8 +15,13 @@ import (
 // MethodPropose is the transport method under which ServePropose is registered.
 const MethodPropose = "engine.propose"
 
-// attemptPatience bounds one attempt: the next may ask another node. Trying again is safe, see Session.
-const attemptPatience = 15 * time.Second
+// attemptPatience bounds one attempt: the next may ask another node. Trying again is safe, see Session. A node that is asked
+// without knowing that it leads is given guessPatience, and that much more with each round: if it does not lead, it says so
+// at once.
+const (
+	attemptPatience = 15 * time.Second
+	guessPatience   = time.Second
+)
 
 // maxOutstanding bounds how far a session's sequence numbers may run ahead of the lowest that is not answered, not only
 // how many are in flight: replicas that have more results above a number than they remember forget that number's
@@ -44,6 +49,7 @@ type Session struct {
 	floor  uint64              // every sequence number below it has its answer
 	done   map[uint64]struct{} // answered ones above floor
 	leader uint64              // node that answered last; 0: not known
+	mute   uint64              // node that gave no answer when it was asked last
 }
 
 // NewSession starts a session; client must be unique to it (random).
@@ -136,13 +142,15 @@ func (s *Session) accept(a core.Answer) (Answer, error) {
 }
 
 // attempt asks the leader as far as it is known: this node's own replica first, then the last one that
-// answered, then the voters in turn.
+// answered, then the voters in turn. It ends when another leader is found: the one that was asked may be cut off, which the
+// network notices later.
 func (s *Session) attempt(ctx context.Context, p core.Proposal, try int) (core.Answer, error) {
-	node := s.pick(try)
+	reign := s.eng.reignOver(s.group) // before the leader is picked
+	node, patience := s.pick(try)
 	if node == 0 {
 		return core.Answer{Code: core.NotLeader}, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, attemptPatience)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	var a core.Answer
 	var leader uint64
@@ -154,9 +162,10 @@ func (s *Session) attempt(ctx context.Context, p core.Proposal, try int) (core.A
 		a = g.Propose(ctx, p)
 		leader, _ = g.NodeOf(a.Leader)
 	} else {
+		defer context.AfterFunc(reign, cancel)()
 		reply, err := s.eng.cfg.Transport.Call(ctx, node, MethodPropose, encodePropose(wireGroup(s.group, s.eng.lineOf(s.group).History), p))
 		if err != nil {
-			s.setLeader(0)
+			s.passOver(node)
 			return core.Answer{}, err
 		}
 		if a, leader, err = decodeAnswer(reply); err != nil {
@@ -171,29 +180,44 @@ func (s *Session) attempt(ctx context.Context, p core.Proposal, try int) (core.A
 	return a, nil
 }
 
-func (s *Session) pick(try int) uint64 {
+// pick returns the node to ask, and for how long.
+func (s *Session) pick(try int) (node uint64, patience time.Duration) {
 	if g, ok := s.eng.Group(s.group); ok {
 		if n, ok := g.NodeOf(g.Core().Leader); ok && g.Core().Leader != 0 {
-			return n
+			return n, attemptPatience
 		}
 	}
 	s.mu.Lock()
-	leader := s.leader
+	leader, mute := s.leader, s.mute
 	s.mu.Unlock()
 	if leader != 0 {
-		return leader
+		return leader, attemptPatience
 	}
 	voters := s.members.Voters()
 	if len(voters) == 0 {
-		return 0
+		return 0, 0
 	}
-	return voters[try%len(voters)]
+	if len(voters) == 1 {
+		return voters[0], attemptPatience
+	}
+	node = voters[try%len(voters)]
+	if node == mute {
+		node = voters[(try+1)%len(voters)]
+	}
+	return node, min(guessPatience*time.Duration(1+try/len(voters)), attemptPatience)
 }
 
 func (s *Session) setLeader(node uint64) {
 	s.mu.Lock()
-	s.leader = node
-	s.mu.Unlock()
+	defer s.mu.Unlock()
+	s.leader, s.mute = node, 0
+}
+
+// passOver notes that a node gave no answer; it is asked again after another one.
+func (s *Session) passOver(node uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leader, s.mute = 0, node
 }
 
 // leaderNews fires when this node's replica hears of another leader.

@@ -44,7 +44,8 @@ type Group struct {
 	change  bool // a Change of this replica is pending
 	reads   reads
 	succeed succession
-	silence int // ticks since a leader was heard of
+	silence int    // ticks since a leader was heard of
+	heard   uint64 // which; 0: none yet
 	plan    RoomPlan
 	unheard map[uint64]int // while there is need for a plan: ticks since a peer was heard of; none: it just was
 
@@ -136,6 +137,7 @@ func (g *Group) Tick() {
 	g.tickRaft()
 	g.reads.tick()
 	g.tickSuccession()
+	g.tickSilence()
 	g.mindRoom()
 }
 

@@ -344,6 +344,40 @@ func TestDeadLeaderIsReplacedWithinFourTicks(t *testing.T) {
 	}
 }
 
+// TestSilentLeaderIsReplaced: without a word about what became of the leader, there is a new one an election timeout and
+// few ticks after its last heartbeat, however raft's own timeouts, which are up to twice as long, fall.
+func TestSilentLeaderIsReplaced(t *testing.T) {
+	for _, size := range []uint64{3, 5, 7} {
+		for range 20 {
+			var voters []uint64
+			for id := uint64(1); id <= size; id++ {
+				voters = append(voters, id)
+			}
+			c := newCluster(t, voters...)
+			c.elect(2)
+			c.tick(2)
+			c.nodes[2].down = true
+			c.tick(10 + 4)
+			c.leader()
+		}
+	}
+}
+
+// TestSlowLeaderStays: as long as something of the leader arrives within an election timeout, nobody takes its place.
+func TestSlowLeaderStays(t *testing.T) {
+	c := newCluster(t, 1, 2, 3)
+	n := c.elect(1)
+	term := n.Status().Term
+	at := 0
+	c.cut = func(m *raftpb.Message) bool { return m.GetFrom() == 1 && at%8 > 1 }
+	for at = range 400 {
+		c.tick(1)
+		if s := n.Status(); s.Role != Leader || s.Term != term {
+			t.Fatalf("after %d ticks the leader is %v at term %d, was leader at %d", at, s.Role, s.Term, term)
+		}
+	}
+}
+
 func TestWrongReportOfDeathHealsItself(t *testing.T) {
 	c := newCluster(t, 1, 2, 3)
 	n := c.elect(1)

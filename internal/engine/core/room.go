@@ -51,7 +51,7 @@ func (g *Group) hear(m *raftpb.Message) {
 	switch m.GetType() {
 	case raftpb.MsgApp, raftpb.MsgHeartbeat, raftpb.MsgSnap:
 		if m.GetTerm() >= g.term {
-			g.silence = 0
+			g.silence, g.heard = 0, m.GetFrom()
 		}
 	}
 }

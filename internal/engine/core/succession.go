@@ -5,12 +5,12 @@ import (
 	"slices"
 )
 
-// succession is the hurried election after the leader's process is known to be gone. The voters that remain
-// take turns by rank, one tick each, so that two of them hardly ever campaign at once; the turns go round
-// until there is a leader, because the others may learn of the death a little later and refuse before.
+// succession is the hurried election after the leader's process is known to be gone, or was silent for too long. The
+// voters that remain take turns by rank, one tick each, so that two of them hardly ever campaign at once; the turns go
+// round until there is a leader, because the others may learn of it a little later and refuse before.
 type succession struct {
 	on    bool
-	term  uint64 // in which the leader died; a higher one means that an election went through
+	term  uint64 // in which the leader was lost; a higher one means that an election went through
 	rank  int    // of this replica among the voters that remain
 	count int    // of the voters that remain
 	age   int    // ticks since
@@ -25,17 +25,20 @@ const successionRounds = 8
 // replica campaigns when its turn comes. A wrong report costs nothing: the leader's next heartbeat mends it.
 func (g *Group) PeerDown(replica uint64) {
 	defer g.blame("PeerDown")
-	s := g.rn.BasicStatus()
-	if replica == g.cfg.Replica || s.Lead != replica {
-		return
+	if replica != g.cfg.Replica && g.rn.BasicStatus().Lead == replica {
+		g.succeedTo(replica)
 	}
+}
+
+// succeedTo forgets the leader that is gone and begins the turns of the others.
+func (g *Group) succeedTo(gone uint64) {
 	if err := g.rn.ForgetLeader(); err != nil {
 		panic(err)
 	}
 	voters := make([]uint64, 0, 8)
 	config := g.rn.Status().Config
 	for id := range config.Voters.IDs() {
-		if id != replica {
+		if id != gone {
 			voters = append(voters, id)
 		}
 	}
@@ -44,7 +47,20 @@ func (g *Group) PeerDown(replica uint64) {
 	if !votes {
 		return
 	}
-	g.succeed = succession{on: true, term: s.GetTerm(), rank: rank, count: len(voters), due: rank == 0}
+	g.succeed = succession{on: true, term: g.rn.BasicStatus().GetTerm(), rank: rank, count: len(voters), due: rank == 0}
+}
+
+// patience is for how many ticks a leader may be silent before its succession begins. One more than an election timeout:
+// clocks tick at different moments, and only after a tick more everybody's timeout is over for certain, so that the first
+// voter whose turn it is finds nobody who still holds to the leader. Raft's own timeouts are up to twice as long, so that
+// voters which know nothing of ranks hardly ever meet; what they bear a silent leader at least is the same.
+func (g *Group) patience() int { return g.cfg.ElectionTicks + 1 }
+
+// tickSilence begins the succession of a leader that was not heard of for too long.
+func (g *Group) tickSilence() {
+	if g.silence == g.patience() && g.role != Leader && g.heard != 0 && !g.succeed.on {
+		g.succeedTo(g.heard)
+	}
 }
 
 // Hurry campaigns without waiting for an election timeout if nobody is known to lead: for a replica that just
