@@ -312,11 +312,12 @@ func (m *member) truncate() {
 	durable := m.rep.Applied().Index
 	last, err := m.log.LastIndex()
 	must(err, "look at log")
-	// After an installed snapshot the log ends before the state until raft has it reset.
+	// After an installed snapshot the log ends before the state until raft has it reset. If raft has not heard of it,
+	// since its term was over by then, it still asks for the entries that the state covers.
 	if durable <= m.h.w.shape.retain || durable > last {
 		return
 	}
-	to := durable - m.h.w.shape.retain
+	to := min(durable-m.h.w.shape.retain, m.g.Status().Applied)
 	for _, f := range m.feeds {
 		to = min(to, f.pinned)
 	}
