@@ -1,6 +1,7 @@
 package files
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
@@ -28,5 +29,23 @@ func TestFixture(t *testing.T) {
 	}
 	if path, ok := manifest.KeyPath(held["key"][1:]); !ok || path != "a/b" || held["key"][0] != tagPlaced {
 		t.Errorf("key of %q, %v", path, ok)
+	}
+}
+
+// TestPlacingFixture reads an announcement of placements as it was first written.
+func TestPlacingFixture(t *testing.T) {
+	list := []announced{
+		{"a/b", manifest.Node{Kind: manifest.File, Mode: 0o644, UID: 1, GID: 2, MTime: -3, Size: 1 << 33, Hash: manifest.Hash{5}, Version: 600}},
+		{"dir", manifest.Node{Kind: manifest.Dir, Mode: 0o755, MTime: 1_700_000_000_000_000_001, Version: 7}},
+		{"link\xff", manifest.Node{Kind: manifest.Symlink, Mode: 0o777, Target: "../t", Version: 8}},
+		{"gone", manifest.Node{}},
+	}
+	var made []byte
+	for _, p := range list {
+		made = appendAnnounced(made, p)
+	}
+	held := fixture.Check(t, "placing-1.hex", map[string][]byte{"key": metaKey(metaPlacing), "announcement": made})
+	if got, err := decodeAnnounced(held["announcement"]); err != nil || fmt.Sprint(got) != fmt.Sprint(list) {
+		t.Errorf("%v, %v", got, err)
 	}
 }

@@ -2,6 +2,10 @@ package manifest
 
 import (
 	"bytes"
+	"errors"
+	"io"
+	"maps"
+	"net"
 	"reflect"
 	"testing"
 
@@ -62,6 +66,48 @@ func TestFixture(t *testing.T) {
 	if path, ok := nodePath(held["key"]); !ok || path != "a/b/c" {
 		t.Errorf("key of %q, %v", path, ok)
 	}
+}
+
+// TestDiffFixture has both sides of a difference of manifests speak with what the other said in version 1.
+func TestDiffFixture(t *testing.T) {
+	src, dst := newRig(t, Policy{}), newRig(t, Policy{})
+	for _, r := range []*rig{src, dst} {
+		r.apply("n1", put("same/file", 0, file("same")), put("same", 0, dir()), put("top", 0, dir()), put("top/old", 0, file("old")))
+	}
+	src.apply("n2", put("top/new", 0, file("new")), put("link", 0, symlink("top/new")), del("top/old", src.get("top/old").Version))
+	src.apply("n1", put("link", 0, file("in conflict with the link")))
+	dst.apply("n3", put("other", 0, file("of another line")))
+	a, b := net.Pipe()
+	served := make(chan error, 1)
+	go func() { served <- ServeDiff(src.store, b) }()
+	var asked, answered bytes.Buffer
+	ignore := func(_, _ []byte) error { return nil }
+	_, err := FetchDiff(dst.store, stream{io.TeeReader(a, &answered), io.MultiWriter(a, &asked)}, ignore, func([]byte) error { return nil })
+	if err := errors.Join(err, <-served); err != nil {
+		t.Fatal(err)
+	}
+	held := fixture.Check(t, "difference-1.hex", map[string][]byte{"learner": asked.Bytes(), "source": answered.Bytes()})
+
+	tx := dst.store.Batch()
+	if _, err := FetchDiff(tx, stream{bytes.NewReader(held["source"]), io.Discard}, tx.Set, tx.Delete); err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if want, got := dump(t, src.store), dump(t, dst.store); !maps.Equal(want, got) {
+		t.Errorf("the learner has %q, the source %q", got, want)
+	}
+	var said bytes.Buffer
+	if err := ServeDiff(src.store, stream{bytes.NewReader(held["learner"]), &said}); err != nil || !bytes.Equal(said.Bytes(), held["source"]) {
+		t.Errorf("the source answers %x, %v", said.Bytes(), err)
+	}
+}
+
+// stream is the two halves of a connection.
+type stream struct {
+	io.Reader
+	io.Writer
 }
 
 // FuzzBooks reads any bytes as a conflict record and as counters.
