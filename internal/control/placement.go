@@ -16,6 +16,21 @@ const (
 	CaughtUp
 )
 
+// promoteWithin is how many entries a learner may lack when it becomes a voter.
+const promoteWithin = 64
+
+// ProgressOf is the progress of a peer of which the leader, whose commit index is commit, knows this: it was heard of
+// lately (active), it is fed by entries as they come (replicating), and has them up to match on its disk.
+func ProgressOf(active, replicating bool, match, commit uint64) Progress {
+	switch {
+	case !active:
+		return Absent
+	case replicating && match+promoteWithin >= commit:
+		return CaughtUp
+	}
+	return Learning
+}
+
 // Lead is a group as its leader sees it.
 type Lead struct {
 	Self     uint64            // the replica that leads

@@ -26,6 +26,7 @@ const (
 	methodConfirm = "server.confirm" // go on after a guard
 	methodLead    = "server.lead"    // hand leadership of a group to a node
 	methodLogEnd  = "server.logend"  // how far this node's replica goes
+	methodSpare   = "server.spare"   // can the group that is led here do without a replica?
 	methodDiscard = "server.discard" // remove an upload
 	methodEmpty   = "server.empty"   // does this directory hold nothing?
 	methodRecover = "server.recover" // begin a new history with this node's replica
@@ -85,6 +86,7 @@ func (n *node) registerCalls() {
 	handle(n, methodConfirm, n.confirmHere)
 	handle(n, methodLead, n.leadHere)
 	handle(n, methodLogEnd, n.logEndHere)
+	handle(n, methodSpare, n.spareHere)
 	handle(n, methodDiscard, n.discardHere)
 	handle(n, methodEmpty, func(_ context.Context, r groupRequest) (none, error) { return none{}, emptyHere(r.Path) })
 	handle(n, methodRecover, n.recoverHere)

@@ -165,19 +165,12 @@ func (n *node) drive(ctx context.Context, cs *control.State, g *control.Group, g
 
 func progressOf(st core.Status, replica uint64) control.Progress {
 	for _, p := range st.Peers {
-		switch {
-		case p.Replica != replica || !p.RecentActive:
-		case p.State == core.Replicating && p.Match+promoteWithin >= st.Commit:
-			return control.CaughtUp
-		default:
-			return control.Learning
+		if p.Replica == replica {
+			return control.ProgressOf(p.RecentActive, p.State == core.Replicating, p.Match, st.Commit)
 		}
 	}
 	return control.Absent
 }
-
-// promoteWithin is how many entries a learner may lack when it becomes a voter.
-const promoteWithin = 64
 
 var errNoSuchGroup = &api.Error{Code: api.CodeUnavailable, Op: "group", Why: "this node does not hold the group (yet, or any more)",
 	Hint: "lockstep group show GROUP lists who does; try again in a second"}

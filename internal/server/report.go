@@ -28,8 +28,6 @@ type report struct {
 	Applied uint64 `json:"applied"`
 	// Configured are the replicas of the configuration in force here; a leader's account counts.
 	Configured []uint64 `json:"configured,omitempty"`
-	// Spares are the replicas that the leader could do without: see core.Status.
-	Spares []uint64     `json:"spares,omitempty"`
 	Digest string       `json:"digest,omitempty"`
 	Dir    *api.DirNode `json:"dir,omitempty"`
 	Losses uint64       `json:"losses,omitempty"` // writes that it accepted as the leader and lost, ever
@@ -79,7 +77,7 @@ func reportMember(m member, grp *engine.Group, obs *engine.Observer) (report, er
 	st := grp.Fresh()
 	r.Term, r.Commit = st.Term, max(st.Commit, at.Index)
 	r.Leader, _ = grp.NodeOf(st.Leader)
-	r.Role, r.Configured, r.Spares = "follower", configured(st), st.Spares()
+	r.Role, r.Configured = "follower", configured(st)
 	switch {
 	case st.Role == core.Leader:
 		r.Role = "leader"

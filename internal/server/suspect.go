@@ -11,6 +11,7 @@ import (
 
 	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/control"
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
 	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
 )
 
@@ -18,8 +19,8 @@ import (
 // aside: the control group gives the node another replica id, and with it the node begins anew, without a log, on what
 // it has of the state. The others feed it, and the configuration lets the old id go when the new one is promoted.
 //
-// That is done only while the group is led and its leader can do without the replica (dispensable). Such a leader has
-// whatever was acknowledged, and enough voters to take the new id in. Otherwise the replica stays as it is: of two
+// That is done only while the group is led and its leader can do without the replica (dispensable): a majority without it
+// has whatever was acknowledged on its disks, and can take the new id in. Otherwise the replica stays as it is: of two
 // voters, or after several logs were damaged at once, its state may be the best that there is, and what a recovery
 // (lockstep group recover) begins with.
 
@@ -46,14 +47,37 @@ func (s suspicion) String() string {
 
 // dispensable says why a group cannot do without a replica, or nil if it can.
 func (n *node) dispensable(ctx context.Context, g *control.Group, replica uint64) error {
-	for _, r := range n.survey(ctx, g) {
-		if r.Role == "leader" && (contains(r.Spares, replica) || len(r.Configured) > 0 && !contains(r.Configured, replica)) {
-			return nil
-		}
+	spared := each(g.Members, func(m control.Member) bool {
+		ctx, cancel := context.WithTimeout(ctx, answerTime)
+		defer cancel()
+		r, err := call(ctx, n, m.Node, methodSpare, groupRequest{Group: g.ID, Index: replica}, n.spareHere)
+		return err == nil && r.Spared
+	})
+	if slices.Contains(spared, true) {
+		return nil
 	}
 	return &api.Error{Code: api.CodeUnavailable, Op: "renew replica", Subject: g.Name,
 		Why:  "the other voters that are up are no majority without it",
 		Hint: "start the other nodes; if they are up, or lost for good: lockstep group recover " + g.Name}
+}
+
+// spareAnswer is what a member says of a replica that would step aside.
+type spareAnswer struct {
+	Spared bool `json:"spared"`
+}
+
+// spareHere says whether a group is led here and its leader can do without a replica: see core.Status.Spares. It is
+// asked after a barrier, so that a leader that has been deposed, and may know the least, does not decide.
+func (n *node) spareHere(ctx context.Context, req groupRequest) (spareAnswer, error) {
+	grp := n.groupHere(req.Group)
+	if grp == nil || grp.Fresh().Role != core.Leader {
+		return spareAnswer{}, nil
+	}
+	if _, err := grp.Barrier(ctx); err != nil {
+		return spareAnswer{}, err
+	}
+	st := grp.Fresh()
+	return spareAnswer{st.Spares(req.Index)}, nil
 }
 
 // stepAside asks for another replica id after a start that found the log damaged. What comes of it is agreed upon as

@@ -115,8 +115,8 @@ func (c *client) ask() {
 func (c *client) askMember(open *request) {
 	to := c.leader
 	if to == 0 || open.payload == nil && c.w.dice.work.IntN(2) == 0 {
-		ids := c.gr.replicas()
-		to = ids[c.w.dice.work.IntN(len(ids))]
+		ms := c.gr.present()
+		to = ms[c.w.dice.work.IntN(len(ms))].id
 	}
 	m := c.gr.member(to)
 	p := core.Proposal{Ack: open.ack, Client: c.sessionID(), Seq: c.seq, Floor: c.seq, Payload: open.payload}
@@ -152,7 +152,7 @@ func (c *client) askWrite(m *member, open *request, p core.Proposal) {
 }
 
 func (c *client) hear(m *member, a core.Answer) {
-	c.leader = m.h.id
+	c.leader = m.id
 	switch a.Code {
 	case core.Committed, core.CommittedAll, core.CommittedQuorumOnly:
 		r, err := replica.DecodeResult(a.Result)

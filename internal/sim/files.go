@@ -107,9 +107,9 @@ func (f *files) next(c *client) request {
 
 // someView is the state of the author's own replica, or of another that is up; nil if it finds none.
 func (f *files) someView(c *client) kv.View {
-	ids := f.gr.replicas()
-	for _, id := range []uint64{ids[int(c.id)%len(ids)], ids[f.w.dice.work.IntN(len(ids))]} {
-		if m := f.gr.member(id); m.alive() {
+	ms := f.gr.present()
+	for _, m := range []*member{ms[int(c.id)%len(ms)], ms[f.w.dice.work.IntN(len(ms))]} {
+		if m.alive() {
 			return m.rep.View()
 		}
 	}

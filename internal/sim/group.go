@@ -21,11 +21,15 @@ type group struct {
 	founders []uint64 // the first voters
 	ledger   ledger
 	inSync   inSyncRecord
+	record   seatRecord
+	replicas map[uint64]*member // all that ever were, by id
+	renewed  []uint64           // those that began again in the place of one with a damaged log
 	work     workload
 	people   []*client
-	sessions int  // begun by them
-	changing bool // a change of membership was begun a short while ago
-	unsure   bool // the fate of one is open
+	sessions int            // begun by them
+	changes  int            // of membership, that were begun
+	changing bool           // the last one a short while ago
+	open     map[int]uint64 // those whose fate is open, with the terms of their leaders
 }
 
 // prefix of the group's state in a host's store.
@@ -34,7 +38,7 @@ func (gr *group) prefix() []byte { return fmt.Appendf(nil, "g/%016x/", gr.id) }
 // addGroup puts a group on the hosts: the first on all that may vote, others on some of them.
 func (w *world) addGroup(id uint64) {
 	r := w.dice.fate
-	gr := &group{w: w, id: id, history: catchup.History{byte(id), 1}}
+	gr := &group{w: w, id: id, history: catchup.History{byte(id), 1}, replicas: map[uint64]*member{}, open: map[int]uint64{}}
 	voters := make([]uint64, w.shape.voters)
 	for i := range voters {
 		voters[i] = uint64(i + 1)
@@ -46,6 +50,10 @@ func (w *world) addGroup(id uint64) {
 	}
 	gr.founders = voters
 	gr.inSync.states = []control.InSync{{}}
+	gr.record.states = []control.Group{{ID: id, NextReplica: uint64(w.shape.voters) + 1}}
+	for _, v := range voters { // the first replicas have their hosts' ids
+		gr.record.states[0].Members = append(gr.record.states[0].Members, control.Member{Node: v, Replica: v, Role: control.RoleVoter})
+	}
 	gr.ledger.init(gr)
 	gr.ledger.confs = []*raftpb.ConfState{{Voters: voters}}
 	if w.script != nil {
@@ -57,7 +65,7 @@ func (w *world) addGroup(id uint64) {
 	}
 	w.groups = append(w.groups, gr)
 	for _, v := range voters {
-		gr.addMember(w.hosts[v-1], true)
+		gr.addMember(w.hosts[v-1], v).initial = true
 	}
 	for _, h := range w.hosts[w.shape.voters:] {
 		if id == 1 || r.IntN(2) == 0 {
@@ -68,13 +76,10 @@ func (w *world) addGroup(id uint64) {
 
 // member of the group with a replica id; nil if there never was one.
 func (gr *group) member(id uint64) *member {
-	if id == 0 || id > uint64(len(gr.w.hosts)) {
-		return nil
-	}
-	return gr.w.hosts[id-1].members[gr.id-1]
+	return gr.replicas[id]
 }
 
-// eachMember visits the replicas that run, by id.
+// eachMember visits the replicas that run, by host.
 func (gr *group) eachMember(visit func(*member)) {
 	for _, h := range gr.w.hosts {
 		if m := h.members[gr.id-1]; m.alive() {
@@ -91,14 +96,14 @@ func (gr *group) eachObserver(visit func(*observer)) {
 	}
 }
 
-// replicas are the ids of all that ever were members.
-func (gr *group) replicas() (ids []uint64) {
+// present are the replicas that hosts have, those included that their group has removed.
+func (gr *group) present() (ms []*member) {
 	for _, h := range gr.w.hosts {
-		if h.members[gr.id-1] != nil {
-			ids = append(ids, h.id)
+		if m := h.members[gr.id-1]; m != nil {
+			ms = append(ms, m)
 		}
 	}
-	return ids
+	return ms
 }
 
 // leader is a replica that believes to lead, if one is up.
@@ -176,7 +181,7 @@ func (gr *group) settled() bool {
 	for _, id := range ids {
 		m := gr.member(id)
 		if !m.alive() {
-			if m.h.lost || m.lost {
+			if node, ok := gr.seats().NodeOf(id); ok && gr.w.hosts[node-1].lost {
 				continue // nobody has taken it out of the group yet
 			}
 			return false
@@ -190,7 +195,7 @@ func (gr *group) settled() bool {
 	}
 	same := true
 	gr.eachObserver(func(o *observer) { same = same && o.rep.Applied() == at })
-	return same
+	return same && !gr.returning()
 }
 
 func (gr *group) explain() {
@@ -202,6 +207,12 @@ func (gr *group) explain() {
 			m, m.gone, s.Role, s.Term, s.Leader, s.Commit, s.Applied, m.rep.Applied().Index, s.Last, s.Voters, s.Learners, s.Outgoing, s.Peers)
 	})
 	gr.eachObserver(func(o *observer) { line("%s applied %+v attached %v", o, o.rep.Applied(), o.feed != nil) })
+	for _, m := range gr.present() {
+		if !m.alive() {
+			line("%s is down: damaged %v, gone %v, its host lost %v", m, m.damaged, m.gone, m.h.lost)
+		}
+	}
+	line("seats %+v, of before %+v", gr.seats().Members, gr.seats().Former)
 	for i, c := range gr.people {
 		if c.busy() {
 			line("client %d still waits", i)

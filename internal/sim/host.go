@@ -20,8 +20,10 @@ type host struct {
 	full     bool // there is no room but the log's reserve
 	saidFull bool // what the others know of that
 	reserve  reserve
-	lost     bool // the disk has lost its logs for good: no replica of it starts again
-	doubtful bool // a bit of its logs has flipped
+	lost     bool  // the disk has lost its logs for good: no replica of it starts again
+	lostAt   int64 // when it did
+	doubtful bool  // a bit of its logs has flipped, and nobody has looked since
+	altered  bool  // one has, at some time
 
 	up, paused bool
 	run        int // counts starts; what belongs to an earlier one is void
@@ -89,10 +91,10 @@ func (h *host) crash() {
 	}
 	h.up = false
 	if logs, err := h.logs.crash(inFlight); err == nil {
-		h.logs = logs
+		h.logs, h.doubtful = logs, false
 	} else if h.doubtful && errors.Is(err, logstore.ErrDamaged) {
 		h.w.report.Damaged++
-		h.lost = true
+		h.lost, h.lostAt = true, h.w.now
 	} else {
 		must(err, "open log after a crash")
 	}
@@ -145,7 +147,7 @@ func (h *host) shield(f func()) {
 	f()
 }
 
-// suspect hosts may have lost what they acknowledged.
+// suspect hosts may have lost what all their replicas acknowledged.
 func (h *host) suspect() bool { return h.lost || h.doubtful }
 
 // later is after, void once the process has ended.
@@ -176,7 +178,7 @@ func (h *host) tick() {
 	h.saidFull = h.full
 	for _, m := range h.members {
 		if m.alive() {
-			h.do(func() { m.g.Tick(); m.pump() })
+			h.do(func() { m.g.Tick(); m.pump(); m.drive() })
 		}
 	}
 	h.later(max(milli, h.w.shape.tick+h.drift), h.tick)

@@ -96,7 +96,7 @@ func (m *member) keepInSync() {
 	switch {
 	case rec.Term < st.Term || rec.Version == 0:
 		if len(change.Replicas) == 0 {
-			change.Replicas = []uint64{m.h.id}
+			change.Replicas = []uint64{m.id}
 		}
 		m.proposeInSync(change)
 		return
@@ -125,7 +125,7 @@ func (m *member) keepInSync() {
 func (m *member) nextInSync(set []uint64, st core.Status, members []control.InSyncMember) (next []uint64) {
 	r := m.h.w.dice.clock
 	if r.IntN(4) > 0 {
-		next, _ = control.PlanInSync(set, m.h.id, members, time.Duration(m.h.w.shape.inSyncAfter))
+		next, _ = control.PlanInSync(set, m.id, members, time.Duration(m.h.w.shape.inSyncAfter))
 		return next
 	}
 	for _, id := range st.Voters {

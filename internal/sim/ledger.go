@@ -59,10 +59,10 @@ func (l *ledger) stepped(m *member) {
 	if role != core.Leader {
 		return
 	}
-	if was, ok := l.leaders[term]; ok && was != m.h.id {
-		fail("group %d: term %d has two leaders, replicas %d and %d", l.gr.id, term, was, m.h.id)
+	if was, ok := l.leaders[term]; ok && was != m.id {
+		fail("group %d: term %d has two leaders, replicas %d and %d", l.gr.id, term, was, m.id)
 	} else if !ok {
-		l.leaders[term] = m.h.id
+		l.leaders[term] = m.id
 		l.gr.w.report.Elections++
 	}
 }
@@ -83,8 +83,9 @@ func (l *ledger) applied(m *member, es []*raftpb.Entry) {
 		l.log[at] = now
 		if e.GetType() != raftpb.EntryNormal && at > l.confAt {
 			l.confs, l.confAt = append(l.confs, m.rep.ConfState()), at
+			l.gr.newConf(m.rep.ConfState())
 		}
-		l.gr.w.trace(traceApply, l.gr.id, m.h.id, at, now.term, now.hash)
+		l.gr.w.trace(traceApply, l.gr.id, m.id, at, now.term, now.hash)
 	}
 	at := m.rep.Applied().Index
 	if at < m.applied {
@@ -208,7 +209,7 @@ func (l *ledger) ticked(who, index uint64, time int64) {
 
 // answered checks that an answer is true at the moment in which it is given.
 func (l *ledger) answered(m *member, a *core.Answer) {
-	l.gr.w.trace(traceAnswer, l.gr.id, m.h.id, a.ID, uint64(a.Code), a.Position.Index, a.Position.Term)
+	l.gr.w.trace(traceAnswer, l.gr.id, m.id, a.ID, uint64(a.Code), a.Position.Index, a.Position.Term)
 	at := a.Position
 	switch a.Code {
 	case core.Accepted:
@@ -295,11 +296,14 @@ func (l *ledger) quorumHolds(cs *raftpb.ConfState, at core.Position) bool {
 
 // holds says whether the member's disk has the committed entry at at, in the log or covered by the state.
 func (m *member) holds(at core.Position) bool {
-	if m.lost || m.h.lost {
+	if m.damaged || m.h.lost {
 		return true // it had, and nobody counts on it any more
 	}
+	if m.recasts {
+		return false
+	}
 	log, found, err := m.h.logs.Log(m.gr.id)
-	if m.h.doubtful && errors.Is(err, logstore.ErrDamaged) {
+	if m.h.altered && errors.Is(err, logstore.ErrDamaged) {
 		return true // likewise
 	}
 	must(err, "look at log")

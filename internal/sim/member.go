@@ -41,11 +41,16 @@ func (j *jobs) next() {
 // member is a replica that raft feeds: it does with a core's effects what the engine's runner does, with every
 // disk write and message taking its time.
 type member struct {
-	h       *host
-	gr      *group
-	initial bool // of the first configuration
-	gone    bool // removed from the group for good
-	lost    bool // its log was found damaged: it never starts again under its id
+	h        *host
+	gr       *group
+	id       uint64
+	initial  bool   // of the first configuration
+	gone     bool   // it never starts again: removed from the group, or given up for the one that has its seat
+	damaged  bool   // its log was found damaged: it does not start
+	foundAt  int64  // when that was
+	before   uint64 // whose seat it has taken since that one's log was damaged; 0: nobody's
+	recasts  bool   // log and state are still those of the one before, which the host remembers
+	returned bool   // it votes in the place of that one
 
 	run       int // counts starts
 	g         *core.Group
@@ -62,14 +67,15 @@ type member struct {
 	applied   uint64
 	snapshots int
 	keeper    keeper
+	seatsRead int // up to which state of the record of seats the host has come
 }
 
 // alive says whether the replica runs; of a nil member it does not.
 func (m *member) alive() bool { return m != nil && m.g != nil }
 
-func (gr *group) addMember(h *host, initial bool) *member {
-	m := &member{h: h, gr: gr, initial: initial}
-	h.members[gr.id-1] = m
+func (gr *group) addMember(h *host, id uint64) *member {
+	m := &member{h: h, gr: gr, id: id}
+	h.members[gr.id-1], gr.replicas[id] = m, m
 	return m
 }
 
@@ -95,23 +101,19 @@ func (l logWithState) Snapshot() (*raftpb.Snapshot, error) {
 
 // start opens log and state as they are on the disk and runs.
 func (m *member) start() {
-	if m.gone || m.lost {
+	if m.gone || m.recasts && !m.recast() {
 		return
 	}
 	h, s := m.h, &m.h.w.shape
-	log, found, err := h.logs.Log(m.gr.id)
-	if h.doubtful && errors.Is(err, logstore.ErrDamaged) {
-		m.setAside()
+	rep, err := replica.OpenLimited(kv.Prefixed(h.store, m.gr.prefix()), m.gr.work.machine(h), s.limits)
+	must(err, "open replica")
+	log, err := m.openLog(rep)
+	if h.altered && errors.Is(err, logstore.ErrDamaged) {
+		m.found()
 		return
 	}
 	must(err, "open log")
-	if !found {
-		log, err = h.logs.Create(m.gr.id, m.startMeta())
-		must(err, "create log")
-	}
-	m.log = log
-	m.rep, err = replica.OpenLimited(kv.Prefixed(h.store, m.gr.prefix()), m.gr.work.machine(h), s.limits)
-	must(err, "open replica")
+	m.rep, m.log = rep, log
 	if m.initial {
 		must(m.rep.InitLine(m.startMeta(), replica.Line{History: m.gr.history}), "initialise replica")
 	}
@@ -122,11 +124,11 @@ func (m *member) start() {
 	}
 	m.run++
 	m.g, err = core.New(core.Config{
-		Group: m.gr.id, Replica: h.id, Nonce: h.w.seed<<20 + h.id<<12 + uint64(m.run),
+		Group: m.gr.id, Replica: m.id, Nonce: h.w.seed<<20 + m.id<<12 + uint64(m.run),
 		Storage: logWithState{log, m.rep},
 		Applied: m.rep.Applied().Index, AppliedTerm: m.rep.Applied().Term, ConfState: m.rep.ConfState(),
 		MaxEntryBytes: s.entryBytes, MaxUncommitted: s.uncommitted,
-		MaxInflight: s.inflight, ElectionTicks: s.election, HeartbeatTicks: s.heartbeat, Terms: m.rep.Terms, Executes: m.rep.Executes, InSync: s.inSync, Room: hostRoom{h},
+		MaxInflight: s.inflight, ElectionTicks: s.election, HeartbeatTicks: s.heartbeat, Terms: m.rep.Terms, Executes: m.rep.Executes, InSync: s.inSync, Room: hostRoom{m},
 	})
 	must(err, "open core")
 	m.waiting, m.offers = map[uint64]func(core.Answer){}, map[uint64]int{}
@@ -139,13 +141,16 @@ func (m *member) start() {
 	h.later(0, m.pumpIfAlive)
 }
 
-// setAside gives the replica up, as somebody does who is told of the damage; now and then he drops the log.
-func (m *member) setAside() {
-	m.lost = true
-	m.h.w.report.Damaged++
-	if m.h.w.dice.disk.IntN(2) == 0 {
-		must(m.h.logs.Remove(m.gr.id), "remove damaged log")
+// openLog opens the log, as the engine does: one that is missing was never there if there is no state either.
+func (m *member) openLog(rep *replica.Replica) (logstore.Log, error) {
+	log, found, err := m.h.logs.Log(m.gr.id)
+	switch {
+	case err != nil || found:
+		return log, err
+	case rep.Applied().Index > 0:
+		return nil, fmt.Errorf("the state is at %+v, its log is gone: %w", rep.Applied(), logstore.ErrDamaged)
 	}
+	return m.h.logs.Create(m.gr.id, m.startMeta())
 }
 
 // stop ends the replica; its process goes on, or ends as well.
@@ -202,6 +207,7 @@ func (m *member) pump() {
 			return
 		}
 		for _, msg := range e.Send {
+			m.gr.spoken(msg.GetFrom())
 			w.net.send(m.gr, msg)
 			if msg.GetType() == raftpb.MsgVoteResp && !msg.GetReject() && w.strikes(crashVoter) {
 				w.after(0, func() { w.nemesis.crash(w, m.h, milli) })
@@ -324,4 +330,4 @@ func (m *member) truncate() {
 	must(m.h.logs.Compact(m.gr.id, to), "truncate log")
 }
 
-func (m *member) String() string { return fmt.Sprintf("group %d replica %d", m.gr.id, m.h.id) }
+func (m *member) String() string { return fmt.Sprintf("group %d replica %d", m.gr.id, m.id) }

@@ -177,19 +177,13 @@ func (n *nemesis) disk(w *world, f fault, h *host) bool {
 		h.fillUp()
 		n.until(w, 2*second, func() { h.full = false; h.start() })
 	case diskRot:
-		if !w.expendable(h) {
+		if !w.expendable(h) || slices.ContainsFunc(w.hosts, func(h *host) bool { return h.lost }) {
 			return false
 		}
 		n.crash(w, h, 0)
-		h.lost = true
+		h.lost, h.lostAt = true, w.now
 	case bitFlip:
-		if !w.expendable(h) || !h.logs.flip() {
-			return false
-		}
-		for range w.dice.fate.IntN(4) {
-			h.logs.flip()
-		}
-		h.doubtful = true
+		return n.flipBits(w)
 	case wipeObserver:
 		for _, m := range h.members {
 			if m != nil {
@@ -203,27 +197,52 @@ func (n *nemesis) disk(w *world, f fault, h *host) bool {
 	return true
 }
 
-// expendable says whether the group can do without what h has on its disk for good: nobody else is lost, and of
-// every group that it is in a quorum stays, whatever change of membership may be under way.
-func (w *world) expendable(h *host) bool {
-	for _, other := range w.hosts {
-		if other.suspect() && other != h || other.lost {
-			return false
+// flipBits alters a few bits of the logs of some host that can be done without.
+func (n *nemesis) flipBits(w *world) bool {
+	r := w.dice.fate
+	var hosts []*host
+	for _, h := range w.hosts {
+		if w.expendable(h) {
+			hosts = append(hosts, h)
 		}
+	}
+	if len(hosts) == 0 {
+		return false
+	}
+	h := hosts[r.IntN(len(hosts))]
+	if !h.logs.flip() {
+		return false
+	}
+	for range r.IntN(4) {
+		h.logs.flip()
+	}
+	h.doubtful, h.altered = true, true
+	if r.IntN(2) == 0 { // found soon
+		n.crash(w, h, milli)
+	}
+	return true
+}
+
+// expendable says whether what h has on its disk may be lost for good: of every group that it is in a majority of sound
+// voters stays, and no change of membership is under way.
+func (w *world) expendable(h *host) bool {
+	if !h.up || h.lost {
+		return false
 	}
 	for _, gr := range w.groups {
 		if h.members[gr.id-1] == nil {
 			continue
 		}
 		l := gr.leader()
-		if l == nil || gr.unsure {
+		if l == nil || len(gr.open) > 0 {
 			return false
 		}
-		if s := l.g.Status(); len(s.Voters) < 3 || len(s.Outgoing) > 0 || len(gr.voters()) < 3 {
+		stays := func(id uint64) bool { m := gr.member(id); return m.h != h && m.sound() }
+		if s := l.g.Status(); len(s.Outgoing) > 0 || !majority(s.Voters, stays) || !majority(gr.voters(), stays) {
 			return false
 		}
 	}
-	return h.up
+	return true
 }
 
 // strikes says whether a fault that waits for its moment takes this one.
@@ -238,21 +257,21 @@ func (w *world) strikes(f fault) bool {
 // mislead sends leadership, or the news about it, where it does not belong.
 func (n *nemesis) mislead(w *world, f fault, gr *group) bool {
 	r := w.dice.fate
-	ids := gr.replicas()
-	one, other := gr.member(ids[r.IntN(len(ids))]), gr.member(ids[r.IntN(len(ids))])
+	ms := gr.present()
+	one, other := ms[r.IntN(len(ms))], ms[r.IntN(len(ms))]
 	l := gr.leader()
 	switch {
 	case f == falseAlarm:
-		one.do(func() { one.g.PeerDown(other.h.id) })
-		other.do(func() { other.g.Unreachable(one.h.id) })
+		one.do(func() { one.g.PeerDown(other.id) })
+		other.do(func() { other.g.Unreachable(one.id) })
 	case f == garbage:
-		n.garble(w, one, other.h.id)
+		n.garble(w, one, other.id)
 	case l == nil:
 		return false
 	default:
-		l.do(func() { l.g.Transfer(one.h.id) })
+		l.do(func() { l.g.Transfer(one.id) })
 		if f == rivals {
-			l.later(spread(r, milli), func() { l.g.Transfer(other.h.id) })
+			l.later(spread(r, milli), func() { l.g.Transfer(other.id) })
 		}
 	}
 	return true
@@ -264,12 +283,12 @@ func (n *nemesis) garble(w *world, m *member, from uint64) {
 	types := []raftpb.MessageType{raftpb.MsgHup, raftpb.MsgBeat, raftpb.MsgProp, raftpb.MsgUnreachable, raftpb.MsgSnapStatus,
 		raftpb.MsgCheckQuorum, raftpb.MsgTransferLeader, raftpb.MsgForgetLeader, raftpb.MsgStorageAppendResp, raftpb.MsgStorageApplyResp}
 	msg := &raftpb.Message{
-		Type: types[r.IntN(len(types))].Enum(), From: proto.Uint64(from), To: proto.Uint64(m.h.id),
+		Type: types[r.IntN(len(types))].Enum(), From: proto.Uint64(from), To: proto.Uint64(m.id),
 		Term: proto.Uint64(r.Uint64N(100)), Index: proto.Uint64(r.Uint64N(1000)), Commit: proto.Uint64(r.Uint64N(1000)),
 	}
 	if r.IntN(2) == 0 { // or from nobody, or from itself
 		msg.Type = raftpb.MsgApp.Enum()
-		msg.From = proto.Uint64([]uint64{0, m.h.id, ^uint64(0)}[r.IntN(3)])
+		msg.From = proto.Uint64([]uint64{0, m.id, ^uint64(0)}[r.IntN(3)])
 	}
 	m.do(func() {
 		if m.g.Receive(msg) == nil {
@@ -297,9 +316,9 @@ func (n *nemesis) crash(w *world, h *host, down int64) bool {
 			continue
 		}
 		other.later(spread(w.dice.fate, 20*milli), func() {
-			for _, m := range other.members {
-				if m.alive() {
-					m.g.PeerDown(h.id)
+			for i, m := range other.members {
+				if peer := h.members[i]; m.alive() && peer != nil {
+					m.g.PeerDown(peer.id)
 					m.pump()
 				}
 			}
@@ -330,7 +349,7 @@ func (n *nemesis) retire(w *world) {
 	for _, gr := range w.groups {
 		ids, applied := gr.members(), gr.led().Applied
 		gr.eachMember(func(m *member) {
-			if at := m.rep.Applied().Index; !slices.Contains(ids, m.h.id) && at > 0 && at <= applied {
+			if at := m.rep.Applied().Index; !slices.Contains(ids, m.id) && !seated(gr.seats(), m.id) && at > 0 && at <= applied {
 				m.gone = true
 				m.stop()
 			}
@@ -346,27 +365,18 @@ func (n *nemesis) change(w *world, gr *group) bool {
 		return false
 	}
 	s := l.g.Status()
+	if len(s.Outgoing) > 0 {
+		return false
+	}
 	cc := gr.step(s)
 	if len(cc.Changes) == 0 {
 		return false
 	}
-	gr.changing, gr.unsure = true, true
-	w.after(5*second, func() { gr.changing = false })
-	l.do(func() {
-		l.change(cc, func(a core.Answer) {
-			switch a.Code {
-			case core.Rejected:
-				fail("%s rejected %v in %v/%v", l, cc, s.Voters, s.Learners)
-			case core.Committed:
-				w.report.Changes++
-			}
-			gr.unsure = a.Code == core.Unknown
-		})
-	})
+	l.reconfigure(cc)
 	return true
 }
 
-// step draws a change of the configuration that s shows. While a voter is lost nobody else may leave.
+// step draws a change of the configuration that s shows, and of the seats. While a log is lost nobody else may leave.
 func (gr *group) step(s core.Status) *raftpb.ConfChangeV2 {
 	w := gr.w
 	r := w.dice.fate
@@ -374,20 +384,23 @@ func (gr *group) step(s core.Status) *raftpb.ConfChangeV2 {
 	add := func(t raftpb.ConfChangeType, id uint64) {
 		cc.Changes = append(cc.Changes, &raftpb.ConfChangeSingle{Type: t.Enum(), NodeId: proto.Uint64(id)})
 	}
-	leaver := func(from []uint64) uint64 {
-		for _, id := range from {
-			if w.hosts[id-1].suspect() {
-				return id
-			}
+	lost := func(id uint64) bool { m := gr.member(id); return m == nil || !m.sound() }
+	leaver := func(from []uint64) (id uint64) {
+		if i := slices.IndexFunc(from, lost); i >= 0 {
+			id = from[i]
+		} else if !slices.ContainsFunc(append(s.Voters, s.Learners...), lost) {
+			id = from[r.IntN(len(from))]
 		}
-		if slices.ContainsFunc(w.hosts, (*host).suspect) {
-			return 0
+		if m := gr.member(id); m == nil || m.before != 0 && !m.returned {
+			return 0 // it has only begun to come back
 		}
-		return from[r.IntN(len(from))]
+		gr.unseat(id)
+		return id
 	}
+	learners := slices.DeleteFunc(slices.Clone(s.Learners), lost)
 	switch {
-	case len(s.Learners) > 0 && r.IntN(2) == 0:
-		add(raftpb.ConfChangeAddNode, s.Learners[r.IntN(len(s.Learners))])
+	case len(learners) > 0 && r.IntN(2) == 0:
+		add(raftpb.ConfChangeAddNode, learners[r.IntN(len(learners))])
 		if len(s.Voters) > 1 && r.IntN(2) == 0 { // one for another, by joint consensus
 			if id := leaver(s.Voters); id != 0 {
 				add(raftpb.ConfChangeRemoveNode, id)
@@ -395,8 +408,9 @@ func (gr *group) step(s core.Status) *raftpb.ConfChangeV2 {
 		}
 	case r.IntN(2) == 0:
 		if h := gr.newcomer(); h != nil {
-			gr.addMember(h, false).start()
-			add(raftpb.ConfChangeAddLearnerNode, h.id)
+			m := gr.addMember(h, gr.seat(h))
+			m.start()
+			add(raftpb.ConfChangeAddLearnerNode, m.id)
 		}
 	case len(s.Voters) > 2:
 		if id := leaver(s.Voters); id != 0 {

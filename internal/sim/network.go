@@ -60,8 +60,8 @@ func (n *network) carry(from, to uint64, extra int64, arrive func(again bool)) {
 
 // send carries one of raft's messages.
 func (n *network) send(gr *group, m *raftpb.Message) {
-	from, to := m.GetFrom(), m.GetTo()
-	if gr.member(to) == nil {
+	from, to := gr.member(m.GetFrom()), gr.member(m.GetTo())
+	if to == nil {
 		return
 	}
 	r := n.w.dice.net
@@ -72,7 +72,7 @@ func (n *network) send(gr *group, m *raftpb.Message) {
 	if n.w.shape.has(replayOld) && r.IntN(64) == 0 {
 		n.keep(keptMessage{gr, proto.CloneOf(m)})
 	}
-	n.carry(from, to, extra, func(again bool) {
+	n.carry(from.h.id, to.h.id, extra, func(again bool) {
 		msg := m
 		if again {
 			msg = proto.CloneOf(m)
@@ -112,8 +112,8 @@ func (n *network) replay() {
 func (n *network) reset(from, to *host) {
 	n.resets[[2]uint64{from.id, to.id}]++
 	for i := range from.members {
-		if m := from.members[i]; m.alive() {
-			m.do(func() { m.g.Unreachable(to.id) })
+		if m, peer := from.members[i], to.members[i]; m.alive() && peer != nil {
+			m.do(func() { m.g.Unreachable(peer.id) })
 		}
 	}
 }

@@ -32,7 +32,8 @@ type Report struct {
 	Fed, CutOff, Reattached                                 int // entries sent to observers; observers cut off, or left by a silent source
 	Duplicated                                              int // messages that arrived twice
 	InSync, Shrunk                                          int // in-sync sets recorded, and those that were smaller
-	Damaged                                                 int // logs that were found damaged
+	Damaged, Waits                                          int // logs that were found damaged; steps not taken since nobody agreed
+	Renewed, Returned                                       int // replicas that began again under another id; those of them that voted
 	Faults                                                  [faultKinds]int
 	Answers                                                 [codes]int
 	Plans                                                   [len(ruleNames)][modes]int
@@ -99,7 +100,9 @@ func (r *Report) counters() []counter {
 		{"entries fed to observers", &r.Fed}, {"observers cut off", &r.CutOff},
 		{"observers left by a silent source", &r.Reattached},
 		{"in-sync sets recorded", &r.InSync}, {"of them smaller", &r.Shrunk},
-		{"damaged logs found", &r.Damaged}, {"messages twice", &r.Duplicated}, {"conflicts", &r.Conflicts}, {"digests compared", &r.Digests},
+		{"damaged logs found", &r.Damaged}, {"of them begun again under another id", &r.Renewed},
+		{"of these, voting again", &r.Returned}, {"steps of damaged replicas put off", &r.Waits},
+		{"messages twice", &r.Duplicated}, {"conflicts", &r.Conflicts}, {"digests compared", &r.Digests},
 	}
 }
 

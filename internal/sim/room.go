@@ -41,20 +41,20 @@ func (h *host) charge(m *member, a *core.Append) {
 }
 
 // hostRoom is core.Room: of others a host knows what they said with their last tick.
-type hostRoom struct{ h *host }
+type hostRoom struct{ m *member }
 
-func (r hostRoom) Full() bool { return r.h.full }
+func (r hostRoom) Full() bool { return r.m.h.full }
 
 func (r hostRoom) FullAt(replica uint64) bool {
-	other := r.h.w.hosts[replica-1]
-	return other.up && other.saidFull
+	other := r.m.gr.member(replica)
+	return other != nil && other.h.up && other.h.saidFull
 }
 
 func (r hostRoom) Scarce() bool {
-	if r.h.full {
+	if r.m.h.full {
 		return true
 	}
-	for _, other := range r.h.w.hosts {
+	for _, other := range r.m.h.w.hosts {
 		if other.up && other.saidFull {
 			return true
 		}
@@ -67,9 +67,9 @@ func (r hostRoom) Spend(n uint64, begins bool) bool {
 	if !begins {
 		limit -= graceKept
 	}
-	if r.h.reserve.granted+n > limit {
+	if r.m.h.reserve.granted+n > limit {
 		return false
 	}
-	r.h.reserve.granted += n
+	r.m.h.reserve.granted += n
 	return true
 }

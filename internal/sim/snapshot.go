@@ -126,10 +126,10 @@ func (m *member) offer(msg *raftpb.Message) {
 		return
 	}
 	t := m.begin()
-	w.net.carry(m.h.id, to, spread(w.dice.net, 50*milli), func(bool) {
+	w.net.carry(m.h.id, dst.h.id, spread(w.dice.net, 50*milli), func(bool) {
 		dst.do(func() {
 			dst.install(msg, t, func(ok bool) {
-				w.net.carry(to, m.h.id, 0, func(bool) { m.do(func() { ended(ok) }) })
+				w.net.carry(dst.h.id, m.h.id, 0, func(bool) { m.do(func() { ended(ok) }) })
 			})
 		})
 	})

@@ -8,7 +8,9 @@
 //
 // What is real: core.Group, replica.Replica with its snapshots and sessions, catchup.Decide, the machines and
 // the manifest's difference by digests, in every other seed the log store on a disk in memory that tears, forgets and
-// garbles (platter), else its in-memory twin; kv's twin; control.PlanInSync and core's counting of in-sync sets.
+// garbles (platter), else its in-memory twin; kv's twin; control.PlanInSync and core's counting of in-sync sets;
+// control.PlanMembership, and what decides whether a replica with a damaged log may begin again (core.Status.Spares,
+// control.Group.Renew).
 // What is simulated: time, network, the order and duration of disk writes, processes and connections (host, member and
 // observer play the part of the engine's runners), clients. The simulation of bubble runs the runners themselves.
 //

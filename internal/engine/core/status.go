@@ -89,31 +89,29 @@ type Status struct {
 	Refusing    bool     // leading, and proposals are answered Full
 }
 
-// Spares lists the replicas, this one apart, that a leader could do without at this moment: those who learn, and voters
-// without which those that it has heard of lately are a majority of every configuration in force. Whoever does not lead
-// knows of none.
-func (s *Status) Spares() []uint64 {
-	if s.Role != Leader {
-		return nil
-	}
-	spares := slices.Clone(s.Learners)
-	for _, v := range s.Voters {
-		if v != s.Replica && s.reaches(s.Voters, v) && s.reaches(s.Outgoing, v) {
-			spares = append(spares, v)
-		}
-	}
-	return spares
+// Spares says whether the leader whose status it is can do without a replica for good: one that does not vote, or
+// without which those that it has heard of lately and that have everything committed on their disks are a majority of
+// every configuration in force. Whoever does not lead spares nobody.
+//
+// What it says is worth something only if the leader has heard since it was asked that it still leads (a read that was
+// answered): another leader may have committed what this one has never heard of.
+func (s *Status) Spares(replica uint64) bool {
+	return s.Role == Leader && replica != s.Replica && s.holdWithout(replica, s.Voters) && s.holdWithout(replica, s.Outgoing)
 }
 
-// reaches says whether the active ones of voters are a majority of them without one; of none everybody is.
-func (s *Status) reaches(voters []uint64, without uint64) bool {
-	active := 0
+// holdWithout says whether a majority of voters, the replica not among them, has what is committed; a replica that is
+// none of them is not missed.
+func (s *Status) holdWithout(replica uint64, voters []uint64) bool {
+	if !slices.Contains(voters, replica) {
+		return true
+	}
+	have := 0
 	for _, p := range s.Peers {
-		if p.RecentActive && p.Replica != without && slices.Contains(voters, p.Replica) {
-			active++
+		if p.RecentActive && p.Match >= s.Commit && p.Replica != replica && slices.Contains(voters, p.Replica) {
+			have++
 		}
 	}
-	return len(voters) == 0 || active > len(voters)/2
+	return have > len(voters)/2
 }
 
 // Status describes the group as of now. It allocates; it is meant for status calls and ticks, not for every

@@ -1,0 +1,193 @@
+package sim
+
+import (
+	"slices"
+
+	"github.com/lockstep-sync/lockstep/internal/control"
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/engine/replica"
+	"github.com/lockstep-sync/lockstep/internal/kv"
+)
+
+// A replica whose log is found damaged does not run again under its id. Its host plays what the server does about it:
+// it asks whether the group's leader can do without the replica, has its seat given to another replica id, asks again,
+// and drops the log. As the new replica it learns, from the others, whatever it does not know; the configuration lets
+// the old one go when the new one votes. If the leader cannot do without it, or nobody leads, everything stays as it is.
+//
+// What must hold: whoever drops a log leaves a quorum of disks that have everything acknowledged (mayDrop); nothing
+// is ever sent by a replica that has stepped aside (spoken); in the end everybody that could return has.
+
+// askFor is for how long a host waits for its peers' word.
+const askFor = 2 * second
+
+// found is called when the log of the replica turns out to be damaged, at every start anew.
+func (m *member) found() {
+	if !m.damaged {
+		m.damaged, m.foundAt = true, m.h.w.now
+		m.h.w.report.Damaged++
+	}
+	m.comeBack()
+}
+
+// comeBack takes the next step, now and then.
+func (m *member) comeBack() {
+	m.h.later(50*milli+spread(m.h.w.dice.clock, 500*milli), func() {
+		if !m.gone {
+			m.nextStep()
+		}
+	})
+}
+
+func (m *member) nextStep() {
+	seats := m.seatsKnown()
+	seat, seated := seats.Member(m.h.id)
+	switch {
+	case !seated:
+		m.ask(seats, func(s *core.Status) bool { return !configured(s, m.id) }, func(int64) { m.giveUp() })
+	case seat.Replica == m.id:
+		m.ask(seats, func(s *core.Status) bool { return s.Spares(m.id) }, func(int64) { m.renew() })
+	case seat.Replica > m.id:
+		m.ask(seats, func(s *core.Status) bool { return s.Spares(m.id) }, func(asked int64) { m.beginAgain(seat, asked) })
+	default: // ids only grow: what the host knows is old
+		m.comeBack()
+	}
+}
+
+func configured(s *core.Status, id uint64) bool {
+	return slices.Contains(s.Voters, id) || slices.Contains(s.Learners, id) || slices.Contains(s.Outgoing, id)
+}
+
+// ask asks the members for the word of the one that leads, after a barrier, and goes on with then if that is yes, a
+// while later; asked is when the question was put. It always ends with another step to come.
+func (m *member) ask(seats *control.Group, agrees func(*core.Status) bool, then func(asked int64)) {
+	h, w, asked := m.h, m.h.w, m.h.w.now
+	spared := false
+	for _, seat := range seats.Members {
+		peer := m.gr.member(seat.Replica)
+		if peer == nil || peer.h == h { // nil: it has not begun yet
+			continue
+		}
+		w.net.carry(h.id, peer.h.id, 0, func(bool) {
+			peer.do(func() {
+				if role, _, _ := peer.g.Lead(); role != core.Leader {
+					return
+				}
+				peer.read(func(a core.Answer) {
+					if s := peer.g.Status(); a.Code == core.Ready && agrees(&s) {
+						w.net.carry(peer.h.id, h.id, 0, func(bool) { spared = true })
+					}
+				})
+				id := peer.nextID
+				peer.later(askFor, func() { peer.g.Expire(id) })
+			})
+		})
+	}
+	h.later(w.dice.clock.Int64N(askFor), func() {
+		if spared {
+			then(asked)
+		} else {
+			w.report.Waits++
+		}
+		m.comeBack()
+	})
+}
+
+// renew asks the control group for another id; what it asks for may come late, twice or never.
+func (m *member) renew() {
+	w := m.h.w
+	for range 1 + w.dice.net.IntN(2) {
+		at := spread(w.dice.net, 100*milli)
+		w.net.client(func() {
+			w.after(at, func() {
+				m.gr.reseat(func(g *control.Group) bool { return g.Renew(m.h.id, m.id) })
+			})
+		})
+	}
+}
+
+// giveUp drops what is left of a group that has no seat for the host any more.
+func (m *member) giveUp() {
+	m.gone = true
+	must(m.h.logs.Remove(m.gr.id), "remove damaged log")
+}
+
+// beginAgain gives the replica up for the one that has its seat now.
+func (m *member) beginAgain(seat control.Member, asked int64) {
+	m.gr.mayDrop(m, asked)
+	m.gone = true
+	next := m.gr.addMember(m.h, seat.Replica)
+	next.before, next.recasts, next.seatsRead = m.id, true, m.seatsRead
+	m.gr.renewed = append(m.gr.renewed, next.id)
+	m.h.w.report.Renewed++
+	next.start()
+}
+
+// recast makes what the replica before left fit for this one, as engine.Recast does; false if a crash falls between its
+// steps: then it is done again.
+func (m *member) recast() bool {
+	h, w := m.h, m.h.w
+	must(replica.Recast(kv.Prefixed(h.store, m.gr.prefix()), true), "recast state")
+	if !w.over && w.dice.disk.IntN(4) == 0 {
+		w.after(0, func() {
+			if h.members[m.gr.id-1] == m && !w.nemesis.crash(w, h, milli) {
+				m.start()
+			}
+		})
+		return false
+	}
+	must(h.logs.Remove(m.gr.id), "remove damaged log")
+	m.recasts = false
+	return true
+}
+
+// mayDrop holds that a quorum of the others' disks has everything that was acknowledged, at the moment in which m gives
+// its log up. What was found damaged only after m had asked counts: m could not know.
+func (gr *group) mayDrop(m *member, asked int64) {
+	e, ok := gr.ledger.entry(gr.ledger.told)
+	if !ok {
+		return
+	}
+	at := core.Position{Term: e.term, Index: gr.ledger.told}
+	has := func(id uint64) bool {
+		other := gr.member(id)
+		switch {
+		case other == m:
+			return false
+		case other.h.lost:
+			return other.h.lostAt > asked
+		case other.damaged:
+			return other.foundAt > asked
+		case other.gone || other.recasts:
+			return false
+		}
+		return other.holds(at)
+	}
+	recent := gr.ledger.confs[max(0, len(gr.ledger.confs)-3):]
+	for _, cs := range recent {
+		if majority(cs.GetVoters(), has) && majority(cs.GetVotersOutgoing(), has) {
+			return
+		}
+	}
+	fail("%s gives its log up, and %+v, which was acknowledged, is left on the disks of no quorum: %v", m, at, recent)
+}
+
+// majority says whether more than half of ids are such; of none always.
+func majority(ids []uint64, such func(uint64) bool) bool {
+	n := 0
+	for _, id := range ids {
+		if such(id) {
+			n++
+		}
+	}
+	return len(ids) == 0 || 2*n > len(ids)
+}
+
+// sound says whether what the replica has on its disk can be relied on: it runs, or will again.
+func (m *member) sound() bool { return !m.damaged && !m.gone && !m.recasts && !m.h.suspect() }
+
+// spoken holds that nothing is said in the name of a replica that has stepped aside.
+func (gr *group) spoken(from uint64) {
+	if m := gr.member(from); m.damaged || m.gone {
+		fail("%s speaks, after its log was found damaged", m)
+	}
+}
