@@ -194,6 +194,51 @@ func TestManyFlippedBits(t *testing.T) {
 	}
 }
 
+// What was damaged before a log was removed has nothing to do with the one that was made anew, also once both are in a
+// full segment.
+func TestMadeAnewInTheDamagedSegment(t *testing.T) {
+	disk := logstoretest.NewDisk(512, seeded(t))
+	o := small(disk)
+	o.SegmentBytes, o.CacheBytes = 32<<10, 1
+	put := func(s logstore.Store, group, index uint64, text string) {
+		es := []*raftpb.Entry{logstoretest.Entry(index, 1, text)}
+		must(t, s.Write([]logstore.Write{{Group: group, Entries: es, HardState: logstoretest.Hard(1, 1, index)}}))
+	}
+	s := openSegments(t, o)
+	logstoretest.Make(t, s, 1)
+	logstoretest.Make(t, s, 2)
+	put(s, 1, 2, "is altered")
+	put(s, 2, 2, "stays")
+	must(t, s.Close())
+	for _, content := range disk.Files() {
+		if at := strings.Index(string(content), "is altered"); at >= 0 {
+			content[at] ^= 1
+		}
+	}
+	s = openSegments(t, o)
+	if _, _, err := s.Log(1); !errors.Is(err, logstore.ErrDamaged) {
+		t.Fatal("not found", err)
+	}
+	must(t, s.Remove(1))
+	logstoretest.Make(t, s, 1)
+	put(s, 1, 2, "anew")
+	for n := uint64(3); n < 40; n++ {
+		put(s, 2, n, strings.Repeat("z", 5000))
+	}
+	must(t, s.Close())
+	s = openSegments(t, o)
+	for g, want := range map[uint64]uint64{1: 2, 2: 39} {
+		l, found, err := s.Log(g)
+		if err != nil || !found {
+			t.Fatalf("group %d: found %v, %v", g, found, err)
+		}
+		if last, err := l.LastIndex(); err != nil || last != want {
+			t.Fatalf("group %d ends at %d, not %d, %v", g, last, want, err)
+		}
+	}
+	must(t, s.Close())
+}
+
 // A segment that is gone is missed.
 func TestLostSegment(t *testing.T) {
 	disk, o := filled(t, seeded(t))

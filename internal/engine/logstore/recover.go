@@ -248,15 +248,17 @@ func (rc *recovery) loadSegment(seq uint64, groups []uint64, into map[uint64]map
 }
 
 // checkSealed looks for batches of a full segment that cannot be read. Whom they concern is said by the batch
-// behind; if that is gone as well, everyone who has entries here.
+// behind; if that is gone as well, everyone who has entries here. They do not concern a group that was removed after
+// them: what it has here is of the log that was made anew.
 func (rc *recovery) checkSealed(seg *segment, want sealedSegment, frames []found, groups []uint64) error {
-	bodies, abouts := map[uint64]*found{}, map[uint64]census{}
+	bodies, abouts, removed := map[uint64]*found{}, map[uint64]census{}, map[uint64]uint64{}
 	for i := range frames {
 		f := &frames[i]
 		if f.flags&flagMark == 0 {
 			bodies[f.number] = f
 		}
 		f.witness(abouts)
+		f.removals(removed)
 	}
 	for n := want.first; n <= want.last; n++ {
 		f := bodies[n]
@@ -274,7 +276,7 @@ func (rc *recovery) checkSealed(seg *segment, want sealedSegment, frames []found
 			p.Offset, sound = f.at, f.about()
 		}
 		for _, g := range groups {
-			if about, known := abouts[n]; !known || about.of(g) > sound.of(g) {
+			if about, known := abouts[n]; n > removed[g] && (!known || about.of(g) > sound.of(g)) {
 				p.Groups = append(p.Groups, g)
 				rc.spoil(g, errors.New(p.What))
 			}
@@ -293,6 +295,18 @@ func (f *found) witness(abouts map[uint64]census) {
 	default:
 		abouts[f.number-1] = f.before()
 	}
+}
+
+// removals notes, by group, the last sound batch that removes it.
+func (f *found) removals(last map[uint64]uint64) {
+	if f.bad || f.flags&flagMark != 0 {
+		return
+	}
+	f.each(func(s section) {
+		if s.kind == secRemove {
+			last[s.group] = max(last[s.group], f.number)
+		}
+	})
 }
 
 // witnessBehind adds what the next segment's head says, if that is still there.
