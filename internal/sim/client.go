@@ -90,7 +90,7 @@ func (c *client) risky() bool {
 // ask sends the open request; an answer that comes late, after a newer attempt, counts as well.
 func (c *client) ask() {
 	w := c.w
-	if write := c.open.payload != nil; write && (c.risky() || c.tries > 1 && w.dice.work.IntN(16) == 0) {
+	if write := c.open.payload != nil; write && (c.risky() || c.tries > 1 && w.dice.work.IntN(16) == 0 && w.script == nil) {
 		w.report.Given++
 		c.giveUp()
 		return
