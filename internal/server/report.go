@@ -27,13 +27,13 @@ type report struct {
 	Commit  uint64 `json:"commit"`
 	Applied uint64 `json:"applied"`
 	// Configured are the replicas of the configuration in force here; a leader's account counts.
-	Configured []uint64 `json:"configured,omitempty"`
-	Digest string       `json:"digest,omitempty"`
-	Dir    *api.DirNode `json:"dir,omitempty"`
-	Losses uint64       `json:"losses,omitempty"` // writes that it accepted as the leader and lost, ever
-	Alarm  string       `json:"alarm,omitempty"`  // states differ and nobody knows who is right
-	Files  uint64       `json:"files"`
-	Bytes  uint64       `json:"bytes"`
+	Configured []uint64     `json:"configured,omitempty"`
+	Digest     string       `json:"digest,omitempty"`
+	Dir        *api.DirNode `json:"dir,omitempty"`
+	Losses     uint64       `json:"losses,omitempty"` // writes that it accepted as the leader and lost, ever
+	Alarm      string       `json:"alarm,omitempty"`  // states differ and nobody knows who is right
+	Files      uint64       `json:"files"`
+	Bytes      uint64       `json:"bytes"`
 }
 
 // down stands in for a node that does not answer.
