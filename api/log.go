@@ -44,7 +44,7 @@ type LogFrame struct {
 type LogSection struct {
 	Offset uint64 `json:"offset"` // in the file
 	Bytes  uint64 `json:"bytes"`
-	// Kind is write, move, configuration, compaction, removal, state, segments or unreadable.
+	// Kind is write, move, configuration, compaction, removal, state, segments, owner or unreadable.
 	Kind  string   `json:"kind"`
 	ID    uint64   `json:"id,omitempty"`    // of the group
 	Group string   `json:"group,omitempty"` // its name, if that is known here
@@ -55,6 +55,7 @@ type LogSection struct {
 	First    *LogPosition  `json:"first,omitempty"` // of the entries; a term of 0 is not said here
 	Last     *LogPosition  `json:"last,omitempty"`
 	Segments []uint64      `json:"segments,omitempty"` // where a state's entries are, or which segments are full
+	Owner    string        `json:"owner,omitempty"`    // node and cluster whose log it is
 	Damage   string        `json:"damage,omitempty"`
 }
 

@@ -410,3 +410,42 @@ func TestNodesThatMove(t *testing.T) {
 	settle(t, ctx, f)
 	move(n2, n3)
 }
+
+// TestExchangedParts: DATA/log, and then DATA/state, of two nodes of one cluster that hold the same groups are exchanged,
+// as an operator might who restores them. Both nodes are refused, with a word that names both; so is a recovery, and an
+// offline look at the log says what the start will say. Once they are put back, everything goes on.
+func TestExchangedParts(t *testing.T) {
+	ctx, f := start(t, 3)
+	write(t, f.Nodes[0], "one", "1")
+	settle(t, ctx, f)
+	n1, n2 := f.Nodes[0], f.Nodes[1]
+	if err := errors.Join(n1.Stop(), n2.Stop()); err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range []string{"log", "state"} {
+		exchange := func() {
+			t.Helper()
+			a, b, aside := filepath.Join(n1.Data, part), filepath.Join(n2.Data, part), filepath.Join(f.Dir, "aside")
+			if err := errors.Join(os.Rename(a, aside), os.Rename(b, a), os.Rename(aside, b)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		exchange()
+		for range 2 { // a refused start changes nothing
+			refused(t, api.CodeDamage, "n1/data/"+part, `of node 2 of cluster .*, identity/ of node 1 \(n1\)`, servesAgain(n1)...)
+			refused(t, api.CodeDamage, "n2/data/"+part, `of node 1 of cluster .*, identity/ of node 2 \(n2\)`, servesAgain(n2)...)
+		}
+		refused(t, api.CodeDamage, "n1/data/"+part, "of node 2", "offline", "recover", "--data", n1.Data, "--yes-lose-data", "n1")
+		if part == "log" {
+			out, err := exec.Command(binary, "offline", "log", "verify", "--data", n1.Data).CombinedOutput()
+			if err == nil || !regexp.MustCompile(`the log is of node 2 of cluster .*, the data directory of node 1`).Match(out) {
+				t.Errorf("offline log verify: %v\n%s", err, out)
+			}
+		}
+		exchange()
+	}
+	restart(t, ctx, f, n1, "")
+	restart(t, ctx, f, n2, "")
+	write(t, n2, "two", "2")
+	settle(t, ctx, f)
+}

@@ -227,6 +227,9 @@ func sectionLine(b *strings.Builder, s *api.LogSection) {
 	if len(s.Segments) > 0 {
 		fmt.Fprintf(b, ", segments %s", strings.Trim(fmt.Sprint(s.Segments), "[]"))
 	}
+	if s.Owner != "" {
+		fmt.Fprintf(b, ", %s", s.Owner)
+	}
 	fmt.Fprintf(b, ", %d bytes", s.Bytes)
 	if s.Damage != "" {
 		fmt.Fprintf(b, ": DAMAGED, %s", s.Damage)

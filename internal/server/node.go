@@ -274,9 +274,9 @@ func (n *node) openStores(tidy *cleanup) (err error) {
 		}
 	}
 	n.disk = &dataDisk{dirs: []string{n.data.sub("log"), n.data.sub("state")}, statfs: statfs, now: time.Now, log: n.log, fail: n.failed}
-	n.logs, err = logstore.Open(n.data.sub("log"), logstore.Options{Salt: rand.Uint64(), Log: n.log, OnError: n.failed})
+	n.logs, err = logstore.Open(n.data.sub("log"), logstore.Options{Salt: rand.Uint64(), Owner: logOwner(n.id), Log: n.log, OnError: n.failed})
 	if err != nil {
-		return logError(n.data.sub("log"), err)
+		return logError(n.data.sub("log"), n.id, err)
 	}
 	tidy.add(n.logs.Close)
 	n.disk.logs = n.logs
@@ -301,7 +301,11 @@ func damaged(subject string, err error) error {
 }
 
 // logError tells a log that is not what was acknowledged from one that cannot be used as things are.
-func logError(subject string, err error) error {
+func logError(subject string, id *access.Identity, err error) error {
+	var foreign *logstore.ForeignError
+	if errors.As(err, &foreign) {
+		return notOurs(subject, owner{foreign.Is.Node, access.ClusterID(foreign.Is.Cluster).String()}, id)
+	}
 	if errors.Is(err, logstore.ErrDamaged) {
 		return damaged(subject, err)
 	}

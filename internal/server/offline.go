@@ -50,9 +50,9 @@ func OfflineRecover(ctx context.Context, path, confirm string, log *slog.Logger)
 	// Whoever recovers is told that there is no room, and does not wait for it: what was done so far is done again.
 	giveUp := make(chan struct{})
 	close(giveUp)
-	logs, err := logstore.Open(data.sub("log"), logstore.Options{Salt: mrand.Uint64(), Log: log, OnError: func(error) {}, GiveUp: giveUp})
+	logs, err := logstore.Open(data.sub("log"), logstore.Options{Salt: mrand.Uint64(), Owner: logOwner(id), Log: log, OnError: func(error) {}, GiveUp: giveUp})
 	if err != nil {
-		return out, logError(data.sub("log"), err)
+		return out, logError(data.sub("log"), id, err)
 	}
 	defer func() { err = errors.Join(err, logs.Close()) }()
 	state, err := kv.OpenPebble(data.sub("state"), kv.PebbleOptions{Log: log, OnError: func(error) {}, NoWait: true})

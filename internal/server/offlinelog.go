@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lockstep-sync/lockstep/api"
+	"github.com/lockstep-sync/lockstep/internal/access"
 	"github.com/lockstep-sync/lockstep/internal/control"
 	"github.com/lockstep-sync/lockstep/internal/engine"
 	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
@@ -302,7 +303,7 @@ func (o *openedLog) segment(s logstore.Segment, group uint64) (api.LogSegment, e
 
 func (o *openedLog) section(s logstore.Section) api.LogSection {
 	out := api.LogSection{Offset: uint64(s.Offset), Bytes: uint64(s.Bytes), Kind: s.Kind, ID: s.Group, Group: o.names.name(s.Group),
-		Segments: s.Segments, Damage: s.Damage}
+		Segments: s.Segments, Owner: s.Owner, Damage: s.Damage}
 	if s.New {
 		out.Flags = append(out.Flags, "new")
 	}
@@ -344,8 +345,26 @@ func (l OfflineLog) Verify(ctx context.Context) (out api.LogVerified, err error)
 		out.Groups = append(out.Groups, group)
 	}
 	out.Problems = o.problems()
+	if p, ok := o.foreign(l.Data); ok {
+		out.Sound, out.Problems = false, append([]api.LogProblem{p}, out.Problems...)
+	}
 	o.againstStates(&out)
 	return out, nil
+}
+
+// foreign finds a log that another node has written.
+func (o *openedLog) foreign(data string) (api.LogProblem, bool) {
+	var h hint
+	if err := readJSON(filepath.Join(data, hintFile), &h); err != nil || h.Node == 0 || o.Owner == (logstore.Owner{}) {
+		return api.LogProblem{}, false
+	}
+	cluster := access.ClusterID(o.Owner.Cluster).String()
+	if o.Owner.Node == h.Node && cluster == h.Cluster {
+		return api.LogProblem{}, false
+	}
+	return api.LogProblem{Kind: "damage", Groups: []string{},
+		What: fmt.Sprintf("the log is of node %d of cluster %s, the data directory of node %d of cluster %s", o.Owner.Node, cluster, h.Node, h.Cluster),
+		Next: "the start is refused: put back what was exchanged, or " + rejoin}, true
 }
 
 func (o *openedLog) group(g logstore.Found) api.LogGroup {

@@ -165,7 +165,7 @@ func (n *node) startControlSound(ctx context.Context, role string, replica uint6
 		return nil
 	}
 	if !errors.Is(err, logstore.ErrDamaged) {
-		return logError(n.data.path, err)
+		return logError(n.data.path, n.id, err)
 	}
 	n.log.Error("the control group's log is damaged: this replica does not vote and asks for another id", "replica", replica, "err", err)
 	m, asked := n.askRenew(ctx, replica)

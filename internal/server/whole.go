@@ -9,6 +9,7 @@ import (
 
 	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/access"
+	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
 	"github.com/lockstep-sync/lockstep/internal/kv"
 )
 
@@ -73,9 +74,19 @@ func (d *dataDir) checkHint(h *hint, id *access.Identity) error {
 	if h.Node == id.Node() && h.Cluster == id.Cluster().String() {
 		return nil
 	}
-	return &api.Error{Code: api.CodeDamage, Op: "serve", Subject: d.path,
-		Why:  fmt.Sprintf("%s is of node %d of cluster %s, identity/ of node %d (%s) of cluster %s", hintFile, h.Node, h.Cluster, id.Node(), id.Name(), id.Cluster()),
+	return notOurs(d.sub(hintFile), owner{h.Node, h.Cluster}, id)
+}
+
+// notOurs refuses a part of the data directory that another node has written.
+func notOurs(part string, is owner, id *access.Identity) error {
+	return &api.Error{Code: api.CodeDamage, Op: "serve", Subject: part,
+		Why:  fmt.Sprintf("it is of node %d of cluster %s, identity/ of node %d (%s) of cluster %s", is.Node, is.Cluster, id.Node(), id.Name(), id.Cluster()),
 		Hint: "give each node its own data directory, whole: put back what was exchanged, or " + rejoin}
+}
+
+// logOwner is whose log the node opens.
+func logOwner(id *access.Identity) logstore.Owner {
+	return logstore.Owner{Cluster: id.Cluster(), Node: id.Node()}
 }
 
 // ownerKey is where a state store says whose it is. It is the first key that is ever written, so it is there if
@@ -103,9 +114,7 @@ func claimState(path string, state kv.Store, id *access.Identity) error {
 		return damaged(path, fmt.Errorf("whose it is cannot be read: %w", err))
 	}
 	if is != mine {
-		return &api.Error{Code: api.CodeDamage, Op: "serve", Subject: path,
-			Why:  fmt.Sprintf("it is of node %d of cluster %s, identity/ of node %d (%s) of cluster %s", is.Node, is.Cluster, mine.Node, id.Name(), mine.Cluster),
-			Hint: "give each node its own data directory, whole: put back what was exchanged, or " + rejoin}
+		return notOurs(path, is, id)
 	}
 	return nil
 }

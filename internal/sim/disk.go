@@ -68,7 +68,7 @@ type segments struct {
 func (w *world) spin(p *platter, host uint64) (*segments, error) {
 	s := &w.shape
 	store, err := logstore.OpenSegments(logstore.Options{
-		Disk: p, Salt: w.seed<<8 + host + 1, SegmentBytes: s.segmentBytes, Reserve: s.segmentReserve,
+		Disk: p, Salt: w.seed<<8 + host + 1, Owner: logstore.Owner{Node: host + 1}, SegmentBytes: s.segmentBytes, Reserve: s.segmentReserve,
 		GroupCacheBytes: s.logCache, CacheBytes: 4 * s.logCache, InStep: true,
 	})
 	if err != nil {

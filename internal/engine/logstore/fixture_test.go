@@ -13,11 +13,13 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/fixture"
 )
 
+var fixtureOwner = logstore.Owner{Cluster: [16]byte{0xc1, 15: 0x05}, Node: 300}
+
 // fixtureLog writes a store with every kind of section, over several small segments.
 func fixtureLog(t *testing.T) map[string][]byte {
 	disk := logstoretest.NewDisk(512, rand.New(rand.NewPCG(1, 1)))
 	o := small(disk)
-	o.SegmentBytes, o.Salt, o.InStep = 32<<10, 7, true
+	o.SegmentBytes, o.Salt, o.InStep, o.Owner = 32<<10, 7, true, fixtureOwner
 	s := openSegments(t, o)
 	for g := uint64(1); g <= 3; g++ {
 		_, err := s.Create(g, logstoretest.Meta(1, 1, 1, 2, 3))
@@ -51,7 +53,7 @@ func opened(t *testing.T, files map[string][]byte) logstore.Store {
 	disk := logstoretest.NewDisk(512, rand.New(rand.NewPCG(1, 1)))
 	disk.Put(files)
 	o := small(disk)
-	o.SegmentBytes = 32 << 10
+	o.SegmentBytes, o.Owner = 32<<10, fixtureOwner
 	return openSegments(t, o)
 }
 

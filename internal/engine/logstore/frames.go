@@ -36,6 +36,7 @@ type Section struct {
 	Hard        *HardState
 	First, Last Position // of entries; Last is below First: there are none
 	Segments    []uint64 // where the entries of a state are, or which segments are full
+	Owner       string   // of an owner: whose store it is
 	Damage      string   // what does not check, or ""
 }
 
@@ -56,6 +57,8 @@ func sectionName(kind byte) string {
 		return "state"
 	case secSegments:
 		return "segments"
+	case secOwner:
+		return "owner"
 	}
 	return fmt.Sprintf("unknown kind %q", kind)
 }
@@ -168,6 +171,10 @@ func (d *Section) parse(s *section) error {
 		for _, f := range full {
 			d.Segments = append(d.Segments, f.segment)
 		}
+		return err
+	case secOwner:
+		o, err := parseOwner(s.body)
+		d.Owner = o.String()
 		return err
 	case secRemove:
 		return nil

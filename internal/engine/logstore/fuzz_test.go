@@ -17,6 +17,7 @@ func sampleFrame(flags byte) []byte {
 	}
 	var b builder
 	b.reset(census{{7, 2}}.encode(nil))
+	b.owner(Owner{Cluster: [16]byte{1, 2, 3}, Node: 4})
 	b.segments([]sealedSegment{{1, 2, 3}})
 	b.state(7, &groupState{hard: hardState{3, 2, 9}, start: 4, startTerm: 1, confIndex: 4, conf: conf, pieces: []piece{{1, 5, 9}}})
 	at := b.open(secWrite, 7)
@@ -127,6 +128,14 @@ func fuzzSection(t *testing.T, data []byte) {
 		b.segments(list)
 		if again, err := parseSegments(b.buf[b.start+sectionHead+2:]); err != nil || len(again) != len(list) {
 			t.Fatalf("segments %v became %v, %v", list, again, err)
+		}
+	}
+	if o, err := parseOwner(data); err == nil {
+		var b builder
+		b.reset(nil)
+		b.owner(o)
+		if again, err := parseOwner(b.buf[b.start+sectionHead+2:]); err != nil || again != o {
+			t.Fatalf("owner %v became %v, %v", o, again, err)
 		}
 	}
 	w, err := parseWrite(data)

@@ -11,6 +11,7 @@ import (
 type Inspection struct {
 	// Refused is why OpenSegments would not open the store at all, with ErrDamaged, or nil.
 	Refused  error
+	Owner    Owner     // whose store it is; zero: nothing says so
 	Segments []Segment // by sequence number, spare ones last
 	Groups   []Found   // by id; none if Refused
 	// Problems concern the logs of groups, or nobody's. Torn are writes that were under way when the node went down: a
@@ -67,7 +68,7 @@ func Inspect(disk Disk) (*Inspection, error) {
 	if err != nil && !errors.Is(err, ErrDamaged) {
 		return nil, errors.Join(fmt.Errorf("read log: %w", err), in.Close())
 	}
-	in.Refused, in.Problems = err, rc.problems
+	in.Refused, in.Problems, in.Owner = err, rc.problems, rc.owner
 	in.listGroups()
 	in.listSegments()
 	if err := in.findTorn(); err != nil {

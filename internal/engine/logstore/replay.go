@@ -11,7 +11,8 @@ import (
 type replay struct {
 	groups   map[uint64]*replayed
 	sealed   []sealedSegment
-	based    bool // the head was read
+	owner    Owner // by the head; zero: it was not read
+	based    bool  // the head was read
 	salvaged map[place]bool
 	problems []Problem
 	nameOf   func(seq uint64) string // of a segment's file
@@ -102,7 +103,7 @@ func (r *replay) salvage(frames []found, number uint64, about census, witness *f
 		p.Offset = frames[i].at
 		r.salvaged[place{frames[i].segment, frames[i].at}] = true
 		frames[i].each(func(s section) {
-			if s.kind != secState && s.kind != secSegments {
+			if !onlyHeads(s.kind) {
 				sound[s.group]++
 			}
 		})
@@ -146,6 +147,11 @@ func (r *replay) apply(f *found, s section) {
 
 func (r *replay) applyTo(f *found, s section) (err error) {
 	switch s.kind {
+	case secOwner:
+		if !r.based {
+			r.owner, err = parseOwner(s.body)
+		}
+		return err
 	case secSegments:
 		if !r.based {
 			r.sealed, err = parseSegments(s.body)

@@ -66,7 +66,7 @@ func (f *found) each(visit func(section)) (all bool) {
 // about is the frame's own census.
 func (f *found) about() (c census) {
 	f.each(func(s section) {
-		if s.kind != secState && s.kind != secSegments {
+		if !onlyHeads(s.kind) {
 			c = c.add(s.group)
 		}
 	})

@@ -23,7 +23,11 @@ const (
 	secRemove   = 'r' // the group is forgotten
 	secState    = 's' // a group as it was before this batch; in head frames
 	secSegments = 'm' // the segments that hold live entries; in head frames
+	secOwner    = 'o' // whose store it is; in head frames
 )
+
+// onlyHeads says that a kind stands in head frames alone: no census counts it, since the next head says it again.
+func onlyHeads(kind byte) bool { return kind == secState || kind == secSegments || kind == secOwner }
 
 // Fields that a write section has.
 const (

@@ -9,6 +9,9 @@ import (
 // open takes over what the disk holds.
 func (s *segStore) open() error {
 	rc, err := recoverStore(s.opts.Disk)
+	if err == nil {
+		err = rc.belongs(s.opts.Owner)
+	}
 	if err != nil {
 		return errors.Join(err, rc.close())
 	}
@@ -19,6 +22,9 @@ func (s *segStore) open() error {
 	}
 	if s.salt = rc.salt; s.salt == 0 {
 		s.salt = s.opts.Salt
+	}
+	if s.owner = s.opts.Owner; s.owner == (Owner{}) {
+		s.owner = rc.owner
 	}
 	s.current, s.before, s.at, s.number, s.prev = rc.newest, rc.before, rc.at, rc.number, rc.prev
 	if rc.cut { // it is not written to any more, else a later start would suspect what is written now

@@ -107,7 +107,7 @@ func (s *segStore) settle() {
 	s.ring.shrink(len(kept)/4 + s.opts.Reserve + 1)
 }
 
-// describe writes what a head says: the segments with live entries, and every group as the batches before left it.
+// describe writes what a head says: whose it is, the segments with live entries, and every group as the batches before left it.
 func (s *segStore) describe(head *builder) {
 	var list []sealedSegment
 	for _, seg := range s.files() {
@@ -115,6 +115,7 @@ func (s *segStore) describe(head *builder) {
 			list = append(list, sealedSegment{seg.seq, seg.first, seg.last})
 		}
 	}
+	head.owner(s.owner)
 	head.segments(list)
 	for _, id := range slices.Sorted(maps.Keys(s.groups)) {
 		st := s.groups[id].state()

@@ -24,9 +24,11 @@ const (
 
 // Options tunes OpenSegments; the zero value of what is not required is right for a node.
 type Options struct {
-	Disk Disk         // required; the store closes it
-	Salt uint64       // required: random, for a store that is new
-	Log  *slog.Logger // nil: silent
+	Disk Disk   // required; the store closes it
+	Salt uint64 // required: random, for a store that is new
+	// Owner is whose store it is to be; that of another is refused with a ForeignError. Zero: whoever's it is.
+	Owner Owner
+	Log   *slog.Logger // nil: silent
 	// OnError is told of an error of the disk that no call of the store's could return. After any error but
 	// that of a full disk every call fails.
 	OnError func(error)
@@ -66,9 +68,10 @@ func (o *Options) defaults() {
 // segStore keeps all logs in a ring of segments. Its fields belong to the one goroutine that writes, except
 // groups and bad, which mu guards for Log and Groups.
 type segStore struct {
-	opts Options
-	ring *ring
-	salt uint64
+	opts  Options
+	ring  *ring
+	salt  uint64
+	owner Owner
 
 	failMu sync.Mutex
 	failed error // sticky
