@@ -392,3 +392,66 @@ func TestFullNodeRemoved(t *testing.T) {
 		t.Errorf("it does not say why it ended, and how: %s", log)
 	}
 }
+
+// TestFullNodeLeaves: a node whose disk is full, with more written to its groups than it could take, is drained and
+// removed by what the others can do. While it has an edit that nobody else knows, the removal ends in bounded time with
+// what is in the way and the next step, having shown that it goes on.
+func TestFullNodeLeaves(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	f, vs := volumes(t, ctx, 4)
+	n1, n3, n4 := f.Nodes[0], f.Nodes[2], f.Nodes[3]
+	write(t, n3, "edited", "before")
+	reached(t, ctx, f, api.DirWaitFor{Mode: api.WaitAll})
+	fill := func(i int, prefix string) {
+		t.Helper()
+		if err := vs[i].Fill(); err != nil {
+			t.Fatal(err)
+		}
+		full(t, ctx, n1, f.Nodes[i], true)
+		for k := range 500 {
+			write(t, n1, fmt.Sprintf("%s/%03d", prefix, k), strings.Repeat("x", 3000))
+		}
+		reached(t, ctx, f, api.DirWaitFor{Mode: api.WaitNode, Node: n1.Name})
+	}
+	fill(3, "four")
+	out, err := n1.Client.NodeDrain(ctx, n4.Name, api.NodeDrain{}, nil)
+	if err != nil || out.State != "drained" || len(out.Moved) != 2 {
+		t.Errorf("the full node is not drained: %+v, %v", out, err)
+	}
+	if out, err = n1.Client.NodeRemove(ctx, n4.Name, api.NodeRemove{}, nil); err != nil || out.State != "removed" {
+		t.Errorf("the full node is not removed: %+v, %v", out, err)
+	}
+	fill(2, "on")
+	if err := os.Chmod(filepath.Join(n3.Tree, "edited"), 0o600); err != nil { // needs no room
+		t.Fatal(err)
+	}
+	began := time.Now()
+	var shown []api.Progress
+	_, err = n1.Client.NodeRemove(ctx, n3.Name, api.NodeRemove{}, func(p api.Progress) { shown = append(shown, p) })
+	took := time.Since(began)
+	var e *api.Error
+	if !errors.As(err, &e) || e.Code != api.CodeUnavailable || !strings.Contains(e.Why, "the disk of n3 is full") || !strings.Contains(e.Why, n3.Data) ||
+		!strings.Contains(e.Hint, "try again") || !strings.Contains(e.Hint, "--force") {
+		t.Errorf("the removal of a node that has what nobody else has: %v (%+v)", err, e)
+	}
+	if took > time.Minute {
+		t.Errorf("it took %v", took)
+	}
+	if i := len(shown) - 1; i < 10 || shown[i].What != "saving what it has" || shown[i].Node != n3.Name {
+		t.Errorf("it showed %+v", shown)
+	}
+	if err := vs[2].Free(); err != nil {
+		t.Fatal(err)
+	}
+	full(t, ctx, n1, n3, false)
+	if out, err = n1.Client.NodeRemove(ctx, n3.Name, api.NodeRemove{}, nil); err != nil || out.State != "removed" {
+		t.Errorf("with room it is not removed: %+v, %v", out, err)
+	}
+	for _, n := range f.Nodes[:2] {
+		appears(t, ctx, n, "on/499", strings.Repeat("x", 3000))
+		if st, err := os.Stat(filepath.Join(n.Tree, "edited")); err != nil || st.Mode().Perm() != 0o600 {
+			t.Errorf("what only n3 had is not on %s: %v, %v", n.Name, st, err)
+		}
+	}
+}

@@ -195,6 +195,16 @@ func TestProgress(t *testing.T) {
 	clock = clock.Add(quiet)
 	p.update(part("", 3, 6))
 	p.end()
+	clock = clock.Add(quiet)
+	p.update(api.Progress{What: "saving", Node: "n1", Done: 0, Total: 2, Unit: "groups"})
+	if got, want := term.String(), "saving ["+strings.Repeat("░", barColumns)+"] 0%: 0 of 2 groups (n1 0%)"; !strings.HasSuffix(got, want) {
+		t.Errorf("the next step got %q, want %q", got, want)
+	}
+	term.Reset()
+	p.update(part("", 3, 6))
+	clock = clock.Add(quiet)
+	p.update(part("", 3, 6))
+	p.end()
 	if got, want := term.String(), "\r\x1b[Kverifying ["+strings.Repeat("█", 15)+strings.Repeat("░", 15)+"] 50%: 3 of 6 files\r\x1b[K"; got != want {
 		t.Errorf("a terminal got %q, want %q", got, want)
 	}

@@ -28,9 +28,10 @@ type progress struct {
 	tty    bool
 	now    func() time.Time
 	start  time.Time
-	next   time.Time // not before
-	parts  map[string]api.Progress
-	onLine bool // the terminal's cursor stands behind a bar
+	next   time.Time               // not before
+	what   string                  // the step that parts are of
+	parts  map[string]api.Progress // by node
+	onLine bool                    // the terminal's cursor stands behind a bar
 }
 
 func newProgress(w io.Writer, now func() time.Time) *progress {
@@ -45,6 +46,10 @@ func isTerminal(w io.Writer) bool {
 }
 
 func (p *progress) update(part api.Progress) {
+	if part.What != p.what { // the next step of the operation counts anew
+		p.what = part.What
+		clear(p.parts)
+	}
 	p.parts[part.Node] = part
 	now := p.now()
 	if now.Before(p.next) {

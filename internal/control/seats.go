@@ -11,6 +11,7 @@ import (
 // Health is what the voters of the control group together say of a node.
 type Health struct {
 	Up   bool          // it answers now
+	Full bool          // its disk is: it can keep a seat, and learn nothing for another
 	Down time.Duration // how long a majority has missed it; 0 while it does not
 }
 
@@ -123,7 +124,8 @@ func (p *seating) zone(node uint64) string {
 // fit tells whether a node may take a seat now.
 func (p *seating) fit(node uint64) bool {
 	n, ok := p.s.Node(node)
-	return ok && !n.Removed && !n.Drain && p.health(node).Up
+	h := p.health(node)
+	return ok && !n.Removed && !n.Drain && h.Up && !h.Full
 }
 
 // best is the fittest node for the seat of out (0: a further seat) among observers, 0 if there is none: the one

@@ -34,36 +34,36 @@ func TestPlanSeatsConverges(t *testing.T) {
 		after := time.Minute
 		f.must(control.Command{SetGroup: &control.SetGroup{Group: "g", RepairAfter: &after}})
 		f.apply(control.Command{Drain: &control.Drain{Node: fmt.Sprintf("n%d", 1+rng.IntN(len(f.state().Nodes)))}})
-		down := map[uint64]bool{}
+		down, full := map[uint64]bool{}, map[uint64]bool{}
 		for id := range uint64(len(f.state().Nodes)) {
-			down[id+1] = rng.IntN(5) == 0
+			down[id+1], full[id+1] = rng.IntN(5) == 0, rng.IntN(5) == 0
 		}
-		toRest(t, f, down)
+		toRest(t, f, down, full)
 		for _, n := range f.state().Nodes { // all is well again: whoever left has room for others, and may come back
 			f.must(control.Command{Drain: &control.Drain{Node: n.Name, Off: true}})
 		}
-		toRest(t, f, map[uint64]bool{})
+		toRest(t, f, nil, nil)
 	}
 }
 
 // toRest carries decisions out until there are none.
-func toRest(t *testing.T, f *fixture, down map[uint64]bool) {
+func toRest(t *testing.T, f *fixture, down, full map[uint64]bool) {
 	t.Helper()
 	health := func(id uint64) control.Health {
 		if down[id] {
 			return control.Health{Down: time.Hour}
 		}
-		return control.Health{Up: true}
+		return control.Health{Up: true, Full: full[id]}
 	}
 	for step := 0; ; step++ {
 		s := f.state()
 		g, _ := s.GroupNamed("g")
 		c := control.PlanSeats(s, g, health)
 		if c == nil {
-			atRest(t, s, g, down)
+			atRest(t, s, g, down, full)
 			return
 		}
-		if in, ok := s.Node(c.In); step > 40 || c.In != 0 && (!ok || in.Drain || down[c.In]) {
+		if in, ok := s.Node(c.In); step > 40 || c.In != 0 && (!ok || in.Drain || down[c.In] || full[c.In]) {
 			t.Fatalf("step %d: %+v on %+v, down %v", step, c, g.Members, down)
 		}
 		f.must(control.Command{Seats: c})
@@ -82,7 +82,7 @@ func toRest(t *testing.T, f *fixture, down map[uint64]bool) {
 }
 
 // atRest checks that no decision is left that would be safe and of use.
-func atRest(t *testing.T, s *control.State, g *control.Group, down map[uint64]bool) {
+func atRest(t *testing.T, s *control.State, g *control.Group, down, full map[uint64]bool) {
 	t.Helper()
 	var free, spare, standing int // who could take a seat, who only in need, voters that are up
 	voters := g.Voters()
@@ -91,7 +91,7 @@ func atRest(t *testing.T, s *control.State, g *control.Group, down map[uint64]bo
 		switch {
 		case m.Role == control.RoleVoter && !down[m.Node]:
 			standing++
-		case m.Role == control.RoleVoter || down[m.Node] || n.Drain:
+		case m.Role == control.RoleVoter || down[m.Node] || full[m.Node] || n.Drain:
 		case m.Spare:
 			spare++
 		case !m.Pinned:

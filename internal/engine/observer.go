@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -271,9 +270,8 @@ func (o *Observer) Barrier(ctx context.Context) (uint64, error) {
 	var pause backoff
 	for try := 0; ; try++ {
 		if voters := o.cfg.Members.Voters(); len(voters) > 0 {
-			reply, err := o.ask(ctx, voters[try%len(voters)], askPatience*time.Duration(1+try/len(voters)))
-			if err == nil && len(reply) == 8 {
-				index := binary.BigEndian.Uint64(reply)
+			index, err := o.eng.readAt(ctx, voters[try%len(voters)], wireGroup(o.cfg.ID, o.rep.Line().History), askPatience*time.Duration(1+try/len(voters)))
+			if err == nil {
 				return index, o.WaitApplied(ctx, index)
 			}
 		}
@@ -282,13 +280,6 @@ func (o *Observer) Barrier(ctx context.Context) (uint64, error) {
 			return 0, fmt.Errorf("engine: group %d: no linearizable read: %w", o.cfg.ID, ctx.Err())
 		}
 	}
-}
-
-// ask asks one voter for an index that covers what is committed now.
-func (o *Observer) ask(ctx context.Context, voter uint64, patience time.Duration) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	return o.eng.cfg.Transport.Call(ctx, voter, MethodRead, binary.BigEndian.AppendUint64(nil, wireGroup(o.cfg.ID, o.rep.Line().History)))
 }
 
 // WaitApplied returns once the state covers index.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"time"
 )
 
 // MethodRead is the transport method under which ServeRead is registered: an observer asks a voter for an
@@ -28,4 +29,23 @@ func (e *Engine) ServeRead(ctx context.Context, from uint64, req []byte) ([]byte
 		return nil, err
 	}
 	return binary.BigEndian.AppendUint64(nil, index), nil
+}
+
+// ReadAt asks a voter for an index that covers everything that is committed in the group now. It takes at most a few
+// seconds, and needs nothing of a replica here but the history that it is on.
+func (e *Engine) ReadAt(ctx context.Context, voter, group uint64) (uint64, error) {
+	return e.readAt(ctx, voter, wireGroup(group, e.lineOf(group).History), askPatience)
+}
+
+func (e *Engine) readAt(ctx context.Context, voter, wire uint64, patience time.Duration) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	reply, err := e.cfg.Transport.Call(ctx, voter, MethodRead, binary.BigEndian.AppendUint64(nil, wire))
+	if err != nil {
+		return 0, err
+	}
+	if len(reply) != 8 {
+		return 0, errShortMessage
+	}
+	return binary.BigEndian.Uint64(reply), nil
 }

@@ -393,8 +393,45 @@ func (n *node) flushHere(ctx context.Context, req groupRequest) (indexAnswer, er
 	if err := a.Flush(ctx); err != nil {
 		return indexAnswer{}, err
 	}
-	index, err := h.member.Barrier(ctx)
+	index, err := n.covered(ctx, h)
 	return indexAnswer{index}, err
+}
+
+// covered is an index that covers all that is committed now. If this node's own replica does not come by it, since its disk
+// is full, or since it has lost its seat and not heard of it yet, a voter is asked.
+func (n *node) covered(ctx context.Context, h *holding) (index uint64, err error) {
+	if !n.disk.Full() {
+		own, cancel := context.WithTimeout(ctx, answerTime)
+		defer cancel()
+		if index, err = h.member.Barrier(own); err == nil || ctx.Err() != nil {
+			return index, err
+		}
+	}
+	for _, voter := range n.votersOf(h.group.ID) {
+		if voter == n.self {
+			continue
+		}
+		if index, err = n.eng.ReadAt(ctx, voter, h.group.ID); err == nil {
+			return index, nil
+		}
+	}
+	return 0, errors.Join(fmt.Errorf("no voter of group %s says what is committed", h.group.Name), err)
+}
+
+// placedAtMajority returns once more than half of the members have placed everything up to index; false if ctx ended before.
+func (n *node) placedAtMajority(ctx context.Context, g *control.Group, members []control.Member, index uint64) bool {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	enough := int64(len(members)/2 + 1)
+	var reached atomic.Int64
+	each(members, func(m control.Member) bool {
+		ok := n.waitPlaced(ctx, g, m, index)
+		if ok && reached.Add(1) >= enough {
+			cancel()
+		}
+		return ok
+	})
+	return reached.Load() >= enough
 }
 
 // placedPoll is how often a binding's progress is looked at while somebody waits for it.

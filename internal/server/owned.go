@@ -102,9 +102,10 @@ func (n *node) resume(ctx context.Context, g *control.Group) error {
 }
 
 // turn changes the role of this node's part of a group. The replica of before goes on until the configuration has
-// let it go; then what it left becomes that of the new one, which has an id of its own.
+// let it go; then what it left becomes that of the new one, which has an id of its own. That takes room: on a full disk the
+// old one goes on as it is.
 func (n *node) turn(ctx context.Context, g *control.Group, h *holding, m control.Member) error {
-	if h.grp != nil && !n.letGo(ctx, g, h.grp) {
+	if n.disk.Full() || h.grp != nil && !n.letGo(ctx, g, h.grp) {
 		return nil
 	}
 	n.log.Info("role", "group", g.Name, "from", h.role(), "to", m.Role, "replica", m.Replica)

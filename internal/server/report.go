@@ -104,14 +104,18 @@ func contains(list []uint64, x uint64) bool {
 // survey asks every member of a group for its report, at once.
 func (n *node) survey(ctx context.Context, g *control.Group) []report {
 	return each(g.Members, func(m control.Member) report {
-		ctx, cancel := context.WithTimeout(ctx, answerTime)
-		defer cancel()
-		r, err := call(ctx, n, m.Node, methodReport, groupRequest{Group: g.ID}, n.reportHere)
+		r, err := n.reportOf(ctx, g, m.Node)
 		if err != nil {
 			return down(err)
 		}
 		return r
 	})
+}
+
+func (n *node) reportOf(ctx context.Context, g *control.Group, node uint64) (report, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	return call(ctx, n, node, methodReport, groupRequest{Group: g.ID}, n.reportHere)
 }
 
 // describeGroup puts the members' reports together. The one with the highest term knows best who leads.

@@ -201,7 +201,7 @@ func (n *node) hello(ctx context.Context, id uint64) (helloAnswer, error) {
 }
 
 // healthOf puts together what the voters of the control group say: a node is down for as long as a majority of all of
-// them has missed it.
+// them has missed it. Whether its disk is full it says itself.
 func healthOf(st *control.State, answers map[uint64]helloAnswer) func(node uint64) control.Health {
 	g, ok := st.Group(control.ControlGroup)
 	if !ok {
@@ -217,10 +217,10 @@ func healthOf(st *control.State, answers map[uint64]helloAnswer) func(node uint6
 				}
 			}
 		}
-		_, answered := answers[id]
+		a, answered := answers[id]
 		majority := len(voters)/2 + 1
 		if len(missed) < majority {
-			return control.Health{Up: answered}
+			return control.Health{Up: answered, Full: a.Full != nil}
 		}
 		slices.Sort(missed)
 		return control.Health{Down: missed[len(missed)-majority]} // that long at least, says a majority
@@ -238,8 +238,8 @@ func (n *node) govern(ctx context.Context) {
 	settled := map[uint64]bool{}
 	var leds []control.Led
 	for id, a := range answers {
-		if a.At < st.Index {
-			return // it has not heard of the last change yet
+		if a.At < st.Index && len(a.Leads) > 0 {
+			return // what it says of its groups is about members of before
 		}
 		for _, l := range a.Leads {
 			settled[l.Group] = l.Settled
