@@ -403,16 +403,22 @@ func TestFullNodeLeaves(t *testing.T) {
 	n1, n3, n4 := f.Nodes[0], f.Nodes[2], f.Nodes[3]
 	write(t, n3, "edited", "before")
 	reached(t, ctx, f, api.DirWaitFor{Mode: api.WaitAll})
-	fill := func(i int, prefix string) {
+	fill := func(i int, name string) {
 		t.Helper()
 		if err := vs[i].Fill(); err != nil {
 			t.Fatal(err)
 		}
 		full(t, ctx, n1, f.Nodes[i], true)
-		for k := range 500 {
-			write(t, n1, fmt.Sprintf("%s/%03d", prefix, k), strings.Repeat("x", 3000))
+		for range 1000 { // each takes a block of what a full node still takes
+			if _, err := n1.Client.GroupProbe(ctx, group, api.GroupProbeRequest{Ack: "quorum"}); err != nil {
+				t.Fatal(err)
+			}
 		}
+		write(t, n1, name, name)
 		reached(t, ctx, f, api.DirWaitFor{Mode: api.WaitNode, Node: n1.Name})
+		if g := groupAt(t, ctx, n1); g.Replicas[i].LagEntries < 100 {
+			t.Fatalf("the full node follows on: %+v", g.Replicas[i])
+		}
 	}
 	fill(3, "four")
 	out, err := n1.Client.NodeDrain(ctx, n4.Name, api.NodeDrain{}, nil)
@@ -422,7 +428,7 @@ func TestFullNodeLeaves(t *testing.T) {
 	if out, err = n1.Client.NodeRemove(ctx, n4.Name, api.NodeRemove{}, nil); err != nil || out.State != "removed" {
 		t.Errorf("the full node is not removed: %+v, %v", out, err)
 	}
-	fill(2, "on")
+	fill(2, "three")
 	if err := os.Chmod(filepath.Join(n3.Tree, "edited"), 0o600); err != nil { // needs no room
 		t.Fatal(err)
 	}
@@ -449,7 +455,8 @@ func TestFullNodeLeaves(t *testing.T) {
 		t.Errorf("with room it is not removed: %+v, %v", out, err)
 	}
 	for _, n := range f.Nodes[:2] {
-		appears(t, ctx, n, "on/499", strings.Repeat("x", 3000))
+		appears(t, ctx, n, "four", "four")
+		appears(t, ctx, n, "three", "three")
 		if st, err := os.Stat(filepath.Join(n.Tree, "edited")); err != nil || st.Mode().Perm() != 0o600 {
 			t.Errorf("what only n3 had is not on %s: %v, %v", n.Name, st, err)
 		}
