@@ -206,6 +206,14 @@ func (d *dataDisk) look() {
 	d.short.Store(next)
 }
 
+// lacking is why a write of the log or the state store waits, or nil. Both are open.
+func (d *dataDisk) lacking() error {
+	if err := d.waiting(); err != nil {
+		return err
+	}
+	return d.logs.Full()
+}
+
 func (d *dataDisk) waiting() error {
 	if err := d.state.Load(); err != nil {
 		return *err

@@ -87,14 +87,17 @@ func TestTidyUp(t *testing.T) {
 		room := make(chan struct{})
 		broken := errors.New("broken")
 		steps := 0
-		tidy := func() *cleanup {
+		tidy := func() cleanup {
 			var c cleanup
 			c.add(func() error { steps++; return broken })
 			c.add(func() error { <-room; return nil })
-			return &c
+			return c
 		}
 		left := make(chan error, 1)
-		leave := func(c *cleanup) { go func() { left <- n.tidyUp(c) }() }
+		leave := func(c cleanup) {
+			n.tidy = c
+			go func() { left <- n.tidyUp() }()
+		}
 		leave(tidy())
 		<-time.After(time.Minute)
 		select {
@@ -117,12 +120,12 @@ func TestTidyUp(t *testing.T) {
 		}
 		var quick cleanup
 		quick.add(func() error { steps++; return nil })
-		leave(&quick)
+		leave(quick)
 		if err := <-left; err != nil || steps != 1 {
 			t.Errorf("full: left with %v after %d steps", err, steps)
 		}
-		n.disk = nil // it was not opened
-		if err := n.tidyUp(&cleanup{}); err != nil {
+		n.disk, n.tidy = nil, cleanup{} // it was not opened
+		if err := n.tidyUp(); err != nil {
 			t.Error(err)
 		}
 		close(room)

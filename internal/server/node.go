@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"os"
 	"sync"
@@ -15,7 +14,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/access"
@@ -55,47 +53,11 @@ type node struct {
 	estranged  map[[2]uint64]time.Time // (group, node) → when it was last heard of on another history
 	superseded chan replica.Line       // of the control group, at another node
 
-	fault chan error // a storage failure: the node stops at once
-	quit  chan error // the cluster does not want this node: it stops in good order
-}
+	fault  chan error // a storage failure: the node stops at once
+	quit   chan error // the cluster does not want this node: it stops in good order
+	served chan error // the port is no longer listened on
 
-// Run runs a node until ctx ends or a disk fails.
-func Run(ctx context.Context, cfg Config) error {
-	if cfg.API != "" { // before anything is made on disk
-		if err := checkAPI(ctx, cfg.API); err != nil {
-			return err
-		}
-	}
-	data, err := openDataDir(cfg.Data)
-	if err != nil {
-		return err
-	}
-	defer data.Close()
-	if err := roomToStart(data.path); err != nil {
-		return err
-	}
-	listener, advertise, err := listen(ctx, cfg)
-	if err != nil {
-		return err
-	}
-	s, err := begin(ctx, cfg, advertise, data)
-	if err != nil {
-		listener.Close()
-		return err
-	}
-	n := &node{
-		cfg: cfg, advertise: advertise, data: data, id: s.id, self: s.id.Node(),
-		log:    cfg.Log.With("node", s.id.Name()),
-		ctl:    newControlPlane(),
-		hints:  newHints(data.sub(hintFile), s.hint),
-		sealed: map[uint64]bool{}, estranged: map[[2]uint64]time.Time{}, superseded: make(chan replica.Line, 1),
-		holdings: map[uint64]*holding{}, suspects: map[uint64]suspicion{}, fault: make(chan error, 1), quit: make(chan error, 1),
-		watch: newWatch(),
-	}
-	n.ctl.explain = func(ctx context.Context, err error) error {
-		return n.noRoom(ctx, "control", "control group", control.ControlGroup, err)
-	}
-	return n.run(ctx, listener, s.init)
+	tidy cleanup // what an end has to put in order
 }
 
 // checkAPI refuses an address that the door would refuse later, when the node has made itself at home.
@@ -142,69 +104,23 @@ func listen(ctx context.Context, cfg Config) (net.Listener, string, error) {
 // stopPatience bounds the hand-over of leadership and the goodbyes of a stopping node.
 const stopPatience = 2 * time.Second
 
-func (n *node) run(ctx context.Context, listener net.Listener, init *control.Init) (err error) {
-	var tidy cleanup
-	defer func() { err = errors.Join(err, n.tidyUp(&tidy)) }()
-	if err := n.openStores(&tidy); err != nil {
-		return errors.Join(err, listener.Close())
-	}
-	if n.life, err = openLife(n.data, rand.Uint64()); err != nil {
-		return errors.Join(startError(n.data.path, err), listener.Close())
-	}
-	if err := n.openTransport(listener, &tidy); err != nil {
-		return err
-	}
-	n.eng = engine.Open(engine.Config{
-		Node: n.self, Cluster: n.id.Cluster(), Logs: n.logs, State: n.state, Transport: n.net, Now: time.Now, Seed: rand.Uint64(), SnapshotRate: n.cfg.SnapshotRate,
-		Log: n.log, Fault: n.failed, Forked: n.forked, Room: n.disk,
-	})
-	tidy.add(func() error { n.eng.Close(); return nil })
-	n.registerServices()
-
-	running, stop := context.WithCancel(context.WithoutCancel(ctx))
-	defer stop()
-	var tasks sync.WaitGroup
-	tidy.add(func() error { stop(); tasks.Wait(); return nil })
-	served := make(chan error, 1)
-	tasks.Go(func() { served <- n.net.Serve(running) })
-
-	if err := n.openControl(running, init); err != nil {
-		return n.reasonToQuit(err)
-	}
-	tidy.add(func() error { n.closeControl(); return nil })
-	tidy.add(func() error { n.closeHoldings(); return nil })
-	tasks.Go(func() { n.introduce(running, init) })
-	tasks.Go(func() { n.followControl(running) })
-	tasks.Go(func() { n.followForks(running) })
-	tasks.Go(func() { n.driveMemberships(running) })
-	tasks.Go(func() { n.driveInSync(running) })
-	tasks.Go(func() { n.trimMemory(running) })
-	tasks.Go(func() { n.live(running) })
-	tasks.Go(func() { n.watchNodes(running) })
-	tasks.Go(func() { n.disk.watch(running) })
-
-	door, err := httpdoor.Open(running, httpdoor.Config{
-		Node: n, Metrics: n.metrics(), Log: n.log, Socket: n.data.sub("lockstep.sock"), API: n.cfg.API,
-	})
-	if err != nil {
-		return err
-	}
-	tidy.add(func() error { return closeDoor(door) })
-	n.log.Info("running", "cluster", n.id.Cluster().String(), "listen", n.advertise, "api", n.cfg.API, "data", n.data.path)
+// serve lets the node be until ctx ends, its disk fails, or the cluster does not want it; then it puts things in order.
+func (n *node) serve(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, n.tidyUp()) }()
 	select {
 	case <-ctx.Done():
 		n.log.Info("stopping")
 		n.handOver()
 		return nil
 	case err := <-n.fault:
-		tidy.steps = nil // nothing more may be written; the process ends and takes everything with it
+		n.tidy.steps = nil // nothing more may be written; the process ends and takes everything with it
 		e := storageError(n.data.path, err)
 		e.Why = "storage failed, the node stops at once so that nothing is acknowledged that is not on disk: " + e.Why
 		return e
 	case err := <-n.quit:
 		n.log.Error("stopping: this node may not take part", "err", err)
 		return err
-	case err := <-served:
+	case err := <-n.served:
 		return err
 	}
 }
@@ -212,7 +128,8 @@ func (n *node) run(ctx context.Context, listener net.Listener, init *control.Ini
 // tidyUp puts things in order, on every way out, unless the disk is full or becomes so meanwhile: that would take room,
 // and nobody can say when there is some. The log has everything, and the process ends as if it had been killed; what
 // waits for room ends with it.
-func (n *node) tidyUp(tidy *cleanup) error {
+func (n *node) tidyUp() error {
+	tidy := n.tidy
 	if len(tidy.steps) == 0 {
 		return nil // and there may be no disk to ask
 	}
@@ -266,35 +183,6 @@ func (n *node) failed(err error) {
 	}
 }
 
-func (n *node) openStores(tidy *cleanup) (err error) {
-	for _, name := range []string{"log", "state"} {
-		if _, err := os.Stat(n.data.sub(name)); n.hints.opened() && err != nil {
-			// Its votes and acknowledgements went with it: under this identity the node could take them back.
-			return damaged(n.data.sub(name), fmt.Errorf("it was there before and is gone: %w", err))
-		}
-	}
-	n.disk = &dataDisk{dirs: []string{n.data.sub("log"), n.data.sub("state")}, statfs: statfs, now: time.Now, log: n.log, fail: n.failed}
-	n.logs, err = logstore.Open(n.data.sub("log"), logstore.Options{Salt: rand.Uint64(), Owner: logOwner(n.id), Log: n.log, OnError: n.failed})
-	if err != nil {
-		return logError(n.data.sub("log"), n.id, err)
-	}
-	tidy.add(n.logs.Close)
-	n.disk.logs = n.logs
-	n.state, err = kv.OpenPebble(n.data.sub("state"), kv.PebbleOptions{Log: n.log, OnError: n.failed, OnFull: n.disk.stateFull})
-	if err != nil {
-		if ofDisk(err) {
-			return storageError(n.data.sub("state"), err)
-		}
-		return damaged(n.data.sub("state"), err)
-	}
-	tidy.add(n.state.Close)
-	tidy.add(n.state.Sync)
-	if err := claimState(n.data.sub("state"), n.state, n.id); err != nil {
-		return startError(n.data.path, err)
-	}
-	return startError(n.data.path, n.hints.setOpened())
-}
-
 func damaged(subject string, err error) error {
 	return &api.Error{Code: api.CodeDamage, Op: "serve", Subject: subject, Why: err.Error(),
 		Hint: "this node's copy cannot be trusted; move the data directory away and join again with --join TOKEN --replace"}
@@ -314,28 +202,6 @@ func logError(subject string, id *access.Identity, err error) error {
 	}
 	return &api.Error{Code: api.CodeFailed, Op: "serve", Subject: subject, Why: err.Error(),
 		Hint: "nothing was changed; start the version of lockstep that wrote it, or see to the disk"}
-}
-
-func (n *node) openTransport(l net.Listener, tidy *cleanup) (err error) {
-	var seed [32]byte
-	crand.Read(seed[:])
-	n.net, err = transport.New(transport.Config{
-		Identity: n.id, Listener: l, Resolve: n.resolve, Log: n.log, Rand: rand.NewChaCha8(seed),
-		OnMessages: func(from, group uint64, msgs []*raftpb.Message) { n.eng.Deliver(from, group, msgs) },
-		OnPeer:     n.onPeer,
-		Admit:      func(p transport.Peer) *api.Error { return n.admit(p.Node, p.Boot, p.Age, p.Address) },
-		OnDenied:   n.denied,
-		Boot:       n.life.boot,
-		Age:        func() uint64 { return n.life.now().Age },
-		Address:    n.advertise,
-		Full:       n.disk.Full,
-		OnFull:     n.disk.heard,
-	})
-	if err != nil {
-		return errors.Join(err, l.Close())
-	}
-	tidy.add(n.net.Close)
-	return nil
 }
 
 // onPeer turns the transport's observations into what the engine acts on: only certainty that a process is gone
