@@ -53,6 +53,7 @@ type bubbleShape struct {
 	rots                      int           // node whose states are altered on the disk, once; 0: none
 	forks                     bool          // a majority is taken for lost, once, and a new history begun
 	untold                    uint64        // node that does not hear of it but from others; 0: none
+	fills                     bool          // disks fill up
 }
 
 // bubbleNode is a node: its disk, and a process if one runs.
@@ -61,6 +62,7 @@ type bubbleNode struct {
 	id    uint64
 	logs  *logstore.Memory
 	state *kv.Memory
+	disk  *bubbleDisk
 	skew  atomic.Int64
 
 	mu   sync.Mutex
@@ -71,6 +73,7 @@ type bubbleNode struct {
 type life struct {
 	node      *bubbleNode
 	engine    *engine.Engine
+	room      *bubbleRoom
 	observing sync.Mutex
 	observers map[uint64]*engine.Observer // guarded by observing
 	dead      context.Context             // ends with the process
@@ -99,9 +102,10 @@ func newBubble(seed uint64) *bubble {
 	if b.shape.voters >= 3 && b.shape.rots == 0 && r.IntN(2) == 0 {
 		b.shape.forks, b.shape.untold = true, uint64(r.IntN(b.shape.voters+1))
 	}
+	b.shape.fills = b.shape.rots == 0 && r.IntN(3) > 0
 	b.net.b, b.net.blocked, b.net.arrivals = b, map[[2]uint64]bool{}, map[[2]uint64]time.Time{}
 	for i := range b.shape.voters + b.shape.observers {
-		b.nodes = append(b.nodes, &bubbleNode{b: b, id: uint64(i + 1), logs: logstore.NewMemory(), state: kv.NewMemory()})
+		b.nodes = append(b.nodes, &bubbleNode{b: b, id: uint64(i + 1), logs: logstore.NewMemory(), state: kv.NewMemory(), disk: newBubbleDisk()})
 	}
 	for i := range b.shape.groups {
 		b.groups = append(b.groups, newBubbleGroup(b, uint64(i+1)))
@@ -154,9 +158,9 @@ func (b *bubble) sources(id uint64) []uint64 {
 	return append(all[place%len(all):], all[:place%len(all)]...)
 }
 
-// start runs the node's process on what its disk holds.
+// start runs the node's process on what its disk holds, if there is room for a start.
 func (n *bubbleNode) start() error {
-	if n.running() != nil {
+	if n.running() != nil || n.disk.full.Load() {
 		return nil
 	}
 	l := n.open()
@@ -173,15 +177,19 @@ func (n *bubbleNode) open() *life {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	l := &life{node: n, aligning: make(chan struct{}, 1), observers: map[uint64]*engine.Observer{}}
+	l.room = &bubbleRoom{own: n.disk, heard: make([]atomic.Bool, len(n.b.nodes)+1)}
 	l.dead, l.die = context.WithCancel(context.Background())
 	l.engine = engine.Open(engine.Config{
-		Node: n.id, Cluster: [16]byte{7}, Logs: slowLogs{n.logs, l}, State: n.state, Transport: bubblePort{l},
+		Node: n.id, Cluster: [16]byte{7}, Logs: slowLogs{n.logs, l}, State: waitingState{n.state, l}, Room: l.room, Transport: bubblePort{l},
 		Now:  func() time.Time { return time.Now().Add(time.Duration(n.skew.Load())) },
 		Seed: uint64(n.b.roll(1<<30))<<32 + n.id<<24, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 		Fault:        func(error) { l.tasks.Go(func() { n.kill(l) }) },
 		SnapshotRate: n.b.shape.rate, Forked: l.told,
 	})
 	n.life = l
+	if n.b.shape.fills {
+		l.tasks.Go(l.listen)
+	}
 	n.b.mu.Lock()
 	n.b.lives = append(n.b.lives, l)
 	n.b.mu.Unlock()
@@ -239,6 +247,9 @@ func (s slowLogs) Write(ws []logstore.Write) error {
 	if s.l.failing.Load() {
 		return fmt.Errorf("write log: the disk of node %d fails", s.l.node.id)
 	}
+	if err := s.l.node.disk.charge(ws); err != nil {
+		b.wrong(fmt.Errorf("node %d: %w", s.l.node.id, err))
+	}
 	err := s.Store.Write(ws)
 	pause(s.l.dead, b.spread(b.shape.sync)/2)
 	return err
@@ -276,7 +287,7 @@ func (b *bubble) untold(n *bubbleNode) bool {
 // strike makes one kind of trouble.
 func (b *bubble) strike(ctx context.Context) {
 	n := b.nodes[b.roll(len(b.nodes))]
-	switch kind := b.roll(10); kind {
+	switch kind := b.roll(12); kind {
 	case 0, 1:
 		b.count("process killed")
 		n.kill(nil)
@@ -308,6 +319,11 @@ func (b *bubble) strike(ctx context.Context) {
 		if l := n.running(); l != nil && n.id <= uint64(b.shape.voters) {
 			b.count("disk error")
 			l.failing.Store(true)
+		}
+	case 10, 11:
+		if b.shape.fills {
+			b.count(faultFull)
+			n.disk.fill(b.roll(2) == 0)
 		}
 	case 9:
 		if b.shape.rots != 0 {
@@ -365,12 +381,15 @@ func (b *bubble) count(fault string) {
 	b.faults[fault]++
 }
 
-// mend starts what is down, and heals the network now and then.
+// mend starts what is down, and heals the network and makes room now and then.
 func (b *bubble) mend(all bool) error {
 	if all || b.roll(2) == 0 {
 		b.net.heal()
 	}
 	for _, n := range b.nodes {
+		if all || b.roll(4) == 0 {
+			n.disk.free()
+		}
 		if all || b.roll(3) > 0 {
 			if l := n.running(); all && l != nil && l.failing.Load() {
 				n.kill(l)

@@ -39,6 +39,11 @@ func TestBubble(t *testing.T) {
 			})
 		})
 	}
+	for _, event := range []string{faultFull, faultAllFull, seenMoved, seenRefused, seenResumed} {
+		if first == 0 && count >= 12 && sum[event] == 0 {
+			t.Errorf("in the first %d bubbles no %s", count, event)
+		}
+	}
 	for _, fault := range []string{faultFork, faultTold} {
 		if count >= 100 && sum[fault] == 0 {
 			t.Errorf("in %d bubbles no %s", count, fault)
@@ -71,6 +76,9 @@ func (b *bubble) run(ctx context.Context) (err error) {
 		}
 	}
 	err = b.trouble(working)
+	if err == nil && b.shape.fills {
+		err = b.roomDrill(working)
+	}
 	stop()
 	clients.Wait()
 	if err == nil {

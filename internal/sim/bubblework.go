@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -31,6 +32,7 @@ type bubbleGroup struct {
 	history  []porcupine.Operation
 	open     []porcupine.Operation // writes of unknown fate
 	acked    []ackedValue
+	refused  []uint64                       // values that were not taken for want of room
 	flying   map[uint64]porcupine.Operation // by value: writes that wait for their answer
 	eras     []era                          // before forks
 	turned   int                            // how many there were
@@ -108,33 +110,46 @@ func (gr *bubbleGroup) client(ctx context.Context, id int) {
 			gr.read(ctx, id, l)
 			continue
 		}
-		gr.mu.Lock()
-		gr.sessions++
-		session := [16]byte{byte(gr.id), byte(gr.sessions >> 8), byte(gr.sessions)}
-		gr.mu.Unlock()
-		s := l.engine.NewSession(gr.id, bubbleVoters(gr.b.shape.voters), session)
+		s := gr.session(l)
 		for range 1 + gr.b.roll(5) {
 			gr.write(ctx, id, s)
 		}
 	}
 }
 
-func (gr *bubbleGroup) write(ctx context.Context, id int, s *engine.Session) {
+// session begins one at a node.
+func (gr *bubbleGroup) session(l *life) *engine.Session {
 	gr.mu.Lock()
-	gr.values++
-	in := seen{register: byte(gr.b.roll(registerCount)), write: true, value: gr.values}
+	gr.sessions++
+	id := [16]byte{byte(gr.id), byte(gr.sessions >> 8), byte(gr.sessions)}
 	gr.mu.Unlock()
+	return l.engine.NewSession(gr.id, bubbleVoters(gr.b.shape.voters), id)
+}
+
+func (gr *bubbleGroup) write(ctx context.Context, id int, s *engine.Session) {
 	ack := core.AckQuorum
 	switch gr.b.roll(8) {
 	case 0:
 		ack = core.AckAll
 	case 1:
-		ack, in.register = core.AckLocal, localRegister
+		ack = core.AckLocal
 	}
-	payload := binary.BigEndian.AppendUint64([]byte{in.register}, in.value)
-	payload = append(payload, make([]byte, gr.b.roll(300))...)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
 	defer cancel()
+	_ = gr.swap(ctx, id, s, ack, gr.b.roll(300)) // what became of it is noted
+}
+
+// swap writes a value of its own, with size bytes of ballast, to some register, and notes what a client is told.
+func (gr *bubbleGroup) swap(ctx context.Context, id int, s *engine.Session, ack core.Ack, size int) error {
+	gr.mu.Lock()
+	gr.values++
+	in := seen{register: byte(gr.b.roll(registerCount)), write: true, value: gr.values}
+	gr.mu.Unlock()
+	if ack == core.AckLocal {
+		in.register = localRegister
+	}
+	payload := binary.BigEndian.AppendUint64([]byte{in.register}, in.value)
+	payload = append(payload, make([]byte, size)...)
 	op := porcupine.Operation{ClientId: id, Input: in, Call: time.Now().UnixNano()}
 	gr.mu.Lock()
 	turned := gr.turned
@@ -148,6 +163,8 @@ func (gr *bubbleGroup) write(ctx context.Context, id int, s *engine.Session) {
 	defer gr.mu.Unlock()
 	delete(gr.flying, in.value)
 	switch {
+	case errors.Is(err, engine.ErrFull):
+		gr.refuse(in.value)
 	case in.register == localRegister:
 	case turned != gr.turned: // it is among the open ones already
 		if err == nil {
@@ -159,6 +176,7 @@ func (gr *bubbleGroup) write(ctx context.Context, id int, s *engine.Session) {
 		op.Output = number(a.Result)
 		gr.history, gr.acked = append(gr.history, op), append(gr.acked, ackedValue{in.value, a.Position})
 	}
+	return err
 }
 
 func (gr *bubbleGroup) read(ctx context.Context, id int, l *life) {
@@ -193,11 +211,7 @@ func (gr *bubbleGroup) read(ctx context.Context, id int, l *life) {
 // nudge writes something, so that there is something to compare.
 func (gr *bubbleGroup) nudge(ctx context.Context) {
 	if l := gr.b.nodes[0].running(); l != nil && gr.altered.Load() {
-		gr.mu.Lock()
-		gr.sessions++
-		s := l.engine.NewSession(gr.id, bubbleVoters(gr.b.shape.voters), [16]byte{byte(gr.id), byte(gr.sessions >> 8), byte(gr.sessions)})
-		gr.mu.Unlock()
-		gr.write(ctx, 0, s)
+		gr.write(ctx, 0, gr.session(l))
 	}
 }
 
@@ -247,6 +261,11 @@ func (gr *bubbleGroup) check() error {
 	for _, a := range gr.acked {
 		if !has(a.value) {
 			return fmt.Errorf("group %d: value %d was acknowledged at %+v and is not there", gr.id, a.value, a.at)
+		}
+	}
+	for _, v := range gr.refused {
+		if has(v) {
+			return fmt.Errorf("group %d: value %d was refused for want of room and is there", gr.id, v)
 		}
 	}
 	end := time.Now().UnixNano()

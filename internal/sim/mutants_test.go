@@ -294,6 +294,54 @@ var mutants = []mutant{
 		why: "a bit that flipped is handed out as an entry",
 	},
 	{
+		name: "old damage counts against a new log", file: "engine/logstore/recover.go",
+		old: "known := abouts[n]; n > removed[g] && (!known",
+		new: "known := abouts[n]; n > 0 && (!known",
+		why: "a replica that has begun again after damage is taken for damaged once more",
+	},
+	{
+		name: "any replica is spared", file: "engine/core/status.go",
+		old: "	return s.Role == Leader && replica != s.Replica && s.holdWithout(replica, s.Voters) && s.holdWithout(replica, s.Outgoing)\n",
+		new: "	return s.Role == Leader && replica != s.Replica\n",
+		why: "a damaged replica drops what no quorum of the others has",
+	},
+	{
+		name: "spared by those who lag", file: "engine/core/status.go",
+		old: "p.RecentActive && p.Match >= s.Commit && p.Replica != replica",
+		new: "p.RecentActive && p.Replica != replica",
+		why: "a damaged replica drops what no quorum of the others has yet",
+	},
+	{
+		name: "a damaged replica keeps its id", file: "control/renew.go",
+		old: "	m.Replica = g.NextReplica\n",
+		new: "",
+		why: "it never comes back",
+	},
+	{
+		name: "who begins again keeps its position", file: "engine/replica/recast.go",
+		old: "		st.at = core.Position{}\n",
+		new: "		_ = core.Position{}\n",
+		why: "the new replica has a state and no log, which is damage again",
+	},
+	{
+		name: "a full leader stays", file: "engine/core/room.go", whole: true,
+		old: "	if g.plan.To != 0 && s.Transferee == 0 {\n",
+		new: "	if g.plan.To != 0 && s.Transferee != 0 {\n",
+		why: "nothing is written although a quorum has room",
+	},
+	{
+		name: "refusing goes on with room", file: "engine/core/room.go", whole: true,
+		old: "		g.plan, g.unheard = RoomPlan{}, nil\n		return\n",
+		new: "		return\n",
+		why: "nothing is written any more until leadership moves",
+	},
+	{
+		name: "no bound of what a full disk takes", file: "engine/room.go", whole: true,
+		old: "		if spent+n > limit {\n",
+		new: "		if spent+n > limit<<10 {\n",
+		why: "the reserve is used up, and a vote finds no room",
+	},
+	{
 		name: "writer tells of a write before it was done", file: "engine/writer.go", whole: true,
 		old: "	if len(writes) > 0 {\n		if err := w.store.Write(writes); err != nil {\n			return err\n		}\n	}\n" +
 			"	for _, j := range jobs {\n		j.done()\n	}\n	return nil\n",
