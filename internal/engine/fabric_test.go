@@ -34,13 +34,14 @@ type fabric struct {
 	conns   map[*fabricConn]bool
 	breakAt map[uint64]int // learner → bytes after which its next feeds break; taken off when it happens
 	opened  map[[2]uint64]int
+	sent    map[uint64]int // node → bytes that it has written to connections
 	serving sync.WaitGroup
 }
 
 func newFabric() *fabric {
 	return &fabric{
 		engines: map[uint64]*Engine{}, silent: map[uint64]bool{}, lost: map[[2]uint64]bool{}, conns: map[*fabricConn]bool{},
-		breakAt: map[uint64]int{}, opened: map[[2]uint64]int{},
+		breakAt: map[uint64]int{}, opened: map[[2]uint64]int{}, sent: map[uint64]int{},
 	}
 }
 
@@ -73,6 +74,16 @@ func (f *fabric) loses(from, to uint64) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.silent[from] || f.silent[to] || f.lost[[2]uint64{from, to}]
+}
+
+// sentBy is how many bytes nodes have written to connections, ever.
+func (f *fabric) sentBy(nodes ...uint64) (n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, node := range nodes {
+		n += f.sent[node]
+	}
+	return n
 }
 
 // connections is how many were opened, ever.
@@ -120,8 +131,8 @@ func (c cable) Open(ctx context.Context, to uint64, service string) (net.Conn, e
 	}
 	a, b := net.Pipe()
 	c.f.mu.Lock()
-	here := &fabricConn{Conn: a, f: c.f, ends: [2]uint64{c.self, to}, limit: c.f.breakAt[c.self]}
-	there := &fabricConn{Conn: b, f: c.f, ends: here.ends}
+	here := &fabricConn{Conn: a, f: c.f, at: c.self, ends: [2]uint64{c.self, to}, limit: c.f.breakAt[c.self]}
+	there := &fabricConn{Conn: b, f: c.f, at: to, ends: here.ends}
 	c.f.conns[here], c.f.conns[there] = true, true
 	c.f.opened[here.ends]++
 	c.f.serving.Add(1)
@@ -159,6 +170,7 @@ func (c cable) Call(ctx context.Context, to uint64, method string, req []byte) (
 type fabricConn struct {
 	net.Conn
 	f     *fabric
+	at    uint64 // whose end this is
 	ends  [2]uint64
 	limit int // bytes that may still be read; 0: any
 	read  int
@@ -168,7 +180,11 @@ func (c *fabricConn) Write(p []byte) (int, error) {
 	if c.f.mute(c.ends[:]...) {
 		return len(p), nil // on its way for ever
 	}
-	return c.Conn.Write(p)
+	n, err := c.Conn.Write(p)
+	c.f.mu.Lock()
+	c.f.sent[c.at] += n
+	c.f.mu.Unlock()
+	return n, err
 }
 
 func (c *fabricConn) Read(p []byte) (int, error) {

@@ -379,12 +379,26 @@ func TestAThousandObservers(t *testing.T) {
 			t.Errorf("the voters send %d copies", root)
 		}
 		f.write(20, 100)
+		const size = 32 << 10 // what is remembered for them is twice that
+		before := f.fabric.sentBy(f.voters...)
+		f.write(1, size)
+		most, depth, byHops := 0, 0, map[int]int{}
 		for i := range n {
 			f.reaches(node(i))
-			if c := f.observers[node(i)].src.count(); c > k {
+			c := f.observers[node(i)].src.count()
+			if c > k {
 				t.Errorf("observer %d feeds %d", i, c)
 			}
+			hops := f.observers[node(i)].Catchup().Hops
+			most, depth = max(most, c), max(depth, hops)
+			byHops[hops]++
 		}
+		copies := float64(f.fabric.sentBy(f.voters...)-before) / size
+		if copies > k+0.5 { // beats are sent meanwhile
+			t.Errorf("of a write of %d bytes the voters send %.1f times as much", size, copies)
+		}
+		t.Logf("%d observers in a tree:%d: the voters feed %d and send %.2f times what is written, no observer feeds more than %d, the last is %d hops behind; by hops: %v",
+			n, k, root, copies, most, depth, byHops)
 		if now := f.fabric.connections(); now != opened {
 			t.Errorf("%d new connections: somebody has left its upstream for a write", now-opened)
 		}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"time"
 )
 
 // Network is a switch between network namespaces, one a node, in which single directions can be cut. It needs root
@@ -82,6 +83,32 @@ func (n *Network) route(from, to int, hardware string) error {
 
 // Cut loses everything that is sent from one node to another, silently; the other direction stays as it is.
 func (n *Network) Cut(from, to int) error { return n.route(from, to, nowhere) }
+
+// Limit has a node send at most megabits a second, through a queue like that of a network card (three bands, by the type of
+// service), which holds what is sent within queue; beyond that it is lost. congestion names the control of its connections;
+// empty: the machine's. It needs the command tc.
+func (n *Network) Limit(node, megabits int, queue time.Duration, congestion string) error {
+	tbf := fmt.Sprintf("qdisc replace dev eth0 root handle 1: tbf rate %dmbit burst 32kb latency %dms", megabits, queue.Milliseconds())
+	if err := n.within(node, "tc", tbf); err != nil {
+		return err
+	}
+	if err := n.within(node, "tc", "qdisc replace dev eth0 parent 1:1 handle 10: pfifo_fast"); err != nil {
+		return err
+	}
+	if congestion == "" {
+		return nil
+	}
+	return n.within(node, "ip", "route change 10.77.0.0/24 dev eth0 congctl "+congestion)
+}
+
+// within runs a command in a node's namespace.
+func (n *Network) within(node int, command, line string) error {
+	args := append([]string{"netns", "exec", n.space(node), command}, strings.Fields(line)...)
+	if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("farm: %s %s: %w: %s", command, line, err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
 
 // Heal lets everything through again.
 func (n *Network) Heal() error {

@@ -89,6 +89,7 @@ func (p *peer) dial(ctx context.Context, service string) (*conn, answer, error) 
 		if !t.track(s) {
 			return nil, answer{}, ErrClosed
 		}
+		t.prepare(s, service)
 		h := hello{version: helloVersion, cluster: t.cfg.Identity.Cluster(), from: t.self, to: p.node, boot: t.boot,
 			age: t.cfg.Age(), service: service, address: t.cfg.Address}
 		var tc *tls.Conn
@@ -108,6 +109,18 @@ func (p *peer) dial(ctx context.Context, service string) (*conn, answer, error) 
 		p.dialFailed(classifyDial(err))
 	}
 	return nil, answer{}, fmt.Errorf("%w: %s: %w", ErrUnreachable, addr, err)
+}
+
+// prepare sets what a connection of a service wants of its socket. A socket without it works, only later.
+func (t *Transport) prepare(s *sock, service string) {
+	if !urgent(service) {
+		return
+	}
+	if err := hasten(s.Conn); err != nil {
+		if unsaid, ok := t.complain.say("hasten"); ok {
+			t.cfg.Log.Warn("heartbeats and writes may wait behind states and contents", "error", err, "unsaid", unsaid)
+		}
+	}
 }
 
 // admitted asks whether who answered may take part.

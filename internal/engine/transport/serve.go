@@ -170,6 +170,7 @@ func (t *Transport) judge(c *conn, h hello) (serve func(), _ *refusal) {
 		return nil, &refusal{verdict: stopping, text: "this process stops"}
 	}
 	c.sock.count.Store(&p.traffic)
+	t.prepare(c.sock, h.service)
 	switch {
 	case h.service == serviceRaft && from == t.self:
 		return nil, &refusal{verdict: wrongNode, text: "a node sends itself no messages"}

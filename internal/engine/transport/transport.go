@@ -2,7 +2,8 @@
 // its answer), and services that own a connection for themselves (bulk streams, catch-up, joining).
 //
 // Each connection serves one purpose, which its first frame, the hello, names. Raft messages travel on a
-// connection of their own in each direction, so neither bulk nor a slow call ever delays a heartbeat. Raft
+// connection of their own in each direction, so neither bulk nor a slow call ever delays a heartbeat; and theirs and the
+// calls' packets go before bulk where the network is the bottleneck (urgent.go). Raft
 // tolerates loss, so Send never waits: what does not fit the peer's bounded queue is dropped and counted.
 // Everything queued while the previous write ran leaves in the next one.
 //
