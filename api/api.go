@@ -59,18 +59,21 @@ type Replica struct {
 }
 
 type Group struct {
-	Name     string    `json:"name"`
-	Kind     string    `json:"kind"` // control, files
-	Leader   string    `json:"leader"`
-	Term     uint64    `json:"term"`
-	Commit   uint64    `json:"commit"`
-	Ack      string    `json:"ack,omitempty"`
-	Topology string    `json:"topology"` // how observers are fed: star, chain, tree:K, auto
-	InSync   InSync    `json:"in_sync"`
-	Losses   uint64    `json:"losses"`         // writes that were ACCEPTED and lost, as far as members that are up know; ever
-	History  string    `json:"history"`        // of its log: 32 hex digits
-	Fork     *Fork     `json:"fork,omitempty"` // how the history came to be, if it was recovered or restored
-	Replicas []Replica `json:"replicas"`
+	Name     string `json:"name"`
+	Kind     string `json:"kind"` // control, files
+	Leader   string `json:"leader"`
+	Term     uint64 `json:"term"`
+	Commit   uint64 `json:"commit"`
+	Ack      string `json:"ack,omitempty"`
+	Topology string `json:"topology"` // how observers are fed: star, chain, tree:K, auto
+	InSync   InSync `json:"in_sync"`
+	Losses   uint64 `json:"losses"`         // writes that were ACCEPTED and lost, as far as members that are up know; ever
+	History  string `json:"history"`        // of its log: 32 hex digits
+	Fork     *Fork  `json:"fork,omitempty"` // how the history came to be, if it was recovered or restored
+	// RepairAfter is how long a voter may be down before a spare takes its seat, or off; Inherited: as the cluster's.
+	RepairAfter     string    `json:"repair_after"`
+	RepairInherited bool      `json:"repair_inherited,omitempty"`
+	Replicas        []Replica `json:"replicas"`
 }
 
 // Fork says from where a group's history goes on.

@@ -21,7 +21,12 @@ type GroupSet struct {
 	Ack         string `json:"ack,omitempty"`           // local, quorum, all
 	InSyncAfter string `json:"in_sync_after,omitempty"` // as in time.ParseDuration; 1s to 1h
 	CheckEvery  string `json:"check_every,omitempty"`   // same; 1s to 24h
-	RepairAfter string `json:"repair_after,omitempty"`  // same; at least 10s, or off
+	RepairAfter string `json:"repair_after,omitempty"`  // same; at least 10s, or off; inherit: as the cluster's
+}
+
+// ClusterSet changes what holds for all groups that do not say otherwise; what is empty stays as it is.
+type ClusterSet struct {
+	RepairAfter string `json:"repair_after,omitempty"` // as in GroupSet, but for inherit
 }
 
 // GroupCheckRequest asks that a group's replicas compare their states now.

@@ -99,6 +99,10 @@ func RouteNodeRemove() Route {
 	return Route{Method: http.MethodPost, Path: "/v1/nodes/{node}/remove", Request: NodeRemove{}, Response: NodeChange{}, Streams: true}
 }
 
+func RouteClusterSet() Route {
+	return Route{Method: http.MethodPost, Path: "/v1/cluster/settings", Request: ClusterSet{}, Response: Done{}}
+}
+
 func RouteGroupSet() Route {
 	return Route{Method: http.MethodPost, Path: "/v1/groups/{group}/settings", Request: GroupSet{}, Response: Done{}}
 }
@@ -172,7 +176,7 @@ func Routes() []Route {
 		RouteTokens(), RouteTokenCreate(), RouteTokenRevoke(),
 		RouteGroups(), RouteGroup(), RouteGroupTransfer(), RouteGroupProbe(), RouteGroupToken(), RouteGroupCheck(),
 		RouteGroupMember(), RouteGroupDelete(), RouteNodeDrain(), RouteNodeRemove(),
-		RouteGroupSet(), RouteGroupRecover(), RouteBackup(), RouteRestore(),
+		RouteClusterSet(), RouteGroupSet(), RouteGroupRecover(), RouteBackup(), RouteRestore(),
 		RouteDirCreate(), RouteDirStatus(), RouteDirBind(), RouteDirUnbind(), RouteDirConfirm(),
 		RouteDirList(), RouteDirConflicts(), RouteDirWait(), RouteDirVerify(),
 	}

@@ -123,6 +123,11 @@ func (c *Client) NodeRemove(ctx context.Context, node string, req api.NodeRemove
 	return stream[api.NodeChange](ctx, c, api.RouteNodeRemove(), req, progress, node)
 }
 
+// ClusterSet changes what holds for all groups that do not say otherwise.
+func (c *Client) ClusterSet(ctx context.Context, req api.ClusterSet) (api.Done, error) {
+	return call[api.Done](ctx, c, api.RouteClusterSet(), req)
+}
+
 func (c *Client) GroupSet(ctx context.Context, group string, req api.GroupSet) (api.Done, error) {
 	return call[api.Done](ctx, c, api.RouteGroupSet(), req, group)
 }

@@ -68,7 +68,8 @@ func (a *app) groupSet() *cobra.Command {
 
 --check-every, how often the replicas compare their states, if something was written (1m).
 
---repair-after, how long a voter may be down before a spare takes its seat (off).
+--repair-after, how long a voter may be down before a spare takes its seat (as the cluster's, see
+lockstep cluster set; inherit goes back to that).
 
 --topology, how observers, the members that do not vote, are fed:
 
@@ -93,7 +94,7 @@ Observers move to their new upstream one by one, without a gap.`,
 	f.StringVar(&req.Ack, "ack", "", "local, quorum or all")
 	f.StringVar(&req.InSyncAfter, "in-sync-after", "", "from 1s to 1h")
 	f.StringVar(&req.CheckEvery, "check-every", "", "from 1s to 24h")
-	f.StringVar(&req.RepairAfter, "repair-after", "", "at least 10s, or off")
+	f.StringVar(&req.RepairAfter, "repair-after", "", "at least 10s, off, or inherit")
 	f.StringVar(&req.Topology, "topology", "", "star, chain, tree:K or auto")
 	return c
 }
@@ -121,6 +122,9 @@ func (g groupShown) text(w io.Writer) error {
 	if err == nil && g.Topology != "" {
 		_, err = fmt.Fprintf(w, ", topology %s", g.Topology)
 	}
+	if err == nil && g.RepairAfter != "" && (g.RepairAfter != "off" || !g.RepairInherited) {
+		_, err = fmt.Fprintf(w, ", repair after %s", repairText(g))
+	}
 	if err == nil {
 		_, err = io.WriteString(w, "\n"+inSyncLine(g)+"\n")
 	}
@@ -136,6 +140,14 @@ func (g groupShown) text(w io.Writer) error {
 			seconds(r.LagSeconds), orDash(why(r))})
 	}
 	return table(w, rows)
+}
+
+// repairText says how long, and who said so.
+func repairText(g groupShown) string {
+	if g.RepairInherited {
+		return g.RepairAfter + " (the cluster's)"
+	}
+	return g.RepairAfter
 }
 
 func hops(r api.Replica) string {

@@ -160,6 +160,24 @@ const (
 	maxCheckEvery = 24 * time.Hour
 )
 
+// checkRepairAfter refuses what would take a restart for a loss.
+func checkRepairAfter(op, subject string, after time.Duration) *api.Error {
+	if after == 0 || after >= MinRepairAfter {
+		return nil
+	}
+	return &api.Error{Code: api.CodeUsage, Op: op, Subject: subject, Why: fmt.Sprintf("repair-after %s is too short", after),
+		Hint: fmt.Sprintf("choose at least %s, or off: a restart must not be taken for a loss", MinRepairAfter)}
+}
+
+func (x *execution) setCluster(c *SetCluster) (Result, error) {
+	if e := checkRepairAfter("cluster set", "cluster", c.RepairAfter); e != nil || c.RepairAfter == x.s.Cluster.RepairAfter {
+		return Result{Error: e}, nil
+	}
+	x.s.Cluster.RepairAfter = c.RepairAfter
+	x.what = fmt.Sprintf("cluster: repair-after %s", c.RepairAfter)
+	return Result{}, x.put([]byte{tagCluster}, x.s.Cluster)
+}
+
 func (x *execution) setGroup(c *SetGroup) (Result, error) {
 	const op = "group set"
 	g, ok := x.s.GroupNamed(c.Group)
@@ -199,13 +217,16 @@ func (x *execution) setGroup(c *SetGroup) (Result, error) {
 		g.CheckEvery = c.CheckEvery
 		change("check-every", c.CheckEvery.String())
 	}
-	if after := c.RepairAfter; after != nil && *after != g.RepairAfter {
-		if *after < 0 || *after > 0 && *after < MinRepairAfter {
-			return refuse(api.CodeUsage, op, g.Name, fmt.Sprintf("repair-after %s is too short", *after),
-				fmt.Sprintf("choose at least %s, or off: a restart must not be taken for a loss", MinRepairAfter)), nil
+	if after := c.RepairAfter; after != nil && (g.RepairAfter == nil || *after != *g.RepairAfter) {
+		if e := checkRepairAfter(op, g.Name, *after); e != nil {
+			return Result{Error: e}, nil
 		}
-		g.RepairAfter = *after
+		g.RepairAfter = after
 		change("repair-after", after.String())
+	}
+	if c.InheritRepair && g.RepairAfter != nil {
+		g.RepairAfter = nil
+		change("repair-after", "as the cluster's")
 	}
 	if len(set) == 0 {
 		return Result{Group: g.ID}, nil

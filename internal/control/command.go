@@ -30,6 +30,7 @@ type Command struct {
 	DeleteGroup *DeleteGroup `json:"delete_group,omitempty"`
 	ChoseLeader *ChoseLeader `json:"chose_leader,omitempty"`
 	Renew       *Renew       `json:"renew,omitempty"`
+	SetCluster  *SetCluster  `json:"set_cluster,omitempty"`
 	Raise       *Raise       `json:"raise,omitempty"`
 }
 
@@ -113,6 +114,13 @@ type SetGroup struct {
 	CheckEvery time.Duration `json:"check_every,omitempty"`
 	// RepairAfter is how long a voter may be down before a spare takes its seat; 0: for ever. nil: it stays as it is.
 	RepairAfter *time.Duration `json:"repair_after,omitempty"`
+	// InheritRepair has the cluster's hold from now on.
+	InheritRepair bool `json:"inherit_repair,omitempty"`
+}
+
+// SetCluster changes what holds for all groups that do not say otherwise.
+type SetCluster struct {
+	RepairAfter time.Duration `json:"repair_after"` // as Group.RepairAfter
 }
 
 // Operations of Members.

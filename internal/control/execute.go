@@ -47,6 +47,8 @@ func (x *execution) run(c *Command) (Result, error) {
 		return x.forkGroup(c.ForkGroup)
 	case c.SetGroup != nil:
 		return x.setGroup(c.SetGroup)
+	case c.SetCluster != nil:
+		return x.setCluster(c.SetCluster)
 	case c.SetInSync != nil:
 		return x.setInSync(c.SetInSync)
 	case c.Raise != nil:

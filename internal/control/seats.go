@@ -60,16 +60,17 @@ func (p *seating) drain() *Seats {
 }
 
 func (p *seating) repair() *Seats {
-	if p.g.RepairAfter == 0 {
+	after := p.s.RepairAfter(p.g)
+	if after == 0 {
 		return nil
 	}
 	for _, m := range p.g.Voters() {
 		down := p.health(m.Node).Down
-		if down < p.g.RepairAfter {
+		if down < after {
 			continue
 		}
 		c := &Seats{Out: m.Node, In: p.best(m.Node, func(o Member) bool { return o.Spare }),
-			Why: fmt.Sprintf("it is down for %s, and repair_after is %s", down.Round(time.Second), p.g.RepairAfter)}
+			Why: fmt.Sprintf("it is down for %s, and repair_after is %s", down.Round(time.Second), after)}
 		if c.In != 0 && p.allowed(c) {
 			return c
 		}

@@ -119,6 +119,41 @@ func atRest(t *testing.T, s *control.State, g *control.Group, down, full map[uin
 	}
 }
 
+// A group has the cluster's repair-after until it gets one of its own, off being one, and again when it gives that up.
+func TestRepairAfter(t *testing.T) {
+	f := newFixture(t)
+	f.must(control.Command{CreateGroup: &control.CreateGroup{Name: "g", Paths: map[string]string{"n1": "/a"}}})
+	after := func() time.Duration {
+		s := f.state()
+		g, _ := s.GroupNamed("g")
+		return s.RepairAfter(g)
+	}
+	off, own, short := time.Duration(0), time.Hour, time.Second
+	for i, step := range []struct {
+		c    control.Command
+		want time.Duration
+	}{
+		{control.Command{SetCluster: &control.SetCluster{RepairAfter: time.Minute}}, time.Minute},
+		{control.Command{SetGroup: &control.SetGroup{Group: "g", RepairAfter: &off}}, 0},
+		{control.Command{SetCluster: &control.SetCluster{RepairAfter: 2 * time.Minute}}, 0},
+		{control.Command{SetGroup: &control.SetGroup{Group: "g", RepairAfter: &own}}, own},
+		{control.Command{SetGroup: &control.SetGroup{Group: "g", InheritRepair: true}}, 2 * time.Minute},
+		{control.Command{SetCluster: &control.SetCluster{}}, 0},
+	} {
+		if f.must(step.c); after() != step.want {
+			t.Errorf("step %d: %v, want %v", i, after(), step.want)
+		}
+	}
+	for _, c := range []control.Command{
+		{SetCluster: &control.SetCluster{RepairAfter: short}}, {SetCluster: &control.SetCluster{RepairAfter: -time.Hour}},
+		{SetGroup: &control.SetGroup{Group: "g", RepairAfter: &short}},
+	} {
+		if r := f.apply(c); r.Error == nil || after() != 0 {
+			t.Errorf("%+v was taken: %v", c, after())
+		}
+	}
+}
+
 func TestLifeAdmits(t *testing.T) {
 	known := control.Life{Boot: 1, Age: 10}
 	for next, want := range map[control.Life]bool{

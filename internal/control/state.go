@@ -35,6 +35,16 @@ type Cluster struct {
 	CACert  []byte    `json:"ca_cert"`         // PEM
 	CAKey   []byte    `json:"ca_key"`          // PEM
 	Level   uint64    `json:"level,omitempty"` // see State.Level
+	// RepairAfter is Group.RepairAfter of the groups that have none of their own.
+	RepairAfter time.Duration `json:"repair_after,omitempty"`
+}
+
+// RepairAfter is how long a voter of the group may be down before a spare takes its seat; 0: for ever.
+func (s *State) RepairAfter(g *Group) time.Duration {
+	if g.RepairAfter != nil {
+		return *g.RepairAfter
+	}
+	return s.Cluster.RepairAfter
 }
 
 // Node is a server of the cluster.
@@ -64,7 +74,7 @@ type Member struct {
 	Binding uint64 `json:"binding,omitempty"`
 	// Pinned: somebody chose this role; placement leaves it alone, a drain and a repair do not.
 	Pinned bool `json:"pinned,omitempty"`
-	// Spare: an observer that takes the seat of a voter that is down for longer than the group's RepairAfter.
+	// Spare: an observer that takes the seat of a voter that is down for longer than the group's RepairAfter, or the cluster's.
 	Spare bool `json:"spare,omitempty"`
 }
 
@@ -98,8 +108,8 @@ type Group struct {
 	NextReplica uint64        `json:"next_replica"`
 	Former      []Former      `json:"former,omitempty"` // oldest first
 	Deleted     bool          `json:"deleted,omitempty"`
-	// RepairAfter is how long a voter may be down before a spare takes its seat; 0: for ever.
-	RepairAfter time.Duration `json:"repair_after,omitempty"`
+	// RepairAfter is how long a voter may be down before a spare takes its seat; 0: for ever. nil: see Cluster.
+	RepairAfter *time.Duration `json:"repair_after,omitempty"`
 	// LeaderChosen is when somebody last chose the leader; for a while nothing else moves it.
 	LeaderChosen time.Time `json:"leader_chosen,omitzero"`
 }

@@ -29,19 +29,43 @@ func (n *node) GroupSet(ctx context.Context, group string, req api.GroupSet) err
 				Hint: "for instance 10s or 1m"}
 		}
 	}
-	if req.RepairAfter != "" {
-		var after time.Duration
-		if req.RepairAfter != "off" {
-			var err error
-			if after, err = time.ParseDuration(req.RepairAfter); err != nil || after <= 0 {
-				return &api.Error{Code: api.CodeUsage, Op: "group set", Subject: group, Why: fmt.Sprintf("%q is not a duration", req.RepairAfter),
-					Hint: "for instance 10m, or off"}
-			}
+	switch req.RepairAfter {
+	case "":
+	case "inherit":
+		c.InheritRepair = true
+	default:
+		after, err := repairAfter("group set", group, req.RepairAfter)
+		if err != nil {
+			return err
 		}
 		c.RepairAfter = &after
 	}
 	_, err := n.ctl.propose(ctx, &control.Command{By: n.id.Name(), SetGroup: &c})
 	return err
+}
+
+// ClusterSet changes what holds for all groups that do not say otherwise.
+func (n *node) ClusterSet(ctx context.Context, req api.ClusterSet) error {
+	after, err := repairAfter("cluster set", "cluster", req.RepairAfter)
+	if err != nil {
+		return err
+	}
+	_, err = n.ctl.propose(ctx, &control.Command{By: n.id.Name(), SetCluster: &control.SetCluster{RepairAfter: after}})
+	return err
+}
+
+// repairOff is a repair-after of 0 in words.
+const repairOff = "off"
+
+func repairAfter(op, subject, text string) (time.Duration, error) {
+	if text == repairOff {
+		return 0, nil
+	}
+	after, err := time.ParseDuration(text)
+	if err != nil || after <= 0 {
+		return 0, &api.Error{Code: api.CodeUsage, Op: op, Subject: subject, Why: fmt.Sprintf("%q is not a duration", text), Hint: "for instance 10m, or off"}
+	}
+	return after, nil
 }
 
 // ackOf is the acknowledgement that a name stands for; the empty one is the group's own.

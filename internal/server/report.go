@@ -124,6 +124,10 @@ func (n *node) describeGroup(g *control.Group, reports []report) api.Group {
 		InSync: api.InSync{Version: g.InSync.Version, Nodes: n.namesOf(g, g.InSync.Replicas), Since: g.InSync.Since, Why: g.InSync.Why,
 			After: g.InSyncBound().String()}}
 	out.History = fmt.Sprintf("%x", g.History)
+	out.RepairAfter, out.RepairInherited = repairOff, g.RepairAfter == nil
+	if after := n.ctl.state().RepairAfter(g); after > 0 {
+		out.RepairAfter = after.String()
+	}
 	if f := g.Fork; f != nil {
 		out.Fork = &api.Fork{Before: fmt.Sprintf("%x", f.Before), Index: f.Index, Cause: f.Cause, Time: f.Time, Node: n.seedOf(g)}
 	}

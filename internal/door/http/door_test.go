@@ -98,6 +98,9 @@ func TestEveryRoute(t *testing.T) {
 		{"remove", func(ctx context.Context, c *client.Client) (any, error) {
 			return c.NodeRemove(ctx, "n1", api.NodeRemove{Force: true}, nil)
 		}, []any{"remove", "n1", true}},
+		{"cluster set", func(ctx context.Context, c *client.Client) (any, error) {
+			return c.ClusterSet(ctx, api.ClusterSet{RepairAfter: "10m"})
+		}, []any{"cluster set", api.ClusterSet{RepairAfter: "10m"}}},
 		{"group set", func(ctx context.Context, c *client.Client) (any, error) {
 			return c.GroupSet(ctx, g, api.GroupSet{Topology: "tree:4"})
 		}, []any{"group set", g, api.GroupSet{Topology: "tree:4"}}},

@@ -72,6 +72,9 @@ func (n *fakeNode) NodeDrain(_ context.Context, node string, off bool, progress 
 func (n *fakeNode) NodeRemove(_ context.Context, node string, force bool, _ func(api.Progress)) (api.NodeChange, error) {
 	return api.NodeChange{Node: node}, n.note("remove", node, force)
 }
+func (n *fakeNode) ClusterSet(_ context.Context, r api.ClusterSet) error {
+	return n.note("cluster set", r)
+}
 func (n *fakeNode) GroupSet(_ context.Context, g string, r api.GroupSet) error {
 	return n.note("group set", g, r)
 }

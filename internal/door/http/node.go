@@ -38,6 +38,7 @@ type Node interface {
 	// NodeDrain returns when the node has no seat left, or takes part again (off).
 	NodeDrain(ctx context.Context, node string, off bool, progress func(api.Progress)) (api.NodeChange, error)
 	NodeRemove(ctx context.Context, node string, force bool, progress func(api.Progress)) (api.NodeChange, error)
+	ClusterSet(ctx context.Context, req api.ClusterSet) error
 	GroupSet(ctx context.Context, group string, req api.GroupSet) error
 	GroupRecover(ctx context.Context, group string, req api.GroupRecover) (api.GroupRecovered, error)
 

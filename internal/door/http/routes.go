@@ -73,6 +73,12 @@ func (m *router) changes(n Node) {
 		group := r.PathValue("group")
 		return done("group delete", group, group+" has ended; its files stay where they are", n.GroupDelete(ctx, group))
 	})
+	plain(m, api.RouteClusterSet(), func(ctx context.Context, r request[api.ClusterSet]) (any, error) {
+		if r.Body == (api.ClusterSet{}) {
+			return nil, &api.Error{Code: api.CodeUsage, Op: "cluster set", Subject: "cluster", Why: "nothing is to be changed", Hint: "give repair_after"}
+		}
+		return done("cluster set", "cluster", "cluster: repair-after "+r.Body.RepairAfter, n.ClusterSet(ctx, r.Body))
+	})
 	plain(m, api.RouteGroupSet(), func(ctx context.Context, r request[api.GroupSet]) (any, error) {
 		group := r.PathValue("group")
 		if r.Body == (api.GroupSet{}) {
