@@ -10,8 +10,11 @@ func Nearest(word string, candidates []string) string {
 		if len(word) >= 2 && strings.HasPrefix(strings.ToLower(c), strings.ToLower(word)) {
 			d = 1
 		}
-		if d < bestDistance {
+		switch {
+		case d < bestDistance:
 			best, bestDistance = c, d
+		case d == bestDistance && best != "" && c != best:
+			best = "" // as near as another: it could be either
 		}
 	}
 	return best

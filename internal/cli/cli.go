@@ -234,9 +234,9 @@ func (a *app) report(ctx context.Context, err error) int {
 		}
 		return info.Exit
 	}
-	out := "lockstep: " + e.Error() + "\n"
+	out := "lockstep: " + printable(e.Error()) + "\n"
 	if e.Hint != "" {
-		out += "  → " + e.Hint + "\n"
+		out += "  → " + printable(e.Hint) + "\n"
 	}
 	if _, werr := io.WriteString(a.env.Stderr, out); werr != nil {
 		return api.CodeFailed.Info().Exit

@@ -209,3 +209,13 @@ func TestProgress(t *testing.T) {
 		t.Errorf("a terminal got %q, want %q", got, want)
 	}
 }
+
+func TestPrintable(t *testing.T) {
+	for in, want := range map[string]string{
+		"web → später": "web → später", "a\nb": "a\nb", "a\x1b[31mb": `a\x1b[31mb`, "bad\xff": `bad\xff`, "\u009b": `\xc2\x9b`, "": "",
+	} {
+		if got := printable(in); got != want {
+			t.Errorf("printable(%q) = %q, want %q", in, got, want)
+		}
+	}
+}

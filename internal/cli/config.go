@@ -89,13 +89,13 @@ func readConfig(name string) (map[string]string, error) {
 	if _, err := toml.DecodeFile(name, &raw); err != nil {
 		var syntax toml.ParseError
 		if errors.As(err, &syntax) {
-			return nil, bad(fmt.Sprintf("line %d: %s", syntax.Position.Line, syntax.Message), "")
+			return nil, bad(fmt.Sprintf("line %d: %s", syntax.Position.Line, syntax.Message), `write a line a setting: data = "/var/lib/lockstep"`)
 		}
 		var path *fs.PathError
 		if errors.As(err, &path) {
 			err = path.Err
 		}
-		return nil, bad(err.Error(), "")
+		return nil, bad(err.Error(), "give a TOML file with --config or LOCKSTEP_CONFIG")
 	}
 	known := settings()
 	values := make(map[string]string, len(raw))
@@ -106,7 +106,7 @@ func readConfig(name string) (map[string]string, error) {
 		}
 		var err error
 		if values[key], err = known[i].fromTOML(raw[key]); err != nil {
-			return nil, bad(err.Error(), "")
+			return nil, bad(err.Error(), "for instance: "+known[i].example())
 		}
 	}
 	return values, nil
@@ -121,6 +121,14 @@ func nearKey(key string, known []setting) string {
 		return fmt.Sprintf("did you mean %q?", near)
 	}
 	return "known keys: " + strings.Join(keys, ", ")
+}
+
+// example is a line of a file that fits.
+func (s setting) example() string {
+	if s.toggle {
+		return s.key + " = true"
+	}
+	return s.key + ` = "` + s.value + `"`
 }
 
 func (s setting) fromTOML(v any) (string, error) {

@@ -70,10 +70,10 @@ func bindings(dir string, on []string) (map[string]string, error) {
 		case own == "":
 			return nil, usage("--on "+word, "has no directory", "give it one with "+node+":DIR, or all of them with --path DIR")
 		case !path.IsAbs(own):
-			return nil, usage(own, "the directory must be an absolute path", "")
+			return nil, usage(own, "the directory must be an absolute path", "write it from / on, for instance /srv/"+path.Base(own))
 		}
 		if _, twice := paths[node]; twice {
-			return nil, usage("--on", "names "+node+" twice", "")
+			return nil, usage("--on", "names "+node+" twice", "a node keeps one directory of a group: name it once")
 		}
 		paths[node] = api.EscapePath(path.Clean(own))
 	}
@@ -104,8 +104,8 @@ func (a *app) dirUnbind() *cobra.Command {
 	return &cobra.Command{
 		Use:   "unbind GROUP NODE",
 		Short: "Stop keeping the directory on a node; its files stay where they are",
-		Long: `Stop keeping the directory on a node; its files stay where they are. The last node that votes stays:
-a group cannot be removed yet.`,
+		Long: `Stop keeping the directory on a node; its files stay where they are. The last node that holds it
+stays: end the group instead ("lockstep group delete").`,
 		Example: "  lockstep dir unbind web n4",
 		Args:    wants,
 		RunE: asking(a, func(ctx context.Context, c *client.Client, args []string) (doneResult, error) {

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
+	"unicode/utf8"
 )
 
 // table writes aligned columns; the first row is the header.
@@ -65,6 +67,29 @@ func seconds(s float64) string {
 	}
 	return d.Round(time.Second).String()
 }
+
+// printable writes what a terminal would act upon, and what is not UTF-8, as \xNN: an error names what was typed or
+// found, whatever it is. Line breaks of an error that has several lines stay.
+func printable(s string) string {
+	if utf8.ValidString(s) && !strings.ContainsFunc(s, control) {
+		return s
+	}
+	var b strings.Builder
+	for len(s) > 0 {
+		r, n := utf8.DecodeRuneInString(s)
+		if control(r) || r == utf8.RuneError && n == 1 {
+			for _, c := range []byte(s[:n]) {
+				fmt.Fprintf(&b, `\x%02x`, c)
+			}
+		} else {
+			b.WriteString(s[:n])
+		}
+		s = s[n:]
+	}
+	return b.String()
+}
+
+func control(r rune) bool { return r != '\n' && unicode.IsControl(r) }
 
 // short is the beginning of an id or digest, enough to compare by eye.
 func short(id string) string { return id[:min(len(id), 12)] }

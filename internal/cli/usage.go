@@ -19,6 +19,13 @@ func flagError(cmd *cobra.Command, err error) error {
 		e.Subject, e.Why, e.Hint = "--"+value.GetFlag().Name, fmt.Sprintf("%q is not a duration", value.GetValue()), "write for instance 30s or 5m"
 		return e
 	}
+	if errors.As(err, &value) {
+		what := map[string]string{"int": "a whole number", "uint": "a whole number", "bool": "true or false"}[value.GetFlag().Value.Type()]
+		if what != "" {
+			e.Subject, e.Why = "--"+value.GetFlag().Name, fmt.Sprintf("%q is not %s", value.GetValue(), what)
+		}
+		return e
+	}
 	var unknown *pflag.NotExistError
 	if !errors.As(err, &unknown) {
 		return e

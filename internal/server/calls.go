@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -108,12 +109,39 @@ func call[T any](ctx context.Context, n *node, to uint64, method string, req gro
 		return v, err
 	}
 	if b, err = n.net.Call(ctx, to, method, b); err != nil {
-		return v, err
+		return v, n.unanswered(to, err)
 	}
 	if err := json.Unmarshal(b, &v); err != nil {
 		return v, fmt.Errorf("%s of node %s: %w", method, n.nameOf(to), err)
 	}
 	return v, nil
+}
+
+// unanswered is a call without an answer: the transport's error for programs, and words for people.
+type unanswered struct {
+	said  *api.Error
+	cause error
+}
+
+func (u *unanswered) Error() string   { return u.said.Error() }
+func (u *unanswered) Unwrap() []error { return []error{u.said, u.cause} }
+
+// unanswered says which node did not answer and where it was looked for. What the node itself has said stays as it is.
+func (n *node) unanswered(id uint64, err error) error {
+	var said *api.Error
+	if errors.As(err, &said) {
+		return err
+	}
+	why := err
+	if inner := errors.Unwrap(err); inner != nil { // without the method, which is nobody's business
+		why = inner
+	}
+	e := &api.Error{Code: api.CodeUnavailable, Op: "ask node", Subject: n.nameOf(id), Why: "it does not answer: " + why.Error(),
+		Hint: "see that it runs and that the other nodes reach its address; lockstep node list shows it"}
+	if errors.Is(err, context.DeadlineExceeded) {
+		e.Why = "it does not answer in time"
+	}
+	return &unanswered{e, err}
 }
 
 // answerTime is how long a node may take to report before it counts as down.

@@ -33,12 +33,28 @@ func openDataDir(path string) (*dataDir, error) {
 		return nil, dataDirError(path, err)
 	}
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		lock.Close()
-		return nil, &api.Error{Code: api.CodeConflict, Op: "serve", Subject: path,
-			Why:  "another lockstep process uses this data directory",
-			Hint: "stop it, or give this one a directory of its own with --data"}
+		return nil, errors.Join(inUse(path), lock.Close())
 	}
 	return &dataDir{path: path, lock: lock}, nil
+}
+
+// checkFree refuses a data directory that another process uses, and makes nothing. What else may be wrong with it is
+// for openDataDir to find.
+func checkFree(path string) error {
+	lock, err := os.Open(filepath.Join(path, "lock"))
+	if err != nil {
+		return nil
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil {
+		return inUse(path)
+	}
+	return nil
+}
+
+func inUse(path string) error {
+	return &api.Error{Code: api.CodeConflict, Op: "serve", Subject: path, Why: "another lockstep process uses this data directory",
+		Hint: "stop it, or give this one a directory of its own with --data"}
 }
 
 // checkOurs refuses a directory that holds something but is no data directory: somebody's files, most likely one

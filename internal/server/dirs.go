@@ -6,8 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -76,37 +74,18 @@ func (n *node) checkBinding(ctx context.Context, op, name, dir string) error {
 	return e
 }
 
-// checkHere makes sure that a directory can be bound on this node; one that does not exist is made when it is.
-func (n *node) checkHere(dir string) error {
-	refuse := func(why, hint string) error {
-		return &api.Error{Code: api.CodeUsage, Op: "bind", Subject: dir, Why: why, Hint: hint}
-	}
-	if inside(dir, n.data.path) || inside(n.data.path, dir) {
-		return refuse("it overlaps the node's data directory "+n.data.path, "choose another directory")
-	}
-	st, err := os.Stat(dir)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case err != nil:
-		return refuse(err.Error(), "give a directory that lockstep may read and write there")
-	case !st.IsDir():
-		return refuse("it is not a directory", "give a directory")
-	}
-	if real, err := filepath.EvalSymlinks(dir); err != nil || real != filepath.Clean(dir) {
-		return refuse("it leads through a symbolic link to "+real, "bind that directory itself")
-	}
-	return nil
-}
-
 func inside(dir, base string) bool {
 	return dir == base || strings.HasPrefix(dir, strings.TrimSuffix(base, "/")+"/")
 }
 
 func (n *node) dirNamed(op, name string) (*control.Group, error) {
-	g, ok := n.ctl.state().GroupNamed(name)
-	if !ok || g.Kind != control.KindFiles {
-		return nil, &api.Error{Code: api.CodeNotFound, Op: op, Subject: name, Why: "no such directory group", Hint: "lockstep group list shows them"}
+	st := n.ctl.state()
+	g, ok := st.GroupNamed(name)
+	switch {
+	case !ok:
+		return nil, st.UnknownGroup(op, name)
+	case g.Kind != control.KindFiles:
+		return nil, &api.Error{Code: api.CodeNotFound, Op: op, Subject: name, Why: "this group keeps no directory", Hint: "lockstep group list shows those of kind files"}
 	}
 	return g, nil
 }
@@ -163,7 +142,8 @@ func (n *node) listHere(_ context.Context, req groupRequest) (out api.DirEntries
 		return out, err
 	}
 	if req.List.Path != "" && !found {
-		return out, &api.Error{Code: api.CodeNotFound, Op: "dir ls", Subject: api.EscapePath(req.List.Path), Why: "no such path in the group"}
+		return out, &api.Error{Code: api.CodeNotFound, Op: "dir ls", Subject: api.EscapePath(req.List.Path), Why: "no such path in group " + h.group.Name,
+			Hint: "lockstep dir ls " + h.group.Name + " lists the top; a path begins there, without the directory's own"}
 	}
 	out.Entries = []api.DirEntry{}
 	if found && at.Kind != manifest.Dir {
@@ -245,7 +225,7 @@ func (n *node) DirConfirm(ctx context.Context, group, name string) error {
 	}
 	node, ok := n.ctl.state().NodeNamed(name)
 	if !ok {
-		return &api.Error{Code: api.CodeNotFound, Op: op, Subject: name, Why: "no such node", Hint: "lockstep node list shows them"}
+		return n.ctl.state().UnknownNode(op, name)
 	}
 	_, err = call(ctx, n, node.ID, methodConfirm, groupRequest{Group: g.ID}, n.confirmHere)
 	return err
@@ -276,7 +256,13 @@ func (n *node) DirWait(ctx context.Context, group string, req api.DirWaitFor, pr
 	}
 	began := time.Now()
 	out := api.DirWait{Group: g.Name, Reached: []string{}, Missing: []string{}}
-	flushed := each(g.Members, func(m control.Member) flush { return n.flushAt(ctx, g, m) })
+	looking := newPatience("waiting", n.names(g.Members), len(g.Members), progress)
+	flushed := each(g.Members, func(m control.Member) flush {
+		f := n.flushAt(ctx, g, m)
+		looking.reached(n.nameOf(m.Node))
+		return f
+	})
+	looking.end()
 	for i, f := range flushed {
 		out.Position = max(out.Position, f.index)
 		if f.stuck {
@@ -293,20 +279,15 @@ func (n *node) DirWait(ctx context.Context, group string, req api.DirWaitFor, pr
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	var reached atomic.Int64
+	waiting := newPatience("waiting", n.names(targets), enough, progress)
 	done := each(targets, func(m control.Member) bool {
 		ok := n.waitPlaced(ctx, g, m, out.Position)
-		if ok {
-			k := reached.Add(1)
-			if progress != nil {
-				progress(api.Progress{What: "waiting", Done: uint64(k), Total: uint64(enough), Unit: "nodes"})
-			}
-			if k >= int64(enough) {
-				cancel()
-			}
+		if ok && waiting.reached(n.nameOf(m.Node)) >= enough {
+			cancel()
 		}
 		return ok
 	})
+	waiting.end()
 	for i, m := range targets {
 		if done[i] {
 			out.Reached = append(out.Reached, n.nameOf(m.Node))
@@ -317,6 +298,14 @@ func (n *node) DirWait(ctx context.Context, group string, req api.DirWaitFor, pr
 	out.Done = len(out.Reached) >= enough
 	out.Seconds = time.Since(began).Seconds()
 	return out, nil
+}
+
+func (n *node) names(members []control.Member) []string {
+	names := make([]string, len(members))
+	for i, m := range members {
+		names[i] = n.nameOf(m.Node)
+	}
+	return names
 }
 
 func (n *node) waitTargets(g *control.Group, req api.DirWaitFor) (targets []control.Member, enough int, err error) {
@@ -466,7 +455,8 @@ func (n *node) DirVerify(ctx context.Context, group string, repair bool, progres
 	if err != nil {
 		return api.DirVerify{}, err
 	}
-	var finished atomic.Int64
+	reading := newPatience("reading and comparing: waiting", n.names(g.Members), len(g.Members), progress)
+	defer reading.end()
 	out := api.DirVerify{Group: g.Name}
 	out.Nodes = each(g.Members, func(m control.Member) api.DirVerifyNode {
 		v, err := call(ctx, n, m.Node, methodVerify, groupRequest{Group: g.ID, Repair: repair}, n.verifyHere)
@@ -474,10 +464,7 @@ func (n *node) DirVerify(ctx context.Context, group string, repair bool, progres
 			v.Err = err.Error()
 		}
 		v.Node = n.nameOf(m.Node)
-		k := finished.Add(1)
-		if progress != nil {
-			progress(api.Progress{What: "verifying", Node: v.Node, Done: uint64(k), Total: uint64(len(g.Members)), Unit: "nodes"})
-		}
+		reading.reached(v.Node)
 		return v
 	})
 	return out, nil

@@ -59,13 +59,22 @@ func (n *node) holding(group uint64) (*holding, error) {
 	defer n.mu.Unlock()
 	h, ok := n.holdings[group]
 	if s, damaged := n.suspects[group]; damaged {
-		return nil, &api.Error{Code: api.CodeDamage, Op: "group", Subject: fmt.Sprint(group), Why: "on node " + n.id.Name() + ": " + s.String(),
+		return nil, &api.Error{Code: api.CodeDamage, Op: "group", Subject: n.groupName(group), Why: "on node " + n.id.Name() + ": " + s.String(),
 			Hint: "lockstep group show says what each member does"}
 	}
 	if !ok {
-		return nil, &api.Error{Code: api.CodeUnavailable, Op: "group", Subject: fmt.Sprint(group), Why: "node " + n.id.Name() + " does not hold it (yet)"}
+		return nil, &api.Error{Code: api.CodeUnavailable, Op: "group", Subject: n.groupName(group), Why: "node " + n.id.Name() + " does not run it (yet)",
+			Hint: "try again in a few seconds; lockstep dir status " + n.groupName(group) + " says what each node does"}
 	}
 	return h, nil
+}
+
+// groupName is how people know a group.
+func (n *node) groupName(id uint64) string {
+	if g, ok := n.ctl.state().Group(id); ok {
+		return g.Name
+	}
+	return fmt.Sprint(id)
 }
 
 // hold starts this node's part of a group, or brings a running one up to date.

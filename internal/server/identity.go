@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/lockstep-sync/lockstep/api"
@@ -59,6 +60,11 @@ func begin(ctx context.Context, cfg Config, advertise string, data *dataDir) (*s
 	}
 	if cfg.Join != "" {
 		return join(ctx, cfg, advertise, data)
+	}
+	if cfg.Replace {
+		return nil, &api.Error{Code: api.CodeUsage, Op: "serve", Subject: data.path,
+			Why:  "--replace takes the place of a node in a cluster, but no cluster is named and the data directory is empty",
+			Hint: "add --join TOKEN; a node of the cluster makes one with: lockstep token create"}
 	}
 	return found(cfg, advertise, data)
 }
@@ -138,8 +144,8 @@ func found(cfg Config, advertise string, data *dataDir) (*start, error) {
 // join asks the nodes that the token names, one after the other, to let this server in.
 func join(ctx context.Context, cfg Config, advertise string, data *dataDir) (*start, error) {
 	tok, err := access.ParseToken(cfg.Join)
-	if err == nil {
-		err = tok.Expired(time.Now())
+	if err == nil && tok.Expired(time.Now()) != nil {
+		err = fmt.Errorf("it expired on %s", tok.Expires.UTC().Format(time.RFC3339))
 	}
 	if err != nil {
 		return nil, &api.Error{Code: api.CodeDenied, Op: "join", Subject: "token", Why: err.Error(),
@@ -160,8 +166,7 @@ func join(ctx context.Context, cfg Config, advertise string, data *dataDir) (*st
 		}
 	}
 	if err != nil {
-		return nil, &api.Error{Code: api.CodeUnavailable, Op: "join", Subject: fmt.Sprint(tok.Addrs), Why: err.Error(),
-			Hint: "check that one of these nodes runs and can be reached from here"}
+		return nil, notJoined(tok.Addrs, err)
 	}
 	if reply.Error != nil {
 		return nil, reply.Error
@@ -176,6 +181,33 @@ func join(ctx context.Context, cfg Config, advertise string, data *dataDir) (*st
 	}
 	return s, errors.Join(writeJSON(data.sub(hintFile), s.hint), access.Create(data.path, id))
 }
+
+// notJoined is about a cluster of which nobody could be asked; err is the last attempt's.
+func notJoined(addrs []string, err error) error {
+	e := &api.Error{Code: api.CodeUnavailable, Op: "join", Subject: strings.Join(addrs, ", "), Why: "no node of the cluster can be reached there: " + err.Error(),
+		Hint: "see that one of them runs, and that this server reaches it on that port"}
+	if name := (*net.DNSError)(nil); errors.As(err, &name) {
+		e.Hint = fmt.Sprintf("this server does not find the name %s: make it resolve here, or start that node with --advertise IP:PORT and make a new token", name.Name)
+	}
+	return e
+}
+
+// checkBack makes sure that this node reaches a server that wants to join where it says that it is: one that cannot be
+// reached would count among the voters and take the majority with it.
+func checkBack(ctx context.Context, address string) error {
+	ctx, cancel := context.WithTimeout(ctx, backPatience)
+	defer cancel()
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "tcp", address)
+	if err == nil {
+		return conn.Close()
+	}
+	return &api.Error{Code: api.CodeUnavailable, Op: "join", Subject: address, Why: "the cluster cannot reach the new server at this address: " + err.Error(),
+		Hint: "start it with --advertise HOST:PORT as the other nodes reach it, and see that no firewall is between them"}
+}
+
+// backPatience bounds the look back at a server that joins.
+const backPatience = 5 * time.Second
 
 // joinPatience bounds one attempt to join through one node.
 const joinPatience = 20 * time.Second
@@ -228,6 +260,9 @@ func (n *node) letIn(ctx context.Context, req *access.JoinRequest) (*access.Join
 	if old, ok := st.NodeNamed(req.Name); ok && req.Replace && n.isUp(ctx, old.ID) {
 		return nil, &api.Error{Code: api.CodeConflict, Op: "join", Subject: req.Name,
 			Why: "the node of this name is up and has its data", Hint: "choose another --name, or stop that node first"}
+	}
+	if err := checkBack(ctx, req.Address); err != nil {
+		return nil, err
 	}
 	r, err := n.ctl.propose(ctx, &control.Command{By: "token " + req.Token.String(), Join: &control.Join{
 		Token: req.Token.String(), Name: req.Name, Address: req.Address, Version: req.Version, Zone: req.Zone, Replace: req.Replace,

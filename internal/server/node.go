@@ -67,8 +67,12 @@ func checkAPI(ctx context.Context, address string) error {
 	}
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return &api.Error{Code: api.CodeConflict, Op: "serve", Subject: address, Why: "the port is in use",
+			Hint: "another lockstep may run here already; choose another address with --api, or --api off"}
+	}
 	if err != nil {
-		return &api.Error{Code: api.CodeConflict, Op: "serve", Subject: address, Why: err.Error(),
+		return &api.Error{Code: api.CodeFailed, Op: "serve", Subject: address, Why: err.Error(),
 			Hint: "choose another address with --api, or --api off"}
 	}
 	return l.Close()

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/lockstep-sync/lockstep/api"
@@ -96,16 +97,18 @@ func warnings(d api.DirStatus) (list []api.Warning) {
 		subject := d.Group + " on " + m.Node
 		switch m.Mode {
 		case "down":
-			list = append(list, api.Warning{Name: "node_down", Subject: subject, Text: "the node does not answer: " + m.Why,
+			list = append(list, api.Warning{Name: "node_down", Subject: subject, Text: m.Why,
 				Hint: "start it; it catches up by itself"})
+		case "starting":
+			list = append(list, api.Warning{Name: "node_starting", Subject: subject, Text: "the node answers, but does not take part yet: " + m.Why,
+				Hint: "usually nothing: it follows within seconds; if it stays, see the node's output"})
 		case "stopped":
 			list = append(list, api.Warning{Name: "dir_stopped", Subject: subject, Text: m.Why,
 				Hint: stoppedHint(d.Group, &m)})
 		}
 		if k := len(m.Problems); k > 0 {
 			list = append(list, api.Warning{Name: "dir_problems", Subject: subject, Since: m.Problems[0].Since,
-				Text: fmt.Sprintf("%s not in step, the first: %s: %s", paths(k), m.Problems[0].Path, m.Problems[0].What),
-				Hint: "lockstep dir status " + d.Group + " lists them"})
+				Text: problemText(m.Problems), Hint: "lockstep dir status " + d.Group + " lists them, and what to do"})
 		}
 	}
 	return list
@@ -119,11 +122,19 @@ func stoppedHint(group string, m *api.DirNode) string {
 	return fmt.Sprintf("look at %s; if all is as it should be: lockstep dir resume %s %s", m.Path, group, m.Node)
 }
 
-func paths(n int) string {
-	if n == 1 {
-		return "1 path is"
+// problemText sums problems up. One with an empty path is of the whole directory, and comes first.
+func problemText(list []api.Problem) string {
+	if i := slices.IndexFunc(list, func(p api.Problem) bool { return p.Path == "" }); i >= 0 {
+		if len(list) == 1 {
+			return list[i].What
+		}
+		return fmt.Sprintf("%s (and %d others)", list[i].What, len(list)-1)
 	}
-	return fmt.Sprintf("%d paths are", n)
+	many := "1 path is"
+	if len(list) > 1 {
+		many = fmt.Sprintf("%d paths are", len(list))
+	}
+	return fmt.Sprintf("%s not in step, the first: %s: %s", many, list[0].Path, list[0].What)
 }
 
 // Nodes of the cluster that were not removed.

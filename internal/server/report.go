@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/lockstep-sync/lockstep/api"
@@ -36,8 +37,20 @@ type report struct {
 	Bytes      uint64       `json:"bytes"`
 }
 
-// down stands in for a node that does not answer.
-func down(err error) report { return report{Role: "unknown", Mode: "down", Why: err.Error()} }
+// absent stands in for the report of a node that gave none: it is down, or answers but does not run the group (yet).
+func absent(err error) report {
+	r := report{Role: "unknown", Mode: "starting", Why: err.Error()}
+	if silent := (*unanswered)(nil); errors.As(err, &silent) {
+		r.Mode = "down"
+	}
+	if e := (*api.Error)(nil); errors.As(err, &e) {
+		r.Why = e.Why
+	}
+	return r
+}
+
+// reports tells whether a member has given an account of its part.
+func (r *report) reports() bool { return r.Mode != "down" && r.Mode != "starting" }
 
 func (n *node) reportHere(ctx context.Context, req groupRequest) (report, error) {
 	if req.Group == control.ControlGroup {
@@ -106,7 +119,10 @@ func (n *node) survey(ctx context.Context, g *control.Group) []report {
 	return each(g.Members, func(m control.Member) report {
 		r, err := n.reportOf(ctx, g, m.Node)
 		if err != nil {
-			return down(err)
+			r = absent(err)
+			if hello, herr := n.hello(ctx, m.Node); r.Mode == "starting" && herr == nil && hello.Full != nil {
+				r.Why += "; its disk is full: " + describeFull(hello.Full)
+			}
 		}
 		return r
 	})
@@ -132,7 +148,7 @@ func (n *node) describeGroup(g *control.Group, reports []report) api.Group {
 		out.Fork = &api.Fork{Before: fmt.Sprintf("%x", f.Before), Index: f.Index, Cause: f.Cause, Time: f.Time, Node: n.seedOf(g)}
 	}
 	for _, r := range reports {
-		if r.Mode != "down" && r.Leader != 0 && r.Term >= out.Term {
+		if r.reports() && r.Leader != 0 && r.Term >= out.Term {
 			out.Term, out.Leader = r.Term, n.nameOf(r.Leader)
 		}
 		out.Commit = max(out.Commit, r.Commit)
@@ -144,7 +160,7 @@ func (n *node) describeGroup(g *control.Group, reports []report) api.Group {
 		if r.Upstream != 0 {
 			rep.Upstream = n.nameOf(r.Upstream)
 		}
-		if r.Mode != "down" {
+		if r.reports() {
 			rep.LagEntries = out.Commit - min(out.Commit, r.Applied)
 		}
 		if r.Dir != nil {
@@ -158,7 +174,7 @@ func (n *node) describeGroup(g *control.Group, reports []report) api.Group {
 func (n *node) describeDir(g *control.Group, reports []report) api.DirStatus {
 	out := api.DirStatus{Group: g.Name, Ack: g.Ack, Conflict: g.Conflict, Topology: g.Topology, Nodes: []api.DirNode{}}
 	for _, r := range reports {
-		if r.Applied >= out.Position && r.Mode != "down" {
+		if r.Applied >= out.Position && r.reports() {
 			out.Position = r.Applied
 			if r.Digest != "" {
 				out.Digest, out.Files, out.Bytes = r.Digest, r.Files, r.Bytes
@@ -167,7 +183,7 @@ func (n *node) describeDir(g *control.Group, reports []report) api.DirStatus {
 	}
 	for i, r := range reports {
 		m := g.Members[i]
-		d := api.DirNode{Node: n.nameOf(m.Node), Role: r.Role, Path: m.Path, Mode: "down", Why: r.Why, Problems: []api.Problem{}}
+		d := api.DirNode{Node: n.nameOf(m.Node), Role: r.Role, Path: m.Path, Mode: r.Mode, Why: r.Why, Problems: []api.Problem{}}
 		if r.Dir != nil {
 			d = *r.Dir
 			d.Node, d.Role, d.Path, d.Applied, d.Digest = n.nameOf(m.Node), r.Role, m.Path, r.Applied, r.Digest

@@ -46,7 +46,7 @@ func trustWarnings(g *control.Group, shown api.Group, reports []report) (list []
 		if m.Role != control.RoleVoter {
 			continue
 		}
-		if voters++; reports[i].Mode != "down" {
+		if voters++; reports[i].reports() {
 			up++
 		}
 	}

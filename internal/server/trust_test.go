@@ -1,6 +1,9 @@
 package server
 
 import (
+	"context"
+	"errors"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -57,7 +60,45 @@ func TestHintsOfStoppedBindings(t *testing.T) {
 	if hint := stoppedHint("web", &held); strings.Contains(hint, "resume") || !strings.Contains(hint, "/srv/web") {
 		t.Errorf("cannot be opened: %s", hint)
 	}
-	if paths(1) != "1 path is" || paths(2) != "2 paths are" {
-		t.Error(paths(1), paths(2))
+}
+
+func TestProblemsInOneLine(t *testing.T) {
+	one, two := api.Problem{Path: "a/b", What: "not kept: a FIFO"}, api.Problem{Path: "c", What: "permission denied"}
+	whole := api.Problem{What: "kept aside as /srv/web/.lockstep/work/kept/1"}
+	for want, list := range map[string][]api.Problem{
+		"1 path is not in step, the first: a/b: not kept: a FIFO":     {one},
+		"2 paths are not in step, the first: c: permission denied":    {two, one},
+		"kept aside as /srv/web/.lockstep/work/kept/1":                {whole},
+		"kept aside as /srv/web/.lockstep/work/kept/1 (and 2 others)": {one, whole, two},
+	} {
+		if got := problemText(list); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
+// TestAbsentReports: a node that does not answer is down; one that answers but has nothing to report is starting.
+func TestAbsentReports(t *testing.T) {
+	said := &api.Error{Code: api.CodeUnavailable, Op: "group", Subject: "web", Why: "node n2 does not run it (yet)"}
+	silent := &unanswered{said: &api.Error{Code: api.CodeUnavailable, Op: "ask node", Subject: "n2", Why: "it does not answer: refused"}, cause: context.DeadlineExceeded}
+	for _, c := range []struct {
+		want report
+		err  error
+	}{
+		{report{Role: "unknown", Mode: "starting", Why: "node n2 does not run it (yet)"}, said},
+		{report{Role: "unknown", Mode: "down", Why: "it does not answer: refused"}, silent},
+		{report{Role: "unknown", Mode: "starting", Why: "the disk"}, errors.New("the disk")},
+	} {
+		if got := absent(c.err); !reflect.DeepEqual(got, c.want) || got.reports() {
+			t.Errorf("%v: %+v", c.err, got)
+		}
+	}
+	if !errors.Is(silent, context.DeadlineExceeded) || !errors.Is(silent, &api.Error{Code: api.CodeUnavailable}) {
+		t.Error("the cause is lost")
+	}
+	for _, w := range warnings(api.DirStatus{Group: "web", Nodes: []api.DirNode{{Node: "n1", Mode: "down"}, {Node: "n2", Mode: "starting"}}}) {
+		if want := map[string]string{"web on n1": "node_down", "web on n2": "node_starting"}[w.Subject]; w.Name != want || w.Hint == "" {
+			t.Errorf("%+v, want %s", w, want)
+		}
 	}
 }

@@ -11,8 +11,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/lockstep-sync/lockstep/api"
@@ -50,7 +52,12 @@ type run struct {
 // scene failed or, at the end, the trees are not identical.
 func Run(ctx context.Context, cfg Config) (err error) {
 	if cfg.Nodes < 1 || cfg.Nodes > MaxNodes {
-		return &api.Error{Code: api.CodeUsage, Op: "demo", Subject: "--nodes", Why: fmt.Sprintf("must be between 1 and %d", MaxNodes)}
+		return &api.Error{Code: api.CodeUsage, Op: "demo", Subject: "--nodes", Why: fmt.Sprintf("must be between 1 and %d", MaxNodes), Hint: "three show everything"}
+	}
+	if cfg.Dir != "" {
+		if err := checkSource(cfg.Dir); err != nil {
+			return err
+		}
 	}
 	root, err := os.MkdirTemp("", "lockstep-demo-")
 	if err != nil {
@@ -86,6 +93,27 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	r.lookAround()
 	<-ctx.Done()
 	return nil
+}
+
+// checkSource looks at the directory to copy from before anything is started.
+func checkSource(dir string) error {
+	e := &api.Error{Code: api.CodeUsage, Op: "demo", Subject: "--dir " + dir, Why: "it is not a directory", Hint: "give a directory whose files may be copied, or leave --dir out"}
+	f, err := os.Open(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		e.Code, e.Why = api.CodeNotFound, "there is no such directory"
+		return e
+	}
+	if err == nil {
+		_, err = f.Readdirnames(1)
+		f.Close()
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		return nil
+	}
+	if !errors.Is(err, syscall.ENOTDIR) {
+		e.Why = err.Error()
+	}
+	return e
 }
 
 // explain names the scene and, if a node's process died by itself, shows its last words.

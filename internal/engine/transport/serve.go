@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"time"
 
@@ -77,6 +78,10 @@ func (t *Transport) welcome(s *sock, cfg *tls.Config) {
 
 // refused tells of a connection that was not accepted: whose it was, as far as that is certain.
 func (t *Transport) refused(c *conn, err error) {
+	if errors.Is(err, errWordless) { // somebody looks whether the port is open: a server that is let in, a monitor
+		t.cfg.Log.Debug("connection closed without a word", "remote", c.sock.RemoteAddr())
+		return
+	}
 	t.counters.refused.Add(1)
 	who := c.sock.RemoteAddr().String()
 	if host, _, err := net.SplitHostPort(who); err == nil {
@@ -91,6 +96,10 @@ func (t *Transport) refused(c *conn, err error) {
 		t.cfg.Log.Warn("connection refused", append(about, "unsaid", unsaid)...)
 	}
 }
+
+// errWordless: the other side closed the connection in good order, without having said who it is. Who dials tells of what
+// it does not like about the answers.
+var errWordless = errors.New("closed without a word")
 
 // kindOf tells the reasons apart for which connections of one stranger are refused. What a stranger can choose freely
 // is no part of it.
@@ -116,6 +125,9 @@ func (t *Transport) greet(c *conn) (serve func(), err error) {
 		return nil, err
 	}
 	if err := c.HandshakeContext(ctx); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = errWordless
+		}
 		return nil, fmt.Errorf("handshake: %w", err)
 	}
 	b, err := readShort(c)

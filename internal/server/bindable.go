@@ -1,0 +1,71 @@
+package server
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lockstep-sync/lockstep/api"
+)
+
+// checkHere makes sure that a directory can be bound on this node; one that does not exist is made when it is. Nothing
+// is written to find that out: the directory may be part of another binding, which is for the control group to refuse.
+func (n *node) checkHere(dir string) error {
+	if inside(dir, n.data.path) || inside(n.data.path, dir) {
+		return unbindable(dir, "it overlaps the node's data directory "+n.data.path, "choose another directory")
+	}
+	at, st, err := nearest(dir)
+	if err != nil {
+		return unbindable(dir, reason(err), "give a directory that lockstep may read and write there")
+	}
+	if real, err := filepath.EvalSymlinks(at); err != nil {
+		return unbindable(dir, "it leads through a symbolic link that cannot be followed: "+reason(err), "bind the directory itself")
+	} else if real != at {
+		return unbindable(dir, "it leads through a symbolic link to "+real+dir[len(at):], "bind that directory itself")
+	}
+	if !st.IsDir() {
+		return unbindable(dir, at+" is not a directory", "give a directory")
+	}
+	return checkWritable(dir, at)
+}
+
+func unbindable(dir, why, hint string) error {
+	return &api.Error{Code: api.CodeUsage, Op: "bind", Subject: dir, Why: why, Hint: hint}
+}
+
+// nearest is as much of a path as exists, links not followed at its end.
+func nearest(dir string) (at string, st fs.FileInfo, err error) {
+	for at = filepath.Clean(dir); ; at = filepath.Dir(at) {
+		st, err = os.Lstat(at)
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) || at == filepath.Dir(at) {
+			return at, st, err
+		}
+	}
+}
+
+// checkWritable makes sure that what is kept in step can be written to at, which is dir or the next directory above it
+// that exists.
+func checkWritable(dir, at string) error {
+	what := "it cannot be written to: "
+	if at != dir {
+		what = "it does not exist and cannot be made in " + at + ": "
+	}
+	var on unix.Statfs_t
+	err := unix.Faccessat(unix.AT_FDCWD, at, unix.R_OK|unix.W_OK|unix.X_OK, unix.AT_EACCESS)
+	if err == nil {
+		err = unix.Statfs(at, &on)
+	}
+	if err != nil {
+		return unbindable(dir, what+reason(err), "give a directory that the user who runs the node may read and write")
+	}
+	switch on.Type {
+	case unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC, unix.DEBUGFS_MAGIC, unix.TRACEFS_MAGIC,
+		unix.DEVPTS_SUPER_MAGIC:
+		return unbindable(dir, what+"the kernel keeps no files there", "give a directory on a file system for files")
+	}
+	return nil
+}
