@@ -17,13 +17,13 @@ func TestPatience(t *testing.T) {
 		if k := p.reached("n2"); k != 1 {
 			t.Errorf("%d are done", k)
 		}
-		time.Sleep(2*patienceEvery + patienceEvery/2)
+		<-time.After(2*patienceEvery + patienceEvery/2)
 		if k := p.reached("n1"); k != 2 {
 			t.Errorf("%d are done", k)
 		}
 		p.reached("n3") // more than were asked for
 		p.end()
-		time.Sleep(3 * patienceEvery)
+		<-time.After(3 * patienceEvery)
 		missing := api.Progress{What: "waiting for n1, n3", Done: 1, Total: 2, Unit: "nodes"}
 		all := api.Progress{What: "waiting", Done: 2, Total: 2, Unit: "nodes"}
 		want := []api.Progress{missing, missing, missing, all, all}
