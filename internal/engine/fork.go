@@ -276,22 +276,53 @@ func MachineState(state kv.Reader, group uint64) (kv.Reader, uint64, error) {
 // StoppedEnd is where a replica that does not run stands, and how far its log goes; a replica without a log, an
 // observer's, and one whose log is damaged end where they stand.
 func (e *Engine) StoppedEnd(group uint64) (st replica.Standing, end LogEnd, err error) {
-	if st, err = e.Standing(group); err != nil {
-		return st, end, err
-	}
 	err = e.writer.do(func(s logstore.Store) error {
-		log, found, err := s.Log(group)
-		if errors.Is(err, logstore.ErrDamaged) || err == nil && !found {
-			end = LogEnd{Commit: st.At, Last: st.At}
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		end, err = readEnd(log, st.At)
+		st, end, err = StoppedEnd(s, e.cfg.State, group)
 		return err
 	})
 	return st, end, err
+}
+
+// StoppedEnd is Engine.StoppedEnd on the stores of a node that does not run.
+func StoppedEnd(logs logstore.Store, state kv.Store, group uint64) (st replica.Standing, end LogEnd, err error) {
+	if st, err = replica.ReadStanding(kv.Prefixed(state, groupPrefix(group))); err != nil {
+		return st, end, err
+	}
+	log, found, err := logs.Log(group)
+	switch {
+	case errors.Is(err, logstore.ErrDamaged), err == nil && !found:
+		return st, LogEnd{Commit: st.At, Last: st.At}, nil
+	case err == nil:
+		end, err = readEnd(log, st.At)
+	}
+	return st, end, err
+}
+
+// Standpoint is where a replica's log ends, on which history; the zero Standpoint is of one that has nothing, or is down.
+type Standpoint struct {
+	History [16]byte
+	Last    core.Position
+}
+
+// Farthest is the one whose log goes farthest, as in an election: of those on the group's history if there are any, since
+// indexes of others mean something else. -1: nobody has anything. With it a group begins that has lost its majority.
+func Farthest(all []Standpoint, history [16]byte) int {
+	better := func(a, b Standpoint) bool {
+		switch {
+		case (a.History == history) != (b.History == history):
+			return a.History == history
+		case a.Last.Term != b.Last.Term:
+			return a.Last.Term > b.Last.Term
+		}
+		return a.Last.Index > b.Last.Index
+	}
+	best := -1
+	for i, e := range all {
+		if e.Last.Index > 0 && (best < 0 || better(e, all[best])) {
+			best = i
+		}
+	}
+	return best
 }
 
 // KeepsState says whether Rebase would take the state along.

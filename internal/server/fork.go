@@ -292,25 +292,13 @@ func majorityOf(ends []logEndAnswer) (up, all int, enough bool) {
 	return 0, 0, false
 }
 
-// farthest is the answer whose log goes farthest, as in an election: of those on the group's history if there are any,
-// since indexes of others mean something else. -1: nobody has anything.
+// farthest is the answer whose log goes farthest (see engine.Farthest). -1: nobody has anything.
 func farthest(ends []logEndAnswer, history [16]byte) int {
-	best := -1
-	better := func(a, b logEndAnswer) bool {
-		switch {
-		case (a.History == history) != (b.History == history):
-			return a.History == history
-		case a.Last.Term != b.Last.Term:
-			return a.Last.Term > b.Last.Term
-		}
-		return a.Last.Index > b.Last.Index
-	}
+	all := make([]engine.Standpoint, len(ends))
 	for i, e := range ends {
-		if e.Last.Index > 0 && (best < 0 || better(e, ends[best])) {
-			best = i
-		}
+		all[i] = engine.Standpoint{History: e.History, Last: e.Last}
 	}
-	return best
+	return engine.Farthest(all, history)
 }
 
 // recoverHere makes this node's replica begin a new history. The replica is stopped first, so that the point where it

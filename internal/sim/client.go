@@ -15,6 +15,8 @@ type workload interface {
 	differ() differ
 	// next makes a client's next request.
 	next(c *client) request
+	// turn is called when the group was recovered from what a minority had: terms mean something else.
+	turn()
 	// check looks at a converged replica for everything that was acknowledged.
 	check(m *member)
 }

@@ -53,6 +53,8 @@ func (manifestDiffer) FetchDiff(local kv.Reader, rw io.ReadWriter, tx replica.Wr
 	return err
 }
 
+func (f *files) turn() {}
+
 func (f *files) differ() differ { return manifestDiffer{} }
 
 func opOf(payload []byte) uint64 {

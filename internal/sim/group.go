@@ -15,21 +15,22 @@ import (
 
 // group is one replicated data set, with those who use it and the ledger of what happened to it.
 type group struct {
-	w        *world
-	id       uint64
-	history  catchup.History
-	founders []uint64 // the first voters
-	ledger   ledger
-	inSync   inSyncRecord
-	record   seatRecord
-	replicas map[uint64]*member // all that ever were, by id
-	renewed  []uint64           // those that began again in the place of one with a damaged log
-	work     workload
-	people   []*client
-	sessions int            // begun by them
-	changes  int            // of membership, that were begun
-	changing bool           // the last one a short while ago
-	open     map[int]uint64 // those whose fate is open, with the terms of their leaders
+	w         *world
+	id        uint64
+	history   catchup.History
+	founders  []uint64 // the first voters
+	ledger    ledger
+	inSync    inSyncRecord
+	record    seatRecord
+	recovered bool               // begun anew by one of its replicas, after most were lost
+	replicas  map[uint64]*member // all that ever were, by id
+	renewed   []uint64           // those that began again in the place of one with a damaged log
+	work      workload
+	people    []*client
+	sessions  int            // begun by them
+	changes   int            // of membership, that were begun
+	changing  bool           // the last one a short while ago
+	open      map[int]uint64 // those whose fate is open, with the terms of their leaders
 }
 
 // prefix of the group's state in a host's store.
@@ -141,8 +142,9 @@ func (gr *group) voters() []uint64 {
 	return cs.GetVoters()
 }
 
-// converge waits until every request has its answer and every replica has the same state.
+// converge has groups recovered that need it, and waits until every request has its answer and every replica has the same state.
 func (w *world) converge() {
+	w.recoverAll()
 	deadline := w.now + 60*second
 	settled := func() bool {
 		for _, gr := range w.groups {

@@ -45,6 +45,12 @@ func (l *ledger) init(gr *group) {
 	}
 }
 
+// turn begins a new history: terms are counted anew, under the configuration cs.
+func (l *ledger) turn(cs *raftpb.ConfState) {
+	l.leaders, l.givenUp = map[uint64]uint64{}, map[core.Position]bool{}
+	l.confs = append(l.confs, cs, cs, cs) // nobody counts by those before
+}
+
 // entry that was committed at an index, as far as anybody applied it.
 func (l *ledger) entry(index uint64) (e logged, ok bool) {
 	if index < uint64(len(l.log)) {

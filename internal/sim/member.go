@@ -290,6 +290,9 @@ func (m *member) applyEntries(es []*raftpb.Entry) [][][]byte {
 	var results [][][]byte
 	eachRun(es, func(es []*raftpb.Entry) {
 		rs, err := m.rep.Apply(es, func(e *raftpb.Entry) *raftpb.ConfState {
+			if e.GetIndex() <= m.rep.Line().Start {
+				return m.rep.ConfState() // of before a fork, as the engine does
+			}
 			cs, err := m.g.ApplyConf(e)
 			must(err, "apply configuration")
 			return cs

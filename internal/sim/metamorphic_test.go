@@ -26,6 +26,7 @@ type script struct {
 func (s *script) machine(*host) machine.Machine { return s.of() }
 func (s *script) differ() differ                { return s.diff }
 func (s *script) check(*member)                 {}
+func (s *script) turn()                         {}
 
 // next is asked by one client only, so the order is that of the script; when it is over, it reads.
 func (s *script) next(*client) request {
@@ -70,6 +71,7 @@ func fileScript(seed uint64) *script {
 func play(t *testing.T, seed uint64, s *script) string {
 	t.Helper()
 	w := newWorld(seed)
+	w.shape.ruins = false
 	w.shape.groups, w.shape.clients, w.shape.think = 1, 1, 50*milli
 	w.shape.limits = replica.DefaultLimits() // a session that expires would leave the script
 	w.shape.drop = min(w.shape.drop, 0.01)

@@ -64,6 +64,7 @@ type nemesis struct {
 }
 
 func (n *nemesis) begin(w *world) {
+	w.after(w.shape.active-w.dice.fate.Int64N(20*second), func() { n.ruin(w) })
 	if len(w.shape.faults) == 0 {
 		return
 	}
@@ -409,6 +410,7 @@ func (gr *group) step(s core.Status) *raftpb.ConfChangeV2 {
 	case r.IntN(2) == 0:
 		if h := gr.newcomer(); h != nil {
 			m := gr.addMember(h, gr.seat(h))
+			m.seatsRead = len(gr.record.states) - 1
 			m.start()
 			add(raftpb.ConfChangeAddLearnerNode, m.id)
 		}

@@ -83,6 +83,9 @@ func (n *network) send(gr *group, m *raftpb.Message) {
 
 func (n *network) deliver(gr *group, msg *raftpb.Message) {
 	m := gr.member(msg.GetTo())
+	if gr.recovered && msg.GetFrom() != m.id { // of the history before: see the engine's wireGroup
+		return
+	}
 	m.do(func() {
 		n.w.trace(traceMessage, gr.id, msg.GetFrom(), msg.GetTo(), uint64(msg.GetType()), msg.GetTerm(), msg.GetIndex(), uint64(len(msg.GetEntries())))
 		_ = m.g.Receive(msg) // refused: from a member that is none any more

@@ -161,6 +161,8 @@ var model = porcupine.Model{
 	Equal: func(a, b any) bool { return a == b },
 }
 
+func (rs *registers) turn() { rs.local = nil }
+
 func (rs *registers) check(m *member) {
 	view := m.rep.View()
 	has := func(v uint64) bool {

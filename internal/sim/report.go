@@ -33,6 +33,7 @@ type Report struct {
 	Duplicated                                              int // messages that arrived twice
 	InSync, Shrunk                                          int // in-sync sets recorded, and those that were smaller
 	Damaged, Waits                                          int // logs that were found damaged; steps not taken since nobody agreed
+	Ruins, Recovered                                        int // most logs of a group altered; groups recovered from the rest
 	Renewed, Returned                                       int // replicas that began again under another id; those of them that voted
 	Faults                                                  [faultKinds]int
 	Answers                                                 [codes]int
@@ -102,6 +103,7 @@ func (r *Report) counters() []counter {
 		{"in-sync sets recorded", &r.InSync}, {"of them smaller", &r.Shrunk},
 		{"damaged logs found", &r.Damaged}, {"of them begun again under another id", &r.Renewed},
 		{"of these, voting again", &r.Returned}, {"steps of damaged replicas put off", &r.Waits},
+		{"most logs of a group altered", &r.Ruins}, {"of these groups, recovered from the rest", &r.Recovered},
 		{"messages twice", &r.Duplicated}, {"conflicts", &r.Conflicts}, {"digests compared", &r.Digests},
 	}
 }

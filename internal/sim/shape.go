@@ -35,6 +35,7 @@ type shape struct {
 	segmentBytes      int64 // of it
 	segmentReserve    int
 	logCache          int  // bytes of a group's log in memory
+	ruins             bool // most logs of a group are altered, once
 	driven            bool // configurations are driven towards the seats at any time: see group.driven
 	differ            bool // states are compared by digests rather than streamed, where the machine can
 
@@ -83,7 +84,7 @@ func drawShape(r *mathrand.Rand) shape {
 	s.segments, s.segmentReserve = r.IntN(2) == 0, 1+r.IntN(3)
 	s.segmentBytes, s.logCache = pick(16<<10, 32<<10, 128<<10), int(pick(1, 3000, 1<<20))
 	s.heartbeat = min(1+r.IntN(3), s.election/3)
-	s.driven = r.IntN(2) == 0
+	s.driven, s.ruins = r.IntN(2) == 0, s.segments && s.groups == 1 && s.voters > 2 && r.IntN(4) == 0
 	s.inSync, s.inSyncAfter = r.IntN(3) > 0, pick(300*milli, second, 5*second)
 	for _, f := range allFaults {
 		if r.IntN(2) == 0 {
