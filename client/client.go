@@ -52,12 +52,17 @@ func New(server string) (*Client, error) {
 			return dialer.DialContext(ctx, "unix", path)
 		}
 	} else {
-		if _, port, err := net.SplitHostPort(server); err != nil || port == "" {
+		if _, port, err := net.SplitHostPort(server); err != nil || !isPort(port) {
 			return nil, badServer(server, "not an address")
 		}
 		transport.DialContext = dialer.DialContext
 	}
 	return &Client{server: server, base: base, http: &http.Client{Transport: transport}}, nil
+}
+
+func isPort(s string) bool {
+	_, err := strconv.ParseUint(s, 10, 16)
+	return err == nil
 }
 
 func badServer(server, why string) error {
@@ -368,6 +373,10 @@ func (c *Client) broken(ctx context.Context, r api.Route, err error) error {
 			e.Why = "nobody listens there"
 		}
 		return e
+	}
+	if errors.Is(err, io.EOF) {
+		e.Why = "the connection was closed without an answer"
+		e.Hint = fmt.Sprintf("check that the address is the API of a lockstep node: its port is %d by default, the one for other nodes does not answer", api.DefaultPort)
 	}
 	var syntax *json.SyntaxError
 	if errors.As(err, &syntax) {

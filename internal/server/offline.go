@@ -31,7 +31,7 @@ func OfflineRecover(ctx context.Context, path, confirm string, log *slog.Logger)
 	}
 	data, err := openDataDir(path)
 	if err != nil {
-		return out, err
+		return out, forRecover(op, path, err)
 	}
 	defer data.Close()
 	defer func() { err = forRecover(op, path, err) }()

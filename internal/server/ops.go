@@ -88,7 +88,22 @@ func (n *node) Status(ctx context.Context) (api.Status, error) {
 			out.Warnings = append(out.Warnings, warnings(d)...)
 		}
 	}
+	out.Warnings = append(out.Warnings, idleDown(out)...)
 	return out, nil
+}
+
+// idleDown are the nodes that are down and keep no directory, which the directories' warnings do not name.
+func idleDown(s api.Status) (list []api.Warning) {
+	for _, node := range s.Nodes {
+		keeps := slices.ContainsFunc(s.Dirs, func(d api.DirStatus) bool {
+			return slices.ContainsFunc(d.Nodes, func(m api.DirNode) bool { return m.Node == node.Name })
+		})
+		if node.State == "down" && !keeps {
+			list = append(list, api.Warning{Name: "node_down", Subject: node.Name, Text: "it does not answer at " + node.Address,
+				Hint: "start it; if it is gone for good: lockstep node remove " + node.Name + " --force"})
+		}
+	}
+	return list
 }
 
 // warnings are what an operator should look at in a directory.

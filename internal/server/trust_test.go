@@ -96,6 +96,11 @@ func TestAbsentReports(t *testing.T) {
 	if !errors.Is(silent, context.DeadlineExceeded) || !errors.Is(silent, &api.Error{Code: api.CodeUnavailable}) {
 		t.Error("the cause is lost")
 	}
+	idle := idleDown(api.Status{Dirs: []api.DirStatus{{Nodes: []api.DirNode{{Node: "n1"}}}},
+		Nodes: []api.Node{{Name: "n1", State: "down"}, {Name: "n2", State: "down", Address: "h:1"}, {Name: "n3", State: "up"}}})
+	if len(idle) != 1 || idle[0].Name != "node_down" || idle[0].Subject != "n2" || !strings.Contains(idle[0].Text, "h:1") {
+		t.Errorf("down without a directory: %+v", idle)
+	}
 	for _, w := range warnings(api.DirStatus{Group: "web", Nodes: []api.DirNode{{Node: "n1", Mode: "down"}, {Node: "n2", Mode: "starting"}}}) {
 		if want := map[string]string{"web on n1": "node_down", "web on n2": "node_starting"}[w.Subject]; w.Name != want || w.Hint == "" {
 			t.Errorf("%+v, want %s", w, want)
