@@ -14,7 +14,7 @@ const replayBytes = 1 << 20
 
 // Replay shows the payloads of the committed entries in (after, upTo] that are still in the log, in order: what a
 // machine's owner needs again of them after a crash. upTo is at most the applied index.
-func (g *Group) Replay(ctx context.Context, after, upTo uint64, fn func(payload []byte) error) error {
+func (g *Group) Replay(ctx context.Context, after, upTo uint64, fn func(index uint64, payload []byte) error) error {
 	defer g.pins.add(after)()
 	first, err := g.log.FirstIndex()
 	if err != nil {
@@ -38,7 +38,7 @@ func (g *Group) Replay(ctx context.Context, after, upTo uint64, fn func(payload 
 	return nil
 }
 
-func replayEntry(e *raftpb.Entry, fn func(payload []byte) error) error {
+func replayEntry(e *raftpb.Entry, fn func(index uint64, payload []byte) error) error {
 	if e.GetType() != raftpb.EntryNormal || len(e.GetData()) == 0 {
 		return nil
 	}
@@ -50,7 +50,7 @@ func replayEntry(e *raftpb.Entry, fn func(payload []byte) error) error {
 		if b.Proposals[i].Engine {
 			continue
 		}
-		if err := fn(b.Proposals[i].Payload); err != nil {
+		if err := fn(e.GetIndex(), b.Proposals[i].Payload); err != nil {
 			return err
 		}
 	}

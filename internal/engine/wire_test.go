@@ -105,7 +105,7 @@ func TestReplayShowsWhatWasProposed(t *testing.T) {
 		to = a.Position.Index
 	}
 	want := uint32(5)
-	err := members[1].group.Replay(ctx, from, to, func(payload []byte) error {
+	err := members[1].group.Replay(ctx, from, to, func(_ uint64, payload []byte) error {
 		if got := binary.BigEndian.Uint32(payload); got != want {
 			t.Errorf("replayed %d, want %d", got, want)
 		}

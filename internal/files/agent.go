@@ -53,8 +53,9 @@ type Log interface {
 // Replayer is implemented by a Log that can show committed commands again. It should be, and the log kept
 // above Agent.Floor: contents that rode in entries may be nowhere else after a crash of all members.
 type Replayer interface {
-	// Replay gives fn the payloads of the entries in (after, upTo] that are still in the log, in order.
-	Replay(ctx context.Context, after, upTo uint64, fn func(payload []byte) error) error
+	// Replay gives fn the indexes and payloads of the entries in (after, upTo] that are still in the log, in order. An entry
+	// may have several.
+	Replay(ctx context.Context, after, upTo uint64, fn func(index uint64, payload []byte) error) error
 }
 
 // Peer is another member of the group.
@@ -378,6 +379,9 @@ func (a *Agent) prepare(ctx context.Context) error {
 	if _, err := a.cfg.Log.Barrier(ctx); err != nil {
 		return fmt.Errorf("wait for the group's state: %w", err)
 	}
+	if err := a.finishEdits(ctx); err != nil {
+		return err
+	}
 	a.rescanAll()
 	a.board.restart(a.cfg.Log.Applied())
 	close(a.begun)
@@ -419,7 +423,7 @@ func (a *Agent) replay(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	return r.Replay(ctx, a.Floor(), a.cfg.Log.Applied(), func(payload []byte) error {
+	return r.Replay(ctx, a.Floor(), a.cfg.Log.Applied(), func(_ uint64, payload []byte) error {
 		b, err := manifest.DecodeBatch(payload)
 		if err != nil {
 			return nil // another command

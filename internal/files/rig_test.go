@@ -219,12 +219,12 @@ func (nd *node) Barrier(ctx context.Context) (uint64, error) {
 	return uint64(len(nd.f.entries)), nil
 }
 
-func (nd *node) Replay(_ context.Context, after, upTo uint64, fn func([]byte) error) error {
+func (nd *node) Replay(_ context.Context, after, upTo uint64, fn func(uint64, []byte) error) error {
 	nd.f.mu.Lock()
 	entries := nd.f.entries[min(max(after, nd.f.cut), upTo):upTo]
 	nd.f.mu.Unlock()
 	for _, c := range entries {
-		if err := fn(c.Payload); err != nil {
+		if err := fn(c.Index, c.Payload); err != nil {
 			return err
 		}
 	}

@@ -205,6 +205,41 @@ func TestOwnEditAfterLostRecord(t *testing.T) {
 		f.flush()
 		alone(f, "f", "second")
 	})
+	// Others have replaced the edit since. They knew it, so there is no conflict, unless the path was changed again without
+	// them to what is nowhere else.
+	for name, step := range map[string]struct {
+		edit   func(nd *node)
+		copies int
+	}{
+		"replaced by somebody else":     {func(*node) {}, 0},
+		"replaced, and changed here":    {func(nd *node) { nd.write("f", "fourth") }, 1},
+		"replaced, and changed back":    {func(nd *node) { nd.write("f", "first") }, 0},
+		"replaced, other metadata here": {func(nd *node) { must(nd.f.t, os.Chmod(nd.path("f"), 0o600)) }, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFarm(t, 2)
+			f.up()
+			nd := f.nodes[0]
+			nd.write("f", "first")
+			f.flush()
+			old, err := table{nd.table}.get("f")
+			must(t, err)
+			forgetting(nd, func() { nd.write("f", "second"); f.flush() })
+			b := nd.table.Batch() // it was killed: the last checkpoint was before
+			must(t, table{nd.table}.setNumber(b, metaPlaced, old.Version))
+			must(t, b.Commit())
+			f.nodes[1].write("f", "third")
+			f.flush()
+			step.edit(nd)
+			nd.up()
+			f.flush()
+			f.same()
+			copies, err := filepath.Glob(nd.path("f.conflict-*"))
+			if got := nd.read("f"); err != nil || got != "third" || len(copies) != step.copies {
+				t.Errorf("%q, and %d conflict copies (%v), want %d", got, len(copies), err, step.copies)
+			}
+		})
+	}
 	t.Run("somebody else's between", func(t *testing.T) {
 		f := newFarm(t, 2)
 		f.up()

@@ -46,7 +46,7 @@ func (l groupLog) ack() core.Ack {
 }
 
 // Replay implements files.Replayer. An observer has no log; what it lacks it fetches.
-func (l groupLog) Replay(ctx context.Context, after, upTo uint64, fn func(payload []byte) error) error {
+func (l groupLog) Replay(ctx context.Context, after, upTo uint64, fn func(index uint64, payload []byte) error) error {
 	if l.h.grp == nil {
 		return nil
 	}

@@ -1,0 +1,136 @@
+package files
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/lockstep-sync/lockstep/internal/files/manifest"
+	"github.com/lockstep-sync/lockstep/internal/files/place"
+	"github.com/lockstep-sync/lockstep/internal/files/scan"
+)
+
+// An edit of this node that was committed, and whose record the process could not write any more before it was killed,
+// looks like a new one at the next start. As long as it stands, see follows. When others have replaced it since, the log
+// tells: it has the edit, and a change that somebody based on it, which nobody can do before it was accepted. So the record
+// is written now as it would have been then, and what the others made of it takes its place without a conflict.
+
+// ownEdits finds edits of one node in the log. It is a pure function of the entries that are shown to it.
+type ownEdits struct {
+	author string
+	// pending says whether an edit of the path at this version is not recorded.
+	pending func(path string, version uint64) (bool, error)
+
+	latest map[string]ownEdit // by path
+	at     uint64             // the entry that is being shown
+	others map[string]bool    // paths that others change in it
+}
+
+// ownEdit is the last edit of a path.
+type ownEdit struct {
+	version  uint64 // that the path had after it, if it was accepted
+	node     manifest.Node
+	replaced bool // somebody has based a change on that version
+}
+
+func newOwnEdits(author string, pending func(path string, version uint64) (bool, error)) *ownEdits {
+	return &ownEdits{author: author, pending: pending, latest: map[string]ownEdit{}, others: map[string]bool{}}
+}
+
+// show takes the next batch; indexes never go down. Of two changes of a path in one entry only the machine knows which was
+// accepted: such an edit is left out.
+func (o *ownEdits) show(index uint64, b *manifest.Batch) error {
+	if index != o.at {
+		o.at = index
+		clear(o.others)
+	}
+	for i := range b.Changes {
+		c := &b.Changes[i]
+		if b.Author != o.author {
+			o.others[c.Path] = true
+			switch e, ok := o.latest[c.Path]; {
+			case ok && e.version == index:
+				delete(o.latest, c.Path)
+			case ok && e.version == c.Base:
+				e.replaced = true
+				o.latest[c.Path] = e
+			}
+			continue
+		}
+		delete(o.latest, c.Path)
+		if o.others[c.Path] || c.Node.Kind != manifest.File && c.Node.Kind != manifest.Symlink {
+			continue
+		}
+		pending, err := o.pending(c.Path, index)
+		if err != nil {
+			return err
+		}
+		if pending {
+			o.latest[c.Path] = ownEdit{version: index, node: c.Node}
+		}
+	}
+	return nil
+}
+
+// replaced lists the paths whose last edit others have replaced, in order.
+func (o *ownEdits) replaced() (paths []string) {
+	for path, e := range o.latest {
+		if e.replaced {
+			paths = append(paths, path)
+		}
+	}
+	slices.Sort(paths)
+	return paths
+}
+
+// finishEdits records the edits that the process before this one could not record any more and that are still on the disk
+// as they were proposed. Nothing is concluded after the system went down, when the disk may be of an earlier moment, and
+// before the first checkpoint: what a node of this name knew before is not what this binding knows.
+func (a *Agent) finishEdits(ctx context.Context) error {
+	r, ok := a.cfg.Log.(Replayer)
+	if !ok || a.wentBack || a.Floor() == 0 {
+		return nil
+	}
+	found := newOwnEdits(a.cfg.Node, func(path string, version uint64) (bool, error) {
+		rec, err := a.table.get(path)
+		return rec.Version < version, err
+	})
+	if err := r.Replay(ctx, a.Floor(), a.cfg.Log.Applied(), func(index uint64, payload []byte) error {
+		b, err := manifest.DecodeBatch(payload)
+		if err != nil {
+			return nil // another command
+		}
+		return found.show(index, &b)
+	}); err != nil {
+		return fmt.Errorf("look for edits that were not recorded: %w", err)
+	}
+	e := a.table.edit()
+	defer e.discard()
+	for _, path := range found.replaced() {
+		if err := a.finishEdit(e, path, found.latest[path]); err != nil {
+			return err
+		}
+	}
+	return e.commit()
+}
+
+// finishEdit records an edit if what is there is what it left. What cannot be read is left to the scan.
+func (a *Agent) finishEdit(e *edits, path string, was ownEdit) error {
+	rec, err := a.table.get(path)
+	if err != nil {
+		return err
+	}
+	in, err := a.root.Stat(path)
+	if err != nil {
+		a.log.Info("look at an edit that was not recorded", "path", path, "err", err)
+		return nil
+	}
+	now := place.StatOf(in)
+	if now.Kind == rec.Stat.Kind && scan.Same(now, rec.Stat) || now.Kind != was.node.Kind || !a.looksAs(&now, &was.node) {
+		return nil
+	}
+	if now, ok := a.holds(path, now, &was.node); ok {
+		return a.setRecord(e, path, rec.Stat.Kind, record{Placed: place.Placed{Version: was.version, Stat: now}, Hash: was.node.Hash})
+	}
+	return nil
+}
