@@ -207,7 +207,7 @@ func (m *member) pump() {
 			return
 		}
 		for _, msg := range e.Send {
-			m.gr.spoken(msg.GetFrom())
+			m.silentIfDamaged()
 			w.net.send(m.gr, msg)
 			if msg.GetType() == raftpb.MsgVoteResp && !msg.GetReject() && w.strikes(crashVoter) {
 				w.after(0, func() { w.nemesis.crash(w, m.h, milli) })

@@ -185,9 +185,10 @@ func majority(ids []uint64, such func(uint64) bool) bool {
 // sound says whether what the replica has on its disk can be relied on: it runs, or will again.
 func (m *member) sound() bool { return !m.damaged && !m.gone && !m.recasts && !m.h.suspect() }
 
-// spoken holds that nothing is said in the name of a replica that has stepped aside.
-func (gr *group) spoken(from uint64) {
-	if m := gr.member(from); m.damaged || m.gone {
+// silentIfDamaged holds that a replica that has stepped aside sends nothing. Others may still pass on what it has asked
+// before: a read that goes to the next leader names who asked first.
+func (m *member) silentIfDamaged() {
+	if m.damaged || m.gone {
 		fail("%s speaks, after its log was found damaged", m)
 	}
 }
