@@ -74,7 +74,7 @@ func (a *app) reading(do func(ctx context.Context, f BackupFile, args []string) 
 		if err := a.checkOutput(); err != nil {
 			return err
 		}
-		p := newProgress(a.env.Stderr, time.Now)
+		p := a.newProgress()
 		r, err := do(cmd.Context(), a.env.Backup(args[0], p.update), args)
 		p.end()
 		if err != nil {
@@ -136,7 +136,7 @@ func (a *app) download(ctx context.Context, c *client.Client, out *os.File, grou
 		return info, err
 	}
 	defer body.Close()
-	p := newProgress(a.env.Stderr, time.Now)
+	p := a.newProgress()
 	defer p.end()
 	_, err = io.Copy(out, &counted{r: body, p: p})
 	if err != nil && ctx.Err() != nil {

@@ -2,7 +2,7 @@
 // one result that is printed as text or as JSON. It speaks to a node through package client and knows nothing
 // of a node's inside; what `serve` starts is handed in.
 //
-// It starts no goroutine of its own; the demo (package demo) does.
+// It starts no goroutine of its own but a timer's that says what takes long; the demo (package demo) does.
 package cli
 
 import (
@@ -13,6 +13,7 @@ import (
 	"io"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 
 	"github.com/spf13/cobra"
 
@@ -44,6 +45,8 @@ type app struct {
 	env    Env
 	server string // --server
 	output string // --output
+
+	telling atomic.Bool // a command shows its progress itself
 }
 
 // Main runs the command line and returns the exit status (see api.Codes).
@@ -162,7 +165,9 @@ func asking[R result](a *app, do func(ctx context.Context, c *client.Client, arg
 			return err
 		}
 		defer c.Close()
+		answered := a.awaiting(c.Server())
 		r, err := do(cmd.Context(), c, args)
+		answered()
 		if err != nil {
 			return err
 		}

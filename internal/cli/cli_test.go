@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -217,5 +218,33 @@ func TestPrintable(t *testing.T) {
 		if got := printable(in); got != want {
 			t.Errorf("printable(%q) = %q, want %q", in, got, want)
 		}
+	}
+}
+
+// TestAwaiting: what takes long is told once, unless the command tells itself, and never after the answer.
+func TestAwaiting(t *testing.T) {
+	for name, c := range map[string]struct {
+		takes   time.Duration
+		telling bool
+		want    string
+	}{
+		"quick":             {quiet, false, ""},
+		"slow":              {10 * quiet, false, "waiting for the answer of h:1\n"},
+		"slow with its own": {10 * quiet, true, ""},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var errs bytes.Buffer
+			a := &app{env: Env{Stderr: &errs}}
+			answered := a.awaiting("h:1")
+			if c.telling {
+				a.newProgress()
+			}
+			<-time.After(c.takes)
+			answered()
+			<-time.After(time.Hour)
+			if errs.String() != c.want {
+				t.Errorf("%s: %q", name, errs.String())
+			}
+		})
 	}
 }

@@ -34,7 +34,7 @@ majority of the voters, or on one node. Exits with 7 if the timeout comes first.
 			if err != nil {
 				return waitResult{}, err
 			}
-			p := newProgress(a.env.Stderr, time.Now)
+			p := a.newProgress()
 			w, err := c.DirWait(ctx, args[0], req, p.update)
 			p.end()
 			return waitResult(w), err
@@ -99,7 +99,7 @@ something differs, with 8 if a content changed on disk that nobody wrote (damage
 		Example: "  lockstep dir verify web\n  lockstep dir verify web --repair",
 		Args:    wants,
 		RunE: asking(a, func(ctx context.Context, c *client.Client, args []string) (verifyResult, error) {
-			p := newProgress(a.env.Stderr, time.Now)
+			p := a.newProgress()
 			v, err := c.DirVerify(ctx, args[0], api.DirVerifyRequest{Repair: repair}, p.update)
 			p.end()
 			return verifyResult(v), err

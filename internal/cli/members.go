@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -150,7 +149,7 @@ would cost a group its majority or its last copy.`,
 func (a *app) changeNode(do func(context.Context, *client.Client, string, func(api.Progress)) (api.NodeChange, error),
 ) func(context.Context, *client.Client, []string) (nodeChange, error) {
 	return func(ctx context.Context, c *client.Client, args []string) (nodeChange, error) {
-		p := newProgress(a.env.Stderr, time.Now)
+		p := a.newProgress()
 		r, err := do(ctx, c, args[0], p.update)
 		p.end()
 		return nodeChange(r), err

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -34,7 +33,7 @@ func (a *app) looking(data *string, look func(ctx context.Context, l OfflineLog)
 		if err := a.checkOutput(); err != nil {
 			return err
 		}
-		p := newProgress(a.env.Stderr, time.Now)
+		p := a.newProgress()
 		r, err := look(cmd.Context(), a.env.OfflineLog(*data, p.update))
 		p.end()
 		if err != nil {

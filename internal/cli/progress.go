@@ -40,6 +40,29 @@ func newProgress(w io.Writer, now func() time.Time) *progress {
 	return p
 }
 
+// newProgress is the progress of this run's command, which has no need of awaiting's word then.
+func (a *app) newProgress() *progress {
+	a.telling.Store(true)
+	return newProgress(a.env.Stderr, time.Now)
+}
+
+// awaiting says once that the answer of a node is awaited, if it takes long and the command does not show its progress.
+// The function that it returns has to be called when the answer is there; nothing is said any more after that.
+func (a *app) awaiting(server string) (answered func()) {
+	said := make(chan struct{})
+	word := time.AfterFunc(2*quiet, func() {
+		defer close(said)
+		if !a.telling.Load() {
+			_, _ = fmt.Fprintf(a.env.Stderr, "waiting for the answer of %s\n", server) // a courtesy, as progress is
+		}
+	})
+	return func() {
+		if !word.Stop() {
+			<-said
+		}
+	}
+}
+
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))

@@ -91,7 +91,7 @@ func (a *app) restore(ctx context.Context, file string, o restoreOptions) (resto
 	case o.data == "" && (len(o.dirs) > 0 || o.name != ""):
 		return restoreResult{}, usage("--dir and --name are for a new cluster", "say which with --data DIR")
 	}
-	p := newProgress(a.env.Stderr, time.Now)
+	p := a.newProgress()
 	defer p.end()
 	f := a.env.Backup(file, p.update)
 	if o.data != "" {

@@ -256,7 +256,7 @@ func (n *node) DirWait(ctx context.Context, group string, req api.DirWaitFor, pr
 	}
 	began := time.Now()
 	out := api.DirWait{Group: g.Name, Reached: []string{}, Missing: []string{}}
-	looking := newPatience("waiting", n.names(g.Members), len(g.Members), progress)
+	looking := newPatience("taking in what is on disk: waiting", n.names(g.Members), len(g.Members), progress)
 	flushed := each(g.Members, func(m control.Member) flush {
 		f := n.flushAt(ctx, g, m)
 		looking.reached(n.nameOf(m.Node))

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -380,7 +381,7 @@ func (h *holding) ready() (bool, string) {
 		return false, err.Error()
 	}
 	if st.Mode == "scan" {
-		return false, "the directory is being compared with the group: " + st.Why
+		return false, strings.TrimSuffix("the directory is being compared with the group: "+st.Why, ": ")
 	}
 	return true, ""
 }

@@ -42,8 +42,9 @@ func (n *node) clockWarnings() (list []api.Warning) {
 // trustWarnings are about a group that nobody leads, or whose promises or states are not what they should be.
 func trustWarnings(g *control.Group, shown api.Group, reports []report) (list []api.Warning) {
 	voters, up := 0, 0
+	votes := votersBy(reports)
 	for i, m := range g.Members {
-		if m.Role != control.RoleVoter {
+		if !votes(m) {
 			continue
 		}
 		if voters++; reports[i].reports() {
@@ -71,6 +72,23 @@ func trustWarnings(g *control.Group, shown api.Group, reports []report) (list []
 		}
 	}
 	return list
+}
+
+// votersBy tells who votes: by the configuration that the leader goes by, which has fewer after a recovery from a lost
+// majority than the control group names; without a leader by what is recorded there.
+func votersBy(reports []report) func(control.Member) bool {
+	var lead *report
+	for i, r := range reports {
+		if r.Role == "leader" && len(r.Configured) > 0 && (lead == nil || r.Term > lead.Term) {
+			lead = &reports[i]
+		}
+	}
+	return func(m control.Member) bool {
+		if lead != nil {
+			return contains(lead.Configured, m.Replica)
+		}
+		return m.Role == control.RoleVoter
+	}
 }
 
 // GroupCheck has a group's replicas compare their states now.

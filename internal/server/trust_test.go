@@ -51,6 +51,26 @@ func TestTrustWarnings(t *testing.T) {
 	}
 }
 
+// TestVotersAfterRecovery: who was recovered alone needs nobody else, whoever the control group still names; if two claim
+// to lead, the later term counts.
+func TestVotersAfterRecovery(t *testing.T) {
+	g := &control.Group{Name: "web", Members: []control.Member{{Replica: 1, Node: 1, Role: control.RoleVoter}, {Replica: 2, Node: 2, Role: control.RoleVoter},
+		{Replica: 3, Node: 3, Role: control.RoleVoter}}}
+	shown := api.Group{Name: "web", Leader: "n1", Replicas: []api.Replica{{Node: "n1"}, {Node: "n2"}, {Node: "n3"}}}
+	alone := []report{{Mode: "live", Role: "leader", Term: 9, Configured: []uint64{1}}, {Mode: "down"}, {Mode: "down"}}
+	if w := trustWarnings(g, shown, alone); len(w) != 0 {
+		t.Errorf("recovered alone: %+v", w)
+	}
+	late := []report{alone[0], {Mode: "live", Role: "leader", Term: 8, Configured: []uint64{1, 2, 3}}, {Mode: "down"}}
+	if w := trustWarnings(g, shown, late); len(w) != 0 {
+		t.Errorf("a leader of before: %+v", w)
+	}
+	alone[0].Configured = []uint64{1, 2, 3}
+	if w := trustWarnings(g, shown, alone); len(w) != 1 || w[0].Name != "no_quorum" {
+		t.Errorf("a leader that has just lost the others: %+v", w)
+	}
+}
+
 func TestHintsOfStoppedBindings(t *testing.T) {
 	held := api.DirNode{Node: "n1", Path: "/srv/web", Mode: "stopped", Watcher: "inotify"}
 	if hint := stoppedHint("web", &held); !strings.Contains(hint, "lockstep dir resume web n1") {
