@@ -255,6 +255,7 @@ type spy struct {
 
 func (s *spy) Apply(tx kv.Tx, cmd machine.Command) ([]byte, error) {
 	s.gr.ledger.ticked(s.who, cmd.Index, cmd.Time)
+	s.gr.ledger.executing(s.who, cmd)
 	result, err := s.Machine.Apply(tx, cmd)
 	if err == nil && s.gr.ledger.execute(s.who, s.op(cmd.Payload), cmd.Index, result) && s.first != nil {
 		s.first(cmd.Index, cmd.Payload, result)

@@ -59,6 +59,9 @@ func (w *world) addGroup(id uint64) {
 	gr.ledger.confs = []*raftpb.ConfState{{Voters: voters}}
 	if w.script != nil {
 		gr.work = w.script
+	} else if w.shape.mixed && id == 1 {
+		w.cluster = newCluster(gr)
+		gr.work = w.cluster
 	} else if r.IntN(3) == 0 {
 		gr.work = newFiles(gr)
 	} else {

@@ -25,6 +25,10 @@ type host struct {
 	doubtful bool  // a bit of its logs has flipped, and nobody has looked since
 	altered  bool  // one has, at some time
 
+	knows      uint64 // newest level that its program knows
+	level      uint64 // that it acts under, marked on its disk; 0: none yet
+	introduced bool   // the control group has heard of this run
+
 	up, paused bool
 	run        int // counts starts; what belongs to an earlier one is void
 	held       []func()
@@ -52,6 +56,7 @@ func (w *world) addHost() *host {
 	h := &host{
 		w: w, id: uint64(len(w.hosts) + 1), slow: 1,
 		store:     kv.NewMemory(),
+		knows:     w.drawProgram(),
 		skew:      int64(w.dice.clock.NormFloat64() * float64(second)),
 		drift:     int64(w.dice.clock.NormFloat64() * 0.03 * float64(w.shape.tick)),
 		members:   make([]*member, w.shape.groups),
@@ -62,13 +67,18 @@ func (w *world) addHost() *host {
 	return h
 }
 
-// start opens whatever the disk holds and runs; a host whose disk is full, or has lost its logs, does not.
+// start opens whatever the disk holds and runs; a host whose disk is full, or has lost its logs, does not, nor one whose
+// program does not know the level that the disk is marked with.
 func (h *host) start() {
 	if h.up || h.full || h.lost {
 		return
 	}
+	if h.level > h.knows {
+		h.w.report.StartsRefused++
+		return
+	}
 	h.run++
-	h.up, h.paused, h.failing = true, false, false
+	h.up, h.paused, h.failing, h.introduced = true, false, false, false
 	for i := range h.members {
 		if m := h.members[i]; m != nil {
 			m.start()
@@ -79,6 +89,9 @@ func (h *host) start() {
 	}
 	h.later(h.w.dice.clock.Int64N(h.w.shape.tick), h.tick)
 	h.later(spread(h.w.dice.disk, h.w.shape.checkpoint), h.checkpoint)
+	if h.w.cluster != nil {
+		h.later(spread(h.w.dice.roll, 100*milli), h.introduce)
+	}
 }
 
 // crash ends the process; what its disk then holds is drawn.

@@ -17,18 +17,21 @@ import (
 
 // ledger remembers what has happened in a group, everywhere and for all time, and fails on what must not.
 type ledger struct {
-	gr       *group
-	leaders  map[uint64]uint64            // term → replica
-	log      []logged                     // by index: the entry that was committed there
-	executed map[uint64]executed          // operation → where it was executed
-	givenUp  map[core.Position]bool       // said to be lost: must never be committed
-	digests  map[uint64][2]machine.Digest // index → state of whoever was there first
-	times    []int64                      // by index: time of its commands; 0: none
-	timedAt  uint64                       // highest index in times
-	time     int64                        // its time
-	told     uint64                       // highest index that was acknowledged
-	confs    []*raftpb.ConfState          // every configuration that came into force, in log order
-	confAt   uint64                       // index of the latest
+	gr        *group
+	leaders   map[uint64]uint64            // term → replica
+	log       []logged                     // by index: the entry that was committed there
+	executed  map[uint64]executed          // operation → where it was executed
+	givenUp   map[core.Position]bool       // said to be lost: must never be committed
+	digests   map[uint64][2]machine.Digest // index → state of whoever was there first
+	times     []int64                      // by index: time of its commands; 0: none
+	timedAt   uint64                       // highest index in times
+	time      int64                        // its time
+	levels    []uint64                     // by index: level of its commands; 0: none
+	leveledAt uint64                       // highest index in levels
+	level     uint64                       // its level
+	told      uint64                       // highest index that was acknowledged
+	confs     []*raftpb.ConfState          // every configuration that came into force, in log order
+	confAt    uint64                       // index of the latest
 }
 
 type logged struct{ term, hash uint64 }

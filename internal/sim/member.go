@@ -105,8 +105,12 @@ func (m *member) start() {
 		return
 	}
 	h, s := m.h, &m.h.w.shape
-	rep, err := replica.OpenLimited(kv.Prefixed(h.store, m.gr.prefix()), m.gr.work.machine(h), s.limits)
+	rep, err := replica.OpenLimited(kv.Prefixed(h.store, m.gr.prefix()), m.gr.work.machine(h), h.limits())
+	if h.unknown(err) {
+		return
+	}
 	must(err, "open replica")
+	h.fits(rep)
 	log, err := m.openLog(rep)
 	if h.altered && errors.Is(err, logstore.ErrDamaged) {
 		m.found()
@@ -128,7 +132,7 @@ func (m *member) start() {
 		Storage: logWithState{log, m.rep},
 		Applied: m.rep.Applied().Index, AppliedTerm: m.rep.Applied().Term, ConfState: m.rep.ConfState(),
 		MaxEntryBytes: s.entryBytes, MaxUncommitted: s.uncommitted,
-		MaxInflight: s.inflight, ElectionTicks: s.election, HeartbeatTicks: s.heartbeat, Terms: m.rep.Terms, Executes: m.rep.Executes, InSync: s.inSync, Room: hostRoom{m},
+		MaxInflight: s.inflight, ElectionTicks: s.election, HeartbeatTicks: s.heartbeat, Terms: m.rep.Terms, Executes: m.rep.Executes, InSync: s.inSync, Room: hostRoom{m}, Level: h.act,
 	})
 	must(err, "open core")
 	m.waiting, m.offers = map[uint64]func(core.Answer){}, map[uint64]int{}
@@ -275,7 +279,10 @@ func (m *member) apply(a *core.Apply) {
 	r := m.h.w.dice.disk
 	m.jobs.add(func(done func()) {
 		m.later(m.h.slow*spread(r, 100*micro), func() {
-			results := m.applyEntries(a.Entries)
+			results, ok := m.applyEntries(a.Entries)
+			if !ok {
+				return
+			}
 			m.publish(a.Entries)
 			m.later(spread(r, 100*micro), func() {
 				m.g.Applied(a, results)
@@ -285,10 +292,13 @@ func (m *member) apply(a *core.Apply) {
 	})
 }
 
-// applyEntries ends a batch where digests are compared.
-func (m *member) applyEntries(es []*raftpb.Entry) [][][]byte {
-	var results [][][]byte
+// applyEntries ends a batch where digests are compared. It is not ok if the host's program does not know what is there.
+func (m *member) applyEntries(es []*raftpb.Entry) (results [][][]byte, ok bool) {
+	ok = true
 	eachRun(es, func(es []*raftpb.Entry) {
+		if !ok {
+			return
+		}
 		rs, err := m.rep.Apply(es, func(e *raftpb.Entry) *raftpb.ConfState {
 			if e.GetIndex() <= m.rep.Line().Start {
 				return m.rep.ConfState() // of before a fork, as the engine does
@@ -297,11 +307,15 @@ func (m *member) applyEntries(es []*raftpb.Entry) [][][]byte {
 			must(err, "apply configuration")
 			return cs
 		})
+		if m.h.unknown(err) {
+			ok = false
+			return
+		}
 		must(err, "apply")
 		m.gr.ledger.applied(m, es)
 		results = append(results, rs...)
 	})
-	return results
+	return results, ok
 }
 
 // eachRun cuts entries after the indexes at which digests are compared.

@@ -342,6 +342,72 @@ var mutants = []mutant{
 		why: "the reserve is used up, and a vote finds no room",
 	},
 	{
+		name: "feature used before the level was raised", file: "control/level.go", quick: true,
+		old: "	return level, nil\n",
+		new: "	return max(level, l.Max), nil\n",
+		why: "a node that was upgraded writes what those that were not cannot execute",
+	},
+	{
+		name: "level taken from the program", file: "engine/replica/apply.go",
+		old: "Level: a.next.level, Payload",
+		new: "Level: a.r.known(), Payload",
+		why: "replicas execute one entry in two ways",
+	},
+	{
+		name: "level raised though a node cannot follow", file: "control/level.go",
+		old: "		if n.Removed || n.Levels.Has(c.To) {\n",
+		new: "		if n.Removed || n.Levels.known().Min <= c.To {\n",
+		why: "a node is left behind by its own cluster",
+	},
+	{
+		name: "older program taken in after the level was raised", file: "control/execute.go",
+		old: "	if level := x.s.Level(); !c.Levels.Has(level) {\n		return Result{Error: Unfit(\"serve\", n.Name, c.Levels, level)}, nil\n	}\n",
+		new: "",
+		why: "a node takes part that cannot execute what comes",
+	},
+	{
+		name: "older leader lowers the level", file: "engine/replica/apply.go",
+		old: "max(a.next.level, batch.Level)",
+		new: "batch.Level",
+		why: "a command that was executed is refused to the next who asks",
+	},
+	{
+		name: "entry of an unknown level executed", file: "engine/replica/apply.go",
+		old: "	if !a.r.knows(level) {\n",
+		new: "	if a.r == nil {\n",
+		why: "an older program executes what it does not know",
+	},
+	{
+		name: "state of an unknown level opened", file: "engine/replica/replica.go",
+		old: "	if !r.knows(level) {\n",
+		new: "	if level == 0 {\n",
+		why: "an older program goes on from what it does not know",
+	},
+	{
+		name: "snapshot of an unknown level installed", file: "engine/replica/snapshot.go",
+		old: "	if err == nil && !r.knows(level) {\n",
+		new: "	if err == nil && level == 0 {\n",
+		why: "an older program goes on from what it does not know",
+	},
+	{
+		name: "level missing from the snapshot", file: "engine/replica/snapshot.go",
+		old: "	out.write(binary.AppendUvarint([]byte(magic), st.level))\n",
+		new: "	out.write(binary.AppendUvarint([]byte(magic), core.FirstLevel))\n",
+		why: "a replica that was brought up to date executes at a level of the past",
+	},
+	{
+		name: "level not written", file: "engine/replica/apply.go",
+		old: "	if a.next.level != r.state.level {\n",
+		new: "	if r == nil {\n",
+		why: "after a restart a replica executes at a level of the past",
+	},
+	{
+		name: "command used whatever the level", file: "sim/registers.go",
+		old: "	if s.knows < programNext || cmd.Level < programNext {\n",
+		new: "	if s.knows < programNext {\n",
+		why: "a machine's new command is executed by some replicas and refused by others",
+	},
+	{
 		name: "writer tells of a write before it was done", file: "engine/writer.go", whole: true,
 		old: "	if len(writes) > 0 {\n		if err := w.store.Write(writes); err != nil {\n			return err\n		}\n	}\n" +
 			"	for _, j := range jobs {\n		j.done()\n	}\n	return nil\n",

@@ -193,7 +193,7 @@ func (n *nemesis) disk(w *world, f fault, h *host) bool {
 		}
 		n.crash(w, h, n.downtime(w))
 		_ = h.logs.Close()
-		h.logs, h.store = w.newDisk(h.id), kv.NewMemory()
+		h.logs, h.store, h.level = w.newDisk(h.id), kv.NewMemory(), 0
 	}
 	return true
 }
@@ -334,6 +334,9 @@ func (n *nemesis) heal(w *world) {
 	n.over = true
 	w.net.heal()
 	w.shape.drop, w.shape.duplicate = 0, 0
+	if w.cluster != nil {
+		w.cluster.settle()
+	}
 	for _, h := range w.hosts {
 		h.slow, h.full, h.failing = 1, false, false
 		h.resume()

@@ -34,8 +34,13 @@ func (o *observer) String() string { return fmt.Sprintf("group %d observer %d", 
 func (gr *group) addObserver(h *host) { h.observers[gr.id-1] = &observer{h: h, gr: gr} }
 
 func (o *observer) start() {
-	rep, err := replica.OpenLimited(kv.Prefixed(o.h.store, o.gr.prefix()), o.gr.work.machine(o.h), o.h.w.shape.limits)
+	rep, err := replica.OpenLimited(kv.Prefixed(o.h.store, o.gr.prefix()), o.gr.work.machine(o.h), o.h.limits())
+	if o.h.unknown(err) {
+		o.rep = nil
+		return
+	}
 	must(err, "open observer")
+	o.h.fits(rep)
 	o.rep, o.at = rep, rep.Applied().Index
 	o.run++
 	o.gr.ledger.compare(o.String(), o.rep)
@@ -113,11 +118,21 @@ func (o *observer) apply(f *feed, es []*raftpb.Entry) {
 				o.detach() // the source has installed a state and goes on from there
 				return
 			}
+			ok := true
 			eachRun(es, func(es []*raftpb.Entry) {
+				if !ok {
+					return
+				}
 				_, err := o.rep.Apply(es, nil)
+				if ok = !o.h.unknown(err); !ok {
+					return
+				}
 				must(err, "apply at an observer")
 				o.gr.ledger.observed(o, es)
 			})
+			if !ok {
+				return
+			}
 			at := o.rep.Applied().Index
 			f.up(func() { f.pinned = max(f.pinned, at) })
 		})
@@ -132,7 +147,7 @@ func (o *observer) install(f *feed, t *transfer) {
 			if o.feed != f {
 				return
 			}
-			if t.restore(o.rep) {
+			if t.restore(o.h, o.rep) {
 				o.h.w.report.ObserverSnapshots++
 				o.gr.ledger.compare(o.String(), o.rep)
 			}

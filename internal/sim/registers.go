@@ -43,19 +43,49 @@ func newRegisters(gr *group) *registers { return &registers{w: gr.w, gr: gr} }
 func (rs *registers) differ() differ { return nil }
 
 func (rs *registers) machine(h *host) machine.Machine {
-	return &spy{Machine: swapper{}, gr: rs.gr, who: h.id, op: func(p []byte) uint64 { return binary.BigEndian.Uint64(p[1:]) }}
+	return &spy{Machine: swapper{h.knows}, gr: rs.gr, who: h.id, op: func(p []byte) uint64 { return binary.BigEndian.Uint64(p[1:]) }}
 }
 
 // swapper executes swaps: a byte that names the register, 8 bytes of value. The result is the value before.
 // It keeps every value that it has ever seen.
-type swapper struct{}
+//
+// From level 2 on there is a command more, a swap that is counted as well, in a record of a kind that level 1 does not
+// know. Programs that do not know it refuse it, and so does below level 2 the one that does.
+type swapper struct {
+	knows uint64 // what the program knows
+}
+
+// counting marks, in a command's first byte, the swap of level 2.
+const counting = 0x80
+
+// refusal is the result of a command that nobody knows: no value has this length.
+var refusal = [1]byte{0xff}
+
+var countKey = []byte("n")
+
+func (s swapper) Apply(tx kv.Tx, cmd machine.Command) ([]byte, error) {
+	if cmd.Payload[0]&counting == 0 {
+		return s.swap(tx, cmd)
+	}
+	if s.knows < programNext || cmd.Level < programNext {
+		return refusal[:], nil
+	}
+	n, _, err := tx.Get(countKey)
+	if err == nil {
+		err = tx.Set(countKey, binary.BigEndian.AppendUint64(nil, number(n)+1))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s.swap(tx, cmd)
+}
 
 func registerKey(r byte) []byte { return []byte{'r', r} }
 
 func valueKey(v uint64) []byte { return binary.BigEndian.AppendUint64([]byte{'v'}, v) }
 
-func (swapper) Apply(tx kv.Tx, cmd machine.Command) ([]byte, error) {
-	key, value := registerKey(cmd.Payload[0]), cmd.Payload[1:9]
+func (swapper) swap(tx kv.Tx, cmd machine.Command) ([]byte, error) {
+	key, value := registerKey(cmd.Payload[0]&^counting), cmd.Payload[1:9]
 	old, _, err := tx.Get(key)
 	if err == nil {
 		err = tx.Set(key, value)
@@ -107,12 +137,22 @@ func (rs *registers) next(c *client) request {
 	case 1:
 		ack, in.register = core.AckLocal, localRegister
 	}
-	payload := binary.BigEndian.AppendUint64([]byte{in.register}, in.value)
+	kind := in.register
+	if ack != core.AckLocal && rs.newer() {
+		kind |= counting
+	}
+	payload := binary.BigEndian.AppendUint64([]byte{kind}, in.value)
 	payload = append(payload, make([]byte, r.IntN(200))...)
 	return request{payload: payload, ack: ack, answered: func(a core.Answer, result []byte, tries int) {
 		if a.Code == core.Accepted {
 			rs.local = append(rs.local, acceptedValue{in.value, a.Position, tries})
 			return
+		}
+		if kind&counting != 0 {
+			if rs.w.report.Newer++; refused(result) {
+				rs.w.report.NewerRefused++
+				return
+			}
 		}
 		rs.acked = append(rs.acked, in.value)
 		if in.register == localRegister {
@@ -126,6 +166,21 @@ func (rs *registers) next(c *client) request {
 		}
 	}}
 }
+
+// newer says whether a client asks for the swap of level 2: often once the level was raised, and now and then, by
+// mistake, before.
+func (rs *registers) newer() bool {
+	r := rs.w.dice.roll
+	switch {
+	case rs.w.cluster == nil:
+		return false
+	case rs.w.level() < programNext:
+		return r.IntN(12) == 0
+	}
+	return r.IntN(3) == 0
+}
+
+func refused(result []byte) bool { return len(result) == len(refusal) }
 
 func number(v []byte) uint64 {
 	if len(v) == 0 {
@@ -199,7 +254,7 @@ func (rs *registers) check(m *member) {
 // they had; one that was never executed has no part in the order.
 func (rs *registers) closeOpen() {
 	for _, op := range rs.open {
-		if done, ok := rs.gr.ledger.executed[op.Input.(seen).value]; ok {
+		if done, ok := rs.gr.ledger.executed[op.Input.(seen).value]; ok && !refused(done.result) {
 			op.Output, op.Return = number(done.result), rs.w.now
 			rs.history = append(rs.history, op)
 		}

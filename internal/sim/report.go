@@ -35,6 +35,8 @@ type Report struct {
 	Damaged, Waits                                          int // logs that were found damaged; steps not taken since nobody agreed
 	Ruins, Recovered                                        int // most logs of a group altered; groups recovered from the rest
 	Renewed, Returned                                       int // replicas that began again under another id; those of them that voted
+	Mixed, Installed, Raised, RaisesRefused                 int // seeds with two programs; programs exchanged, cluster levels raised, and not
+	Unfit, StartsRefused, Newer, NewerRefused               int // processes ended and not started for their program; commands of level 2
 	Faults                                                  [faultKinds]int
 	Answers                                                 [codes]int
 	Plans                                                   [len(ruleNames)][modes]int
@@ -44,6 +46,9 @@ func (r *Report) answer(c core.Code) { r.Answers[c]++ }
 
 func (r *Report) shaped(s *shape) {
 	r.Groups, r.Voters, r.Observers = s.groups, s.voters, s.observers
+	if s.mixed {
+		r.Mixed = 1
+	}
 }
 
 func (r *Report) plan(rule string, mode catchup.Mode) {
@@ -101,6 +106,9 @@ func (r *Report) counters() []counter {
 		{"entries fed to observers", &r.Fed}, {"observers cut off", &r.CutOff},
 		{"observers left by a silent source", &r.Reattached},
 		{"in-sync sets recorded", &r.InSync}, {"of them smaller", &r.Shrunk},
+		{"clusters of two programs", &r.Mixed}, {"programs exchanged", &r.Installed}, {"cluster levels raised", &r.Raised},
+		{"raises refused", &r.RaisesRefused}, {"processes ended, their program being too old", &r.Unfit},
+		{"and not started for it", &r.StartsRefused}, {"writes of the newer level", &r.Newer}, {"and refused below it", &r.NewerRefused},
 		{"damaged logs found", &r.Damaged}, {"of them begun again under another id", &r.Renewed},
 		{"of these, voting again", &r.Returned}, {"steps of damaged replicas put off", &r.Waits},
 		{"most logs of a group altered", &r.Ruins}, {"of these groups, recovered from the rest", &r.Recovered},

@@ -37,6 +37,7 @@ type shape struct {
 	logCache          int  // bytes of a group's log in memory
 	ruins             bool // most logs of a group are altered, once
 	driven            bool // configurations are driven towards the seats at any time: see group.driven
+	mixed, raises     bool // hosts run two programs, see levels.go; and the level is raised
 	differ            bool // states are compared by digests rather than streamed, where the machine can
 
 	faults  []fault
@@ -91,6 +92,10 @@ func drawShape(r *mathrand.Rand) shape {
 			s.faults = append(s.faults, f)
 			s.weights = append(s.weights, math.Exp(r.NormFloat64()))
 		}
+	}
+	if r.IntN(6) == 0 {
+		s.mixed, s.raises = true, r.IntN(4) > 0
+		s.groups, s.voters, s.observers = max(2, min(s.groups, 5)), min(s.voters, 5), min(s.observers, 3)
 	}
 	return s
 }

@@ -59,17 +59,21 @@ func (m *member) begin() *transfer {
 
 var errBroken = errors.New("the connection breaks")
 
-// restore installs the state in rep; false means that it did not arrive whole.
-func (t *transfer) restore(rep *replica.Replica) bool {
+// restore installs the state in rep, on h; false means that it did not arrive whole, or is not for h's program.
+func (t *transfer) restore(h *host, rep *replica.Replica) bool {
 	var err error
 	if t.differ == nil {
 		err = rep.Restore(bytes.NewReader(t.data))
 	} else {
 		err = rep.RestoreDiff(bytes.NewReader(t.data), t.converse)
 	}
+	if h.unknown(err) {
+		return false
+	}
 	if err != nil && !errors.Is(err, replica.ErrSnapshot) && !errors.Is(err, errBroken) {
 		must(err, "restore")
 	}
+	h.fits(rep)
 	return err == nil
 }
 
@@ -143,7 +147,7 @@ func (m *member) install(msg *raftpb.Message, t *transfer, done func(ok bool)) {
 		return
 	}
 	m.jobs.add(func(next func()) {
-		ok := t.restore(m.rep)
+		ok := t.restore(m.h, m.rep)
 		if ok {
 			m.cutAll()
 		}

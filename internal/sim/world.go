@@ -10,7 +10,8 @@
 // the manifest's difference by digests, in every other seed the log store on a disk in memory that tears, forgets and
 // garbles (platter), else its in-memory twin; kv's twin; control.PlanInSync and core's counting of in-sync sets;
 // control.PlanMembership, and what decides whether a replica with a damaged log may begin again (core.Status.Spares,
-// control.Group.Renew).
+// control.Group.Renew); in a share of the seeds the control group's machine, for a cluster that is upgraded host by host
+// (levels.go).
 // What is simulated: time, network, the order and duration of disk writes, processes and connections (host, member and
 // observer play the part of the engine's runners), clients. The simulation of bubble runs the runners themselves.
 //
@@ -85,7 +86,7 @@ func must(err error, doing string) {
 
 // dice are the streams of chance, one for each cause, so that one more message does not move every crash.
 type dice struct {
-	net, disk, clock, work, fate *mathrand.Rand
+	net, disk, clock, work, fate, roll *mathrand.Rand
 }
 
 type event struct {
@@ -103,7 +104,9 @@ type world struct {
 	shape  shape
 	hosts  []*host // host i has id i+1, and so have its replicas
 	groups []*group
-	net    network
+	// cluster is the work of group 1 in a mixed seed; nil: there is no control group.
+	cluster *cluster
+	net     network
 	nemesis
 	report Report
 	hash   uint64
@@ -112,7 +115,7 @@ type world struct {
 
 func newWorld(seed uint64) *world {
 	stream := func(n uint64) *mathrand.Rand { return mathrand.New(mathrand.NewPCG(seed, n)) }
-	w := &world{seed: seed, dice: dice{stream(1), stream(2), stream(3), stream(4), stream(5)}}
+	w := &world{seed: seed, dice: dice{stream(1), stream(2), stream(3), stream(4), stream(5), stream(6)}}
 	w.report.Seed, w.report.Seeds = seed, 1
 	w.net.init(w)
 	w.shape = drawShape(w.dice.fate)
@@ -215,6 +218,9 @@ func (w *world) run() {
 	w.populate() // here, not in newWorld: whoever starts a core draws from raft's randomness
 	w.report.shaped(&w.shape)
 	w.nemesis.begin(w)
+	if w.cluster != nil {
+		w.after(spread(w.dice.roll, second), w.cluster.operate)
+	}
 	for w.now < w.shape.active {
 		w.step()
 	}
