@@ -8,14 +8,27 @@ package api
 
 import "time"
 
-// Level is the cluster level of this source: the newest format that it writes.
-const Level = 1
+// MinLevel and Level are the cluster levels that this source knows: it works in a cluster that is at one of them.
+const (
+	MinLevel = 1
+	Level    = 1
+)
+
+// Levels is a range of cluster levels.
+type Levels struct {
+	Min uint64 `json:"min"`
+	Max uint64 `json:"max"`
+}
 
 type Version struct {
 	Version string `json:"version"`
 	Commit  string `json:"commit,omitempty"`
 	Go      string `json:"go"`
-	Level   int    `json:"level"` // cluster level: the newest format this binary writes
+	// Levels that this program can work at: Level is the highest, MinLevel the lowest.
+	Level    int `json:"level"`
+	MinLevel int `json:"min_level"`
+	// Cluster is the level that the cluster of the node is at; only in what a node answers. 0: not known.
+	Cluster int `json:"cluster_level,omitempty"`
 }
 
 type Node struct {
@@ -28,6 +41,7 @@ type Node struct {
 	Drain   bool   `json:"drain,omitempty"` // gives up its votes and leaderships
 	Zone    string `json:"zone,omitempty"`
 	Self    bool   `json:"self,omitempty"`
+	Levels  Levels `json:"levels"` // that its program can work at, as it said when it last started
 	// Full is set while the disk of its data directory has no room.
 	Full *FullDisk `json:"disk_full,omitempty"`
 }
@@ -260,6 +274,7 @@ type Warning struct {
 // Status is the answer of GET /v1/status: the node that was asked, and its view of the cluster.
 type Status struct {
 	Cluster  string      `json:"cluster"`
+	Level    uint64      `json:"level"` // of the cluster; 0: not known yet
 	Node     Node        `json:"node"`
 	Ready    bool        `json:"ready"`
 	Nodes    []Node      `json:"nodes"`

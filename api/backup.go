@@ -20,7 +20,8 @@ type Restore struct {
 	OverLiving bool `json:"over_living,omitempty"`
 	DryRun     bool `json:"dry_run,omitempty"` // nothing follows
 	// What the backup says of the group.
-	History  string `json:"history"` // 32 hex digits
+	History  string `json:"history"`         // 32 hex digits
+	Level    uint64 `json:"level,omitempty"` // cluster level of the state; 0: the first
 	Term     uint64 `json:"term"`
 	Index    uint64 `json:"index"`
 	Files    uint64 `json:"files"`
@@ -70,4 +71,5 @@ type BackupGroup struct {
 	Bytes   uint64            `json:"bytes"`
 	Digest  string            `json:"digest"` // of what the directory held, as in dir status
 	Paths   map[string]string `json:"paths"`  // node → directory
+	Level   uint64            `json:"level"`  // cluster level of its state
 }

@@ -59,6 +59,14 @@ func RouteNodes() Route {
 	return Route{Method: http.MethodGet, Path: "/v1/nodes", Request: None{}, Response: []Node{}}
 }
 
+func RouteLevel() Route {
+	return Route{Method: http.MethodGet, Path: "/v1/level", Request: None{}, Response: ClusterLevel{}}
+}
+
+func RouteLevelRaise() Route {
+	return Route{Method: http.MethodPost, Path: "/v1/level", Request: LevelRaise{}, Response: LevelRaised{}}
+}
+
 func RouteTokens() Route {
 	return Route{Method: http.MethodGet, Path: "/v1/tokens", Request: None{}, Response: []Token{}}
 }
@@ -172,7 +180,7 @@ func RouteDirVerify() Route {
 // Routes lists all of them.
 func Routes() []Route {
 	return []Route{
-		RouteVersion(), RouteStatus(), RouteNodes(),
+		RouteVersion(), RouteStatus(), RouteNodes(), RouteLevel(), RouteLevelRaise(),
 		RouteTokens(), RouteTokenCreate(), RouteTokenRevoke(),
 		RouteGroups(), RouteGroup(), RouteGroupTransfer(), RouteGroupProbe(), RouteGroupToken(), RouteGroupCheck(),
 		RouteGroupMember(), RouteGroupDelete(), RouteNodeDrain(), RouteNodeRemove(),

@@ -88,6 +88,16 @@ func (c *Client) Nodes(ctx context.Context) ([]api.Node, error) {
 	return call[[]api.Node](ctx, c, api.RouteNodes(), nil)
 }
 
+// Level is what every node of the cluster understands.
+func (c *Client) Level(ctx context.Context) (api.ClusterLevel, error) {
+	return call[api.ClusterLevel](ctx, c, api.RouteLevel(), nil)
+}
+
+// LevelRaise raises it, for good.
+func (c *Client) LevelRaise(ctx context.Context, req api.LevelRaise) (api.LevelRaised, error) {
+	return call[api.LevelRaised](ctx, c, api.RouteLevelRaise(), req)
+}
+
 func (c *Client) Tokens(ctx context.Context) ([]api.Token, error) {
 	return call[[]api.Token](ctx, c, api.RouteTokens(), nil)
 }

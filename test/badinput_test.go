@@ -184,7 +184,7 @@ func TestNamesPortsAndDataDirectories(t *testing.T) {
 	foreign := newToken(t, other, g.Nodes[0], "1h").Token
 	refused(t, api.CodeConflict, regexp.QuoteMeta(n2.Data), "cluster", serve(n2.Data, "--join", foreign)...)
 	changeFacts(t, n2.Data, func(facts map[string]any) { facts["level"] = 99 })
-	refused(t, api.CodeFailed, regexp.QuoteMeta(n2.Data), "99", serve(n2.Data)...)
+	refused(t, api.CodeConflict, regexp.QuoteMeta(n2.Data), "99", serve(n2.Data)...)
 	changeFacts(t, n2.Data, func(facts map[string]any) { facts["level"], facts["name"] = 1, "n7" })
 	refused(t, api.CodeFailed, regexp.QuoteMeta(n2.Data), "n7", serve(n2.Data)...)
 	changeFacts(t, n2.Data, func(facts map[string]any) { facts["name"] = "n2" })

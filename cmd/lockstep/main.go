@@ -25,7 +25,7 @@ func run() int {
 
 // build is what the linker wrote into this binary.
 func build() api.Version {
-	v := api.Version{Version: "devel", Go: runtime.Version(), Level: api.Level}
+	v := api.Version{Version: "devel", Go: runtime.Version(), Level: api.Level, MinLevel: api.MinLevel}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return v

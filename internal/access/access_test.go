@@ -234,7 +234,7 @@ func TestIdentityErrors(t *testing.T) {
 		{"garbage key", put(fileKey, []byte("x")), ErrDamaged, "key.pem"},
 		{"garbage cert", put(fileCert, []byte("x")), ErrDamaged, "node certificate"},
 		{"garbage json", put(fileNode, []byte("{")), ErrDamaged, "node.json"},
-		{"newer level", edit(`"level": 1`, `"level": 2, "more": {}`), ErrNewerLevel, "data format 2"},
+		{"newer level", edit(`"level": 1`, `"level": 2, "more": {}`), ErrNewerLevel, "cluster level 2"},
 		{"level 0", edit(`"level": 1`, `"level": 0`), ErrDamaged, "level 0"},
 		{"other node's facts", edit("0000000000000001", "0000000000000003"), ErrOtherNode, "0000000000000003"},
 		{"other name", edit(`"n1"`, `"n9"`), ErrOtherNode, "n9"},
@@ -473,7 +473,7 @@ func TestJoinExchange(t *testing.T) {
 	key, _ := NewKey(seeded(4))
 	csr, _ := NewCSR(key)
 	var wire bytes.Buffer
-	req := JoinRequest{tok.ID, tok.Secret, "n2", "10.0.0.2:7420", csr, "v1", Level, "", true}
+	req := JoinRequest{tok.ID, tok.Secret, "n2", "10.0.0.2:7420", csr, "v1", Level, 1, "", true}
 	if _, err := req.WriteTo(&wire); err != nil {
 		t.Fatal(err)
 	}

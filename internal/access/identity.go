@@ -12,10 +12,12 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/lockstep-sync/lockstep/api"
 )
 
-// Level is the newest format of the data directory that this package reads, and the one that it writes.
-const Level = 1
+// Level is the newest cluster level whose data directories this program may use.
+const Level = api.Level
 
 // The files below DATA/identity.
 const (
@@ -87,7 +89,8 @@ func (id *Identity) Node() uint64 { return id.node }
 // Name is the node's name.
 func (id *Identity) Name() string { return id.name }
 
-// Level is the format of the data directory.
+// Level is the highest cluster level that the data directory was used at, when it was loaded or made. What is written
+// there may be of that level, so no program that does not know it may touch it.
 func (id *Identity) Level() int { return id.level }
 
 // NotAfter is when the node's certificate expires. Load does not refuse an expired one, peers do.
@@ -162,6 +165,27 @@ func create(data, final, tmp string, id *Identity) error {
 	return syncDir(data)
 }
 
+// Mark records, durably, that the data directory of id is used at a cluster level from now on.
+func Mark(data string, id *Identity, level int) error {
+	dir := filepath.Join(data, dirIdentity)
+	node, err := json.MarshalIndent(facts{level, id.cluster, fmt.Sprintf("%016x", id.node), id.name}, "", "  ")
+	if err != nil {
+		return fmt.Errorf("mark %s: %w", dir, err)
+	}
+	final := filepath.Join(dir, fileNode)
+	next := final + ".new"
+	if err := os.Remove(next); err != nil && !errors.Is(err, fs.ErrNotExist) { // what an interrupted attempt left
+		return fmt.Errorf("mark %s: %w", dir, err)
+	}
+	if err := writeSynced(next, append(node, '\n'), 0o644); err != nil {
+		return fmt.Errorf("mark %s: %w", dir, err)
+	}
+	if err := os.Rename(next, final); err != nil {
+		return fmt.Errorf("mark %s: %w", dir, err)
+	}
+	return syncDir(dir)
+}
+
 func writeSynced(path string, data []byte, mode fs.FileMode) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {
@@ -234,7 +258,7 @@ func loadFacts(path string) (facts, error) {
 		return f, fmt.Errorf("%s: %w: %w", fileNode, ErrDamaged, err)
 	}
 	if head.Level > Level {
-		return f, fmt.Errorf("data format %d, this version knows up to %d: %w; start the version that wrote it",
+		return f, fmt.Errorf("it was used at cluster level %d, this program knows levels up to %d: %w",
 			head.Level, Level, ErrNewerLevel)
 	}
 	dec := json.NewDecoder(bytes.NewReader(b))

@@ -25,10 +25,11 @@ type JoinRequest struct {
 	Token   TokenID `json:"token"`
 	Secret  Secret  `json:"secret"`
 	Name    string  `json:"name"`
-	Address string  `json:"address"` // host:port at which the other nodes reach it
-	CSR     []byte  `json:"csr"`     // DER, see NewCSR
-	Version string  `json:"version"` // of the software, for people
-	Level   int     `json:"level"`   // newest format that it knows
+	Address string  `json:"address"`             // host:port at which the other nodes reach it
+	CSR     []byte  `json:"csr"`                 // DER, see NewCSR
+	Version string  `json:"version"`             // of the software, for people
+	Level   int     `json:"level"`               // newest cluster level that its program knows
+	Min     int     `json:"min_level,omitempty"` // and the oldest; 0: 1
 	Zone    string  `json:"zone,omitempty"`
 	Replace bool    `json:"replace"` // take the place of the node of that name, whose data is lost
 }
@@ -47,6 +48,7 @@ type JoinReply struct {
 	Cert    []byte     `json:"cert,omitempty"` // PEM
 	CA      []byte     `json:"ca,omitempty"`   // PEM
 	Peers   []JoinPeer `json:"peers,omitempty"`
+	Level   int        `json:"level,omitempty"` // of the cluster; 0: 1
 	Error   *api.Error `json:"error,omitempty"`
 }
 
@@ -69,6 +71,7 @@ func (r *JoinReply) Identity(t *Token, key ed25519.PrivateKey, name string, now 
 	if err != nil {
 		return nil, fmt.Errorf("join cluster %s: answer: %w", t.Cluster, err)
 	}
+	id.level = max(1, r.Level)
 	return id, nil
 }
 
@@ -91,8 +94,8 @@ func ReadJoinRequest(r io.Reader) (*JoinRequest, error) {
 		err = checkAddr(m.Address)
 	case len(m.CSR) == 0 || len(m.CSR) > maxCSR:
 		err = fmt.Errorf("certificate request of %d bytes", len(m.CSR))
-	case m.Level < 1:
-		err = fmt.Errorf("level %d", m.Level)
+	case m.Level < 1 || m.Min < 0 || m.Min > m.Level:
+		err = fmt.Errorf("levels %d to %d", m.Min, m.Level)
 	case len(m.Version) > 128:
 		err = fmt.Errorf("version of %d bytes", len(m.Version))
 	}

@@ -85,6 +85,7 @@ type Part struct {
 	Kind     string   `json:"kind"`
 	Group    string   `json:"group,omitempty"`
 	Position Position `json:"position,omitzero"`
+	Level    uint64   `json:"level,omitempty"` // cluster level of a state; 0: the first
 	Settings Settings `json:"settings,omitzero"`
 	Members  []Member `json:"members,omitempty"`
 	Tree     Hash     `json:"tree,omitzero"` // digest of what the directory holds

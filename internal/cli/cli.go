@@ -88,7 +88,7 @@ machine, or the one that --server names.`,
 	flags.StringVar(&a.server, "server", "", "node to talk to: unix:///PATH or HOST:PORT (default: the node of this machine; $LOCKSTEP_SERVER)")
 	flags.StringVarP(&a.output, "output", "o", "text", "text or json")
 	root.AddCommand(a.serveCommand(), a.demoCommand(), a.statusCommand(), a.clusterCommand(), a.nodeCommand(), a.tokenCommand(),
-		a.groupCommand(), a.dirCommand(), a.offlineCommand(), a.backupCommand(), a.restoreCommand(), a.versionCommand(), a.completionCommand())
+		a.groupCommand(), a.dirCommand(), a.offlineCommand(), a.backupCommand(), a.restoreCommand(), a.levelCommand(), a.versionCommand(), a.completionCommand())
 	root.SetHelpCommand(helpCommand())
 	return root
 }

@@ -25,7 +25,7 @@ func (a *app) nodeCommand() *cobra.Command {
 }
 
 func (l nodeList) text(w io.Writer) error {
-	rows := [][]string{{"NODE", "STATE", "VOTES", "ADDRESS", "VERSION", "ZONE"}}
+	rows := [][]string{{"NODE", "STATE", "VOTES", "ADDRESS", "VERSION", "LEVELS", "ZONE"}}
 	for _, n := range l {
 		name, votes := n.Name, "no"
 		if n.Self {
@@ -41,7 +41,7 @@ func (l nodeList) text(w io.Writer) error {
 		if n.Full != nil {
 			state += ", disk full"
 		}
-		rows = append(rows, []string{name, state, votes, n.Address, n.Version, orDash(n.Zone)})
+		rows = append(rows, []string{name, state, votes, n.Address, n.Version, levels(n.Levels), orDash(n.Zone)})
 	}
 	return table(w, rows)
 }

@@ -33,7 +33,11 @@ func (s statusResult) text(w io.Writer) error {
 	if !s.Ready {
 		ready = "not ready"
 	}
-	_, err := fmt.Fprintf(w, "cluster %s, seen by %s (%s)\n\n", orDash(s.Cluster), s.Node.Name, ready)
+	level := ""
+	if s.Level > 0 {
+		level = fmt.Sprintf(" at level %d", s.Level)
+	}
+	_, err := fmt.Fprintf(w, "cluster %s%s, seen by %s (%s)\n\n", orDash(s.Cluster), level, s.Node.Name, ready)
 	if err == nil {
 		err = nodeList(s.Nodes).text(w)
 	}

@@ -31,7 +31,11 @@ func (v versionResult) text(w io.Writer) error {
 	if v.Commit != "" {
 		commit = " commit " + short(v.Commit)
 	}
-	_, err := fmt.Fprintf(w, "lockstep %s%s (%s, cluster level %d)\n", v.Version, commit, v.Go, v.Level)
+	level := fmt.Sprintf("cluster level %d", v.Level)
+	if v.MinLevel < v.Level {
+		level = fmt.Sprintf("cluster levels %d to %d", v.MinLevel, v.Level)
+	}
+	_, err := fmt.Fprintf(w, "lockstep %s%s (%s, %s)\n", v.Version, commit, v.Go, level)
 	return err
 }
 

@@ -231,7 +231,7 @@ func (x *execution) setAddress(c *SetAddress) (Result, error) {
 		if c.Zone != "" {
 			x.what += ", in zone " + c.Zone
 		}
-		if n.Levels.known() != c.Levels.known() {
+		if n.Levels.Known() != c.Levels.Known() {
 			x.what += ", which knows " + c.Levels.String()
 		}
 	}

@@ -26,16 +26,17 @@ type Levels struct {
 	Max uint64 `json:"max,omitempty"`
 }
 
-func (l Levels) known() Levels { return Levels{max(l.Min, FirstLevel), max(l.Max, FirstLevel)} }
+// Known is l, or what zero stands for.
+func (l Levels) Known() Levels { return Levels{max(l.Min, FirstLevel), max(l.Max, FirstLevel)} }
 
 // Has says whether level is in the range.
 func (l Levels) Has(level uint64) bool {
-	k := l.known()
+	k := l.Known()
 	return k.Min <= level && level <= k.Max
 }
 
 func (l Levels) String() string {
-	k := l.known()
+	k := l.Known()
 	if k.Min == k.Max {
 		return fmt.Sprintf("level %d", k.Min)
 	}
@@ -58,9 +59,9 @@ func Unfit(op, name string, l Levels, level uint64) *api.Error {
 	e := &api.Error{Code: api.CodeConflict, Op: op, Subject: name,
 		Why:  fmt.Sprintf("the cluster is at level %d, this program knows %s", level, l),
 		Hint: fmt.Sprintf("start a version of lockstep that knows level %d: lockstep version tells; nothing was changed", level)}
-	if level < l.known().Min {
+	if level < l.Known().Min {
 		e.Hint = fmt.Sprintf("start the version that ran here before, or another that knows level %d, and raise the cluster to level %d from there: lockstep level raise",
-			level, l.known().Min)
+			level, l.Known().Min)
 	}
 	return e
 }
@@ -80,7 +81,7 @@ func (s *State) Reach() (level uint64, behind []string) {
 		if n.Removed {
 			continue
 		}
-		switch top := n.Levels.known().Max; {
+		switch top := n.Levels.Known().Max; {
 		case len(behind) == 0 || top < level:
 			level, behind = top, []string{n.Name}
 		case top == level:

@@ -17,6 +17,7 @@ import (
 type StateView struct {
 	At      core.Position
 	Line    replica.Line
+	Level   uint64
 	Machine kv.Reader
 	rep     *replica.Replica
 	view    kv.View
@@ -32,7 +33,7 @@ func viewOf(rep *replica.Replica) (*StateView, error) {
 	v := &StateView{rep: rep, view: rep.StateView()}
 	st, err := replica.ReadStanding(v.view)
 	if err == nil {
-		v.At, v.Line = st.At, st.Line
+		v.At, v.Line, v.Level = st.At, st.Line, st.Level
 		v.Machine, err = rep.MachineView(v.view)
 	}
 	if err != nil {

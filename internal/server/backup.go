@@ -329,7 +329,7 @@ func (n *node) writeState(h *holding, view *engine.StateView, out *backup.Writer
 	}
 	return out.Part(backup.Part{
 		Kind: backup.PartState, Group: g.Name, Settings: settingsOf(g), Members: membersOf(st, g), Tree: backup.Hash(tree),
-		Files: stats.Files, Bytes: stats.Bytes, Position: backup.Position{
+		Files: stats.Files, Bytes: stats.Bytes, Level: view.Level, Position: backup.Position{
 			History: hex.EncodeToString(view.Line.History[:]), Term: view.At.Term, Index: view.At.Index,
 		},
 	}, view.Write)

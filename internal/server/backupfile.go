@@ -12,6 +12,8 @@ import (
 	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/backup"
 	"github.com/lockstep-sync/lockstep/internal/engine"
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/engine/replica"
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 	"github.com/lockstep-sync/lockstep/internal/kv"
 )
@@ -149,6 +151,9 @@ func (f BackupFile) progress(size uint64) func(uint64) {
 // readSaved loads a state into store; what it says has to agree with how the backup describes it.
 func readSaved(store kv.Store, p backup.Part, body io.Reader) (kv.Reader, error) {
 	at, line, view, err := engine.ReadState(store, api.Level, body)
+	if newer := (*replica.NewerLevelError)(nil); errors.As(err, &newer) {
+		return nil, fmt.Errorf("%w: the state of group %s: %w", backup.ErrNewer, p.Group, newer)
+	}
 	if err != nil {
 		// What the file itself is damaged by comes first.
 		if _, rest := io.Copy(io.Discard, body); rest != nil {
@@ -188,7 +193,7 @@ func (s savedState) complete(held *contentSet) error {
 func describeSaved(p backup.Part) api.BackupGroup {
 	g := api.BackupGroup{
 		Name: p.Group, History: p.Position.History, Term: p.Position.Term, Index: p.Position.Index,
-		Files: p.Files, Bytes: p.Bytes, Digest: p.Tree.String(), Paths: map[string]string{},
+		Files: p.Files, Bytes: p.Bytes, Digest: p.Tree.String(), Paths: map[string]string{}, Level: max(p.Level, core.FirstLevel),
 	}
 	for _, m := range p.Members {
 		g.Paths[m.Node] = m.Path
@@ -247,7 +252,7 @@ func (f BackupFile) Request(ctx context.Context, group string) (req api.Restore,
 		}
 		p := s.part
 		req = api.Restore{
-			Group: group, As: group, History: p.Position.History, Term: p.Position.Term, Index: p.Position.Index, Files: p.Files, Bytes: p.Bytes,
+			Group: group, As: group, History: p.Position.History, Level: p.Level, Term: p.Position.Term, Index: p.Position.Index, Files: p.Files, Bytes: p.Bytes,
 			Ack: p.Settings.Ack, Conflict: p.Settings.Conflict, Mode: p.Settings.Mode, Topology: p.Settings.Topology,
 		}
 		return nil

@@ -43,7 +43,7 @@ func (n *node) introduceOnce(ctx context.Context, init *control.Init) error {
 		return err
 	}
 	_, err := n.ctl.propose(ctx, &control.Command{By: "serve", SetAddress: &control.SetAddress{
-		Node: n.self, Address: n.advertise, Version: n.cfg.Version.Version, Zone: n.cfg.Zone, Life: n.life.now(),
+		Node: n.self, Address: n.advertise, Version: n.cfg.Version.Version, Zone: n.cfg.Zone, Life: n.life.now(), Levels: knows(),
 	}})
 	var refused *api.Error
 	if errors.As(err, &refused) && (refused.Code == api.CodeDenied || refused.Code == api.CodeDamage) {
@@ -57,7 +57,11 @@ func (n *node) followControl(ctx context.Context) {
 	retry := time.NewTicker(2 * time.Second)
 	defer retry.Stop()
 	for {
-		if err := n.agree(ctx, n.ctl.state()); err != nil && ctx.Err() == nil {
+		err := n.agree(ctx, n.ctl.state())
+		if e := n.newerLevel(err); e != nil {
+			n.leaveFor(e)
+		}
+		if err != nil && ctx.Err() == nil {
 			n.log.Error("cannot follow the control group; trying again", "err", err)
 		}
 		select {
@@ -83,7 +87,7 @@ func (n *node) agree(ctx context.Context, st *control.State) error {
 			n.net.Drop(p.ID)
 		}
 	}
-	var errs []error
+	errs := []error{n.followLevel(st.Level())}
 	for i := range st.Groups {
 		g := &st.Groups[i]
 		m, mine := g.Member(n.self)

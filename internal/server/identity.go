@@ -76,6 +76,9 @@ func resume(cfg Config, data *dataDir, id *access.Identity) (*start, error) {
 				Hint: "leave --name out to go on as " + id.Name() + ", or give another node a data directory of its own with --data"}
 		}
 	}
+	if _, unfit := knows().Act(id.Name(), uint64(id.Level()), 0); unfit != nil {
+		return nil, unfit
+	}
 	s := &start{id: id}
 	if cfg.Join != "" {
 		tok, err := access.ParseToken(cfg.Join)
@@ -132,8 +135,8 @@ func found(cfg Config, advertise string, data *dataDir) (*start, error) {
 		id:   id,
 		hint: hint{Node: 1, Cluster: cluster.String(), Role: control.RoleVoter, Replica: 1, Peers: map[uint64]string{1: advertise}},
 		init: &control.Init{
-			Cluster: control.Cluster{ID: cluster.String(), CACert: ca.CertPEM(), CAKey: caKey},
-			Node:    control.Node{ID: 1, Name: cfg.Name, Address: advertise, Version: cfg.Version.Version, Zone: cfg.Zone},
+			Cluster: control.Cluster{ID: cluster.String(), CACert: ca.CertPEM(), CAKey: caKey, Level: uint64(id.Level())},
+			Node:    control.Node{ID: 1, Name: cfg.Name, Address: advertise, Version: cfg.Version.Version, Zone: cfg.Zone, Levels: knows()},
 			History: history,
 		},
 	}
@@ -157,7 +160,7 @@ func join(ctx context.Context, cfg Config, advertise string, data *dataDir) (*st
 	}
 	req := &access.JoinRequest{
 		Token: tok.ID, Secret: tok.Secret, Name: cfg.Name, Address: advertise, CSR: csr,
-		Version: cfg.Version.Version, Level: access.Level, Replace: cfg.Replace, Zone: cfg.Zone,
+		Version: cfg.Version.Version, Level: api.Level, Min: api.MinLevel, Replace: cfg.Replace, Zone: cfg.Zone,
 	}
 	var reply *access.JoinReply
 	for _, addr := range tok.Addrs {
@@ -266,6 +269,7 @@ func (n *node) letIn(ctx context.Context, req *access.JoinRequest) (*access.Join
 	}
 	r, err := n.ctl.propose(ctx, &control.Command{By: "token " + req.Token.String(), Join: &control.Join{
 		Token: req.Token.String(), Name: req.Name, Address: req.Address, Version: req.Version, Zone: req.Zone, Replace: req.Replace,
+		Levels: control.Levels{Min: uint64(req.Min), Max: uint64(req.Level)},
 	}})
 	if err != nil {
 		return nil, err
@@ -278,7 +282,7 @@ func (n *node) letIn(ctx context.Context, req *access.JoinRequest) (*access.Join
 	if err != nil {
 		return nil, err
 	}
-	reply := &access.JoinReply{Node: r.Node, Cluster: n.id.Cluster(), Cert: cert, CA: ca.CertPEM()}
+	reply := &access.JoinReply{Node: r.Node, Cluster: n.id.Cluster(), Cert: cert, CA: ca.CertPEM(), Level: int(n.ctl.state().Level())}
 	for _, p := range st.Nodes {
 		if !p.Removed && len(reply.Peers) < 32 {
 			reply.Peers = append(reply.Peers, access.JoinPeer{Node: p.ID, Name: p.Name, Address: p.Address})

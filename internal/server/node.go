@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -42,6 +43,7 @@ type node struct {
 	ctl   *controlPlane
 	hints *hints
 	life  *life
+	level atomic.Uint64 // that the node acts under, see level.go
 	watch *watch
 	disk  *dataDisk
 
@@ -49,6 +51,7 @@ type node struct {
 	holdings   map[uint64]*holding  // by group
 	suspects   map[uint64]suspicion // groups whose log is damaged, by id
 	closing    bool
+	marked     uint64                  // level that the data directory says
 	sealed     map[uint64]bool         // groups that must not run now
 	estranged  map[[2]uint64]time.Time // (group, node) → when it was last heard of on another history
 	superseded chan replica.Line       // of the control group, at another node
@@ -117,6 +120,10 @@ func (n *node) serve(ctx context.Context) (err error) {
 		n.handOver()
 		return nil
 	case err := <-n.fault:
+		if e := n.newerLevel(err); e != nil {
+			n.log.Error("stopping: the cluster is beyond what this program knows", "err", e)
+			return e
+		}
 		n.tidy.steps = nil // nothing more may be written; the process ends and takes everything with it
 		e := storageError(n.data.path, err)
 		e.Why = "storage failed, the node stops at once so that nothing is acknowledged that is not on disk: " + e.Why
@@ -156,8 +163,11 @@ func (n *node) tidyUp() error {
 	return nil
 }
 
-// reasonToQuit prefers what peers said of this node over what came of it.
+// reasonToQuit prefers what peers said of this node, and that its program is too old, over what came of it.
 func (n *node) reasonToQuit(err error) error {
+	if e := n.newerLevel(err); e != nil {
+		return e
+	}
 	select {
 	case why := <-n.quit:
 		return why

@@ -16,7 +16,13 @@ import (
 // The methods of httpdoor.Node that are not about directories.
 
 // Version of this binary.
-func (n *node) Version(context.Context) (api.Version, error) { return n.cfg.Version, nil }
+func (n *node) Version(context.Context) (api.Version, error) {
+	v := n.cfg.Version
+	if st := n.ctl.state(); st.Cluster.ID != "" {
+		v.Cluster = int(st.Level())
+	}
+	return v, nil
+}
 
 // Ready holds once the node knows its cluster and every directory that it holds has been compared with it.
 func (n *node) Ready(context.Context) []api.Check {
@@ -61,6 +67,10 @@ func (n *node) Status(ctx context.Context) (api.Status, error) {
 		}
 	}
 	out.Warnings = append(append(out.Warnings, n.strangers()...), n.clockWarnings()...)
+	if st.Cluster.ID != "" {
+		out.Level = st.Level()
+		out.Warnings = append(out.Warnings, levelWarnings(st)...)
+	}
 	var err error
 	if out.Nodes, err = n.Nodes(ctx); err != nil {
 		return out, err
@@ -157,7 +167,7 @@ func (n *node) Nodes(ctx context.Context) ([]api.Node, error) {
 	st := n.ctl.state()
 	ctl, ok := st.Group(control.ControlGroup)
 	if !ok {
-		return []api.Node{{Name: n.id.Name(), ID: nodeID(n.self), Address: n.advertise, State: "joining", Version: n.cfg.Version.Version, Self: true}}, nil
+		return []api.Node{{Name: n.id.Name(), ID: nodeID(n.self), Address: n.advertise, State: "joining", Version: n.cfg.Version.Version, Self: true, Levels: shownLevels(knows())}}, nil
 	}
 	words := each(ctl.Members, func(m control.Member) word { return n.word(ctx, m.Node) })
 	var out []api.Node
@@ -171,7 +181,7 @@ func (n *node) Nodes(ctx context.Context) ([]api.Node, error) {
 			state = "up"
 		}
 		out = append(out, api.Node{Name: p.Name, ID: nodeID(p.ID), Address: p.Address, State: state, Version: p.Version,
-			Voter: m.Role == control.RoleVoter, Self: p.ID == n.self, Drain: p.Drain, Zone: p.Zone, Full: words[i].full})
+			Voter: m.Role == control.RoleVoter, Self: p.ID == n.self, Drain: p.Drain, Zone: p.Zone, Full: words[i].full, Levels: shownLevels(p.Levels)})
 	}
 	return out, nil
 }

@@ -93,6 +93,10 @@ func (n *node) planRestore(ctx context.Context, req *api.Restore) (p restorePlan
 	if !decodeHex(req.History, p.before[:]) || req.Index == 0 {
 		return p, refuse(api.CodeUsage, req.Group, "it has no position", "take it from the backup: lockstep restore FILE --group "+req.Group)
 	}
+	if level := n.level.Load(); req.Level > level {
+		return p, refuse(api.CodeConflict, req.Group, fmt.Sprintf("the backup is of cluster level %d, this cluster is at %d", req.Level, level),
+			"upgrade every node and raise the cluster first: lockstep level raise; or restore into a new cluster: lockstep restore FILE --data DIR")
+	}
 	p.out = api.Restored{Group: req.As, Before: req.History, Fork: req.Index, Files: req.Files, Bytes: req.Bytes, DryRun: req.DryRun, Warnings: []string{}}
 	g, exists := n.ctl.state().GroupNamed(req.As)
 	switch {

@@ -169,6 +169,8 @@ func startNode(ctx context.Context, cfg Config, s *stages) (n *node, err error) 
 		holdings: map[uint64]*holding{}, suspects: map[uint64]suspicion{}, fault: make(chan error, 1), quit: make(chan error, 1),
 		watch: newWatch(), served: make(chan error, 1),
 	}
+	n.marked = uint64(b.id.Level())
+	n.level.Store(n.marked)
 	n.ctl.explain = func(ctx context.Context, err error) error {
 		return n.noRoom(ctx, "control", "control group", control.ControlGroup, err)
 	}
@@ -192,7 +194,7 @@ func (n *node) bringUp(ctx context.Context, listener net.Listener, init *control
 	}
 	n.eng = engine.Open(engine.Config{
 		Node: n.self, Cluster: n.id.Cluster(), Logs: n.logs, State: n.state, Transport: n.net, Now: time.Now, Seed: rand.Uint64(), SnapshotRate: n.cfg.SnapshotRate,
-		Log: n.log, Fault: n.failed, Forked: n.forked, Room: n.disk,
+		Log: n.log, Fault: n.failed, Forked: n.forked, Room: n.disk, Knows: api.Level, Level: n.level.Load,
 	})
 	n.tidy.add(func() error { n.eng.Close(); return nil })
 	n.registerServices()

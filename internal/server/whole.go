@@ -27,7 +27,7 @@ func identityError(path string, err error) error {
 		Hint: "see that this user can read it"}
 	switch {
 	case errors.Is(err, access.ErrNewerLevel):
-		e.Hint = "start the version of lockstep that wrote it, or a later one; nothing was changed"
+		e.Code, e.Hint = api.CodeConflict, "start a version of lockstep that knows this level: lockstep version tells; nothing was changed"
 	case errors.Is(err, access.ErrOtherNode), errors.Is(err, access.ErrOtherCluster), errors.Is(err, access.ErrNotOfCA):
 		e.Hint = "the files in identity/ do not belong together: put this node's own back, or " + rejoin
 	case errors.Is(err, access.ErrDamaged):

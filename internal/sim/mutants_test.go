@@ -356,7 +356,7 @@ var mutants = []mutant{
 	{
 		name: "level raised though a node cannot follow", file: "control/level.go",
 		old: "		if n.Removed || n.Levels.Has(c.To) {\n",
-		new: "		if n.Removed || n.Levels.known().Min <= c.To {\n",
+		new: "		if n.Removed || n.Levels.Known().Min <= c.To {\n",
 		why: "a node is left behind by its own cluster",
 	},
 	{

@@ -75,6 +75,10 @@ func TestEveryRoute(t *testing.T) {
 		{"version", func(ctx context.Context, c *client.Client) (any, error) { return c.Version(ctx) }, []any{"version"}},
 		{"status", func(ctx context.Context, c *client.Client) (any, error) { return c.Status(ctx) }, []any{"status"}},
 		{"nodes", func(ctx context.Context, c *client.Client) (any, error) { return c.Nodes(ctx) }, []any{"nodes"}},
+		{"level", func(ctx context.Context, c *client.Client) (any, error) { return c.Level(ctx) }, []any{"level"}},
+		{"level raise", func(ctx context.Context, c *client.Client) (any, error) {
+			return c.LevelRaise(ctx, api.LevelRaise{To: 2})
+		}, []any{"level raise", api.LevelRaise{To: 2}}},
 		{"tokens", func(ctx context.Context, c *client.Client) (any, error) { return c.Tokens(ctx) }, []any{"tokens"}},
 		{"token create", func(ctx context.Context, c *client.Client) (any, error) {
 			return c.TokenCreate(ctx, api.TokenCreate{TTL: "30m"})

@@ -44,6 +44,12 @@ func (n *fakeNode) Groups(context.Context) ([]api.Group, error) { return nil, n.
 func (n *fakeNode) Group(_ context.Context, g string) (api.Group, error) {
 	return api.Group{Name: g}, n.note("group", g)
 }
+func (n *fakeNode) Level(context.Context) (api.ClusterLevel, error) {
+	return api.ClusterLevel{Level: 1}, n.note("level")
+}
+func (n *fakeNode) LevelRaise(_ context.Context, r api.LevelRaise) (api.LevelRaised, error) {
+	return api.LevelRaised{From: 1, To: r.To}, n.note("level raise", r)
+}
 func (n *fakeNode) TokenCreate(_ context.Context, ttl time.Duration) (api.Token, error) {
 	return api.Token{Token: "t", ID: "i"}, n.note("token create", ttl)
 }

@@ -22,6 +22,8 @@ type Node interface {
 	Status(ctx context.Context) (api.Status, error)
 	Ready(ctx context.Context) []api.Check // at least one; all OK: ready to serve
 	Nodes(ctx context.Context) ([]api.Node, error)
+	Level(ctx context.Context) (api.ClusterLevel, error)
+	LevelRaise(ctx context.Context, req api.LevelRaise) (api.LevelRaised, error)
 
 	TokenCreate(ctx context.Context, ttl time.Duration) (api.Token, error) // ttl in (0, MaxTTL]
 	TokenList(ctx context.Context) ([]api.Token, error)

@@ -20,6 +20,7 @@ func (m *router) routes(n Node) {
 	plain(m, api.RouteVersion(), func(ctx context.Context, _ none) (any, error) { return n.Version(ctx) })
 	plain(m, api.RouteStatus(), func(ctx context.Context, _ none) (any, error) { return n.Status(ctx) })
 	plain(m, api.RouteNodes(), func(ctx context.Context, _ none) (any, error) { return n.Nodes(ctx) })
+	plain(m, api.RouteLevel(), func(ctx context.Context, _ none) (any, error) { return n.Level(ctx) })
 	plain(m, api.RouteTokens(), func(ctx context.Context, _ none) (any, error) { return n.TokenList(ctx) })
 	plain(m, api.RouteGroups(), func(ctx context.Context, _ none) (any, error) { return n.Groups(ctx) })
 	plain(m, api.RouteGroup(), func(ctx context.Context, r none) (any, error) { return n.Group(ctx, r.PathValue("group")) })
@@ -50,6 +51,9 @@ func (m *router) changes(n Node) {
 			return nil, err
 		}
 		return n.TokenCreate(ctx, ttl)
+	})
+	plain(m, api.RouteLevelRaise(), func(ctx context.Context, r request[api.LevelRaise]) (any, error) {
+		return n.LevelRaise(ctx, r.Body)
 	})
 	plain(m, api.RouteTokenRevoke(), func(ctx context.Context, r none) (any, error) {
 		id := r.PathValue("id")

@@ -14,12 +14,14 @@ type Standing struct {
 	At   core.Position
 	Line Line
 	Conf *raftpb.ConfState // nil: not known
+	// Level of the state; at least core.FirstLevel.
+	Level uint64
 }
 
 // ReadStanding reads it from the group's part of the node's state; zero if there is none.
 func ReadStanding(store kv.Reader) (Standing, error) {
 	st, err := readState(store)
-	return Standing{At: st.at, Line: st.line, Conf: st.conf}, err
+	return Standing{At: st.at, Line: st.line, Conf: st.conf, Level: st.level}, err
 }
 
 // ReadMachine is the machine's state of a replica that does not run, and the index that it covers.
