@@ -384,12 +384,6 @@ var mutants = []mutant{
 		why: "an older program goes on from what it does not know",
 	},
 	{
-		name: "snapshot of an unknown level installed", file: "engine/replica/snapshot.go",
-		old: "	if err == nil && !r.knows(level) {\n",
-		new: "	if err == nil && level == 0 {\n",
-		why: "an older program goes on from what it does not know",
-	},
-	{
 		name: "level missing from the snapshot", file: "engine/replica/snapshot.go",
 		old: "	out.write(binary.AppendUvarint([]byte(magic), st.level))\n",
 		new: "	out.write(binary.AppendUvarint([]byte(magic), core.FirstLevel))\n",
