@@ -52,6 +52,8 @@ func newCluster(gr *group) *cluster {
 
 func (c *cluster) differ() differ { return nil }
 
+func (c *cluster) turn() {}
+
 func (c *cluster) machine(h *host) machine.Machine {
 	return &spy{Machine: control.New(func(s *control.State) { h.hear(s.Level()) }), gr: c.gr, who: h.id, op: numberOf, first: c.executed}
 }

@@ -118,8 +118,14 @@ func (m *member) drive() {
 }
 
 // risky says whether a change takes a sound voter out while the log of another is lost: the rest would be fewer than a
-// group can bear, and nobody knows of some of them yet.
+// group can bear, and nobody knows of some of them yet. So it is to have one vote whose log was lost a moment ago.
 func (gr *group) risky(cc *raftpb.ConfChangeV2, s *core.Status) bool {
+	if slices.ContainsFunc(cc.Changes, func(c *raftpb.ConfChangeSingle) bool {
+		m := gr.member(c.GetNodeId())
+		return c.GetType() == raftpb.ConfChangeAddNode && m != nil && m.h.lost
+	}) {
+		return true
+	}
 	sound := func(id uint64) bool { m := gr.member(id); return m != nil && m.sound() }
 	return slices.ContainsFunc(cc.Changes, func(c *raftpb.ConfChangeSingle) bool {
 		return c.GetType() == raftpb.ConfChangeRemoveNode && slices.Contains(s.Voters, c.GetNodeId()) && sound(c.GetNodeId())

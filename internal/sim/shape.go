@@ -94,7 +94,7 @@ func drawShape(r *mathrand.Rand) shape {
 		}
 	}
 	if r.IntN(6) == 0 {
-		s.mixed, s.raises = true, r.IntN(4) > 0
+		s.mixed, s.raises, s.ruins = true, r.IntN(4) > 0, false
 		s.groups, s.voters, s.observers = max(2, min(s.groups, 5)), min(s.voters, 5), min(s.observers, 3)
 	}
 	return s
