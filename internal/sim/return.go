@@ -15,7 +15,7 @@ import (
 // the old one go when the new one votes. If the leader cannot do without it, or nobody leads, everything stays as it is.
 //
 // What must hold: whoever drops a log leaves a quorum of disks that have everything acknowledged (mayDrop); nothing
-// is ever sent by a replica that has stepped aside (spoken); in the end everybody that could return has.
+// is ever sent by a replica that has stepped aside (silentIfDamaged); in the end everybody that could return has.
 
 // askFor is for how long a host waits for its peers' word.
 const askFor = 2 * second
