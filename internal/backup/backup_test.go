@@ -35,7 +35,7 @@ func sample(t testing.TB) []byte {
 	var out bytes.Buffer
 	w, err := NewWriter(&out, Header{
 		Cluster: "c1", Node: "n1", Version: "1.0", Created: time.Unix(1_800_000_000, 0).UTC(), Groups: []string{"web"}, Bytes: 20,
-	})
+	}, nil)
 	check := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -168,7 +168,7 @@ func TestNewerAbortedAndForeign(t *testing.T) {
 		t.Errorf("newer: %v", err)
 	}
 	var out bytes.Buffer
-	w, err := NewWriter(&out, Header{})
+	w, err := NewWriter(&out, Header{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +203,7 @@ func TestAnotherSourceTakesOver(t *testing.T) {
 		}
 	}
 	var out bytes.Buffer
-	w, err := NewWriter(&out, Header{})
+	w, err := NewWriter(&out, Header{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -257,7 +257,7 @@ func TestPartsCannotBeDroppedOrDoubled(t *testing.T) {
 		"the end of a fragment": func(w *Writer) error { return w.EndGroup() },
 	} {
 		var out bytes.Buffer
-		w, err := NewWriter(&out, Header{})
+		w, err := NewWriter(&out, Header{}, nil)
 		if err == nil {
 			err = write(w)
 		}

@@ -23,9 +23,9 @@ type Writer struct {
 	buf      []byte
 }
 
-// NewWriter begins a backup.
-func NewWriter(w io.Writer, h Header) (*Writer, error) {
-	out := newWriter(w, nil)
+// NewWriter begins a backup. seen, empty at first, gets the contents that are written; nil: memory serves.
+func NewWriter(w io.Writer, h Header, seen Set) (*Writer, error) {
+	out := newWriter(w, seen)
 	h.Level = Level
 	if err := out.raw([]byte(magic)); err != nil {
 		return nil, err
@@ -33,7 +33,7 @@ func NewWriter(w io.Writer, h Header) (*Writer, error) {
 	return out, out.json(kindHeader, h)
 }
 
-// NewFragment begins what Forward takes. seen, empty at first, gets the contents that are written; nil: memory serves.
+// NewFragment begins what Forward takes. seen is as for NewWriter.
 func NewFragment(w io.Writer, seen Set) *Writer { return newWriter(w, seen) }
 
 func newWriter(w io.Writer, seen Set) *Writer {
@@ -172,7 +172,7 @@ func (o *Writer) Finish() (Index, error) {
 
 // Forward copies a member's fragment into the file; contents that the file has already are left out.
 func (o *Writer) Forward(r io.Reader) error {
-	return readRecords(r, nil, visitor{
+	return readRecords(r, forgetful{}, visitor{ // what comes twice is left out below
 		part: func(p Part, body io.Reader) error {
 			return o.Part(p, func(w io.Writer) error {
 				_, err := io.CopyBuffer(struct{ io.Writer }{w}, body, make([]byte, maxData))

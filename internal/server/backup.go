@@ -68,15 +68,17 @@ func (n *node) Backup(ctx context.Context, req api.BackupCreate, w io.Writer) er
 			}
 		}
 	}
-	out, err := backup.NewWriter(w, h)
-	if err != nil {
-		return err
-	}
-	if err := n.writeBackup(ctx, out, st, at, groups); err != nil {
-		n.log.Warn("backup not finished", "err", err)
-		return errors.Join(err, out.Abort(err))
-	}
-	return nil
+	return remembering(op, func(seen backup.Set) error {
+		out, err := backup.NewWriter(w, h, seen)
+		if err != nil {
+			return err
+		}
+		if err := n.writeBackup(ctx, out, st, at, groups); err != nil {
+			n.log.Warn("backup not finished", "err", err)
+			return errors.Join(err, out.Abort(err))
+		}
+		return nil
+	})
 }
 
 func (n *node) groupsToBackUp(op string, st *control.State, names []string) (groups []*control.Group, err error) {
@@ -222,12 +224,14 @@ func (n *node) serveBackup(ctx context.Context, _ uint64, conn net.Conn) {
 
 // sendGroup writes the fragment of a group that this node holds. An error is in the fragment, too.
 func (n *node) sendGroup(ctx context.Context, group uint64, w io.Writer) error {
-	out := backup.NewFragment(w, nil)
-	err := n.writeGroup(ctx, group, out)
-	if err != nil {
-		return errors.Join(err, out.Abort(err))
-	}
-	return out.EndGroup()
+	return remembering("backup create", func(seen backup.Set) error {
+		out := backup.NewFragment(w, seen)
+		err := n.writeGroup(ctx, group, out)
+		if err != nil {
+			return errors.Join(err, out.Abort(err))
+		}
+		return out.EndGroup()
+	})
 }
 
 func (n *node) writeGroup(ctx context.Context, group uint64, out *backup.Writer) error {

@@ -84,7 +84,7 @@ func (f BackupFile) with(ctx context.Context, use func(api.BackupInfo, *loaded) 
 	}
 	info = api.BackupInfo{File: f.Path, Size: uint64(st.Size()), Groups: []api.BackupGroup{}}
 	l := &loaded{states: map[string]savedState{}}
-	if l.scratch, err = newScratch(); err != nil {
+	if l.scratch, err = newScratch(scratchCache, scratchTable); err != nil {
 		return info, err
 	}
 	defer func() { err = l.scratch.blame(errors.Join(err, l.close())) }()

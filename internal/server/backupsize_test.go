@@ -2,7 +2,10 @@ package server
 
 import (
 	"bufio"
+	"bytes"
+	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -45,7 +48,7 @@ func writeBackup(t *testing.T, path string, files int) {
 	f, err := os.Create(path)
 	must(err)
 	buffer := bufio.NewWriterSize(f, 1<<20)
-	out, err := backup.NewWriter(buffer, backup.Header{Node: "n1", Groups: []string{"web"}})
+	out, err := backup.NewWriter(buffer, backup.Header{Node: "n1", Groups: []string{"web"}}, nil)
 	must(err)
 	index := uint64(1)
 	for at := 0; at < files; {
@@ -168,5 +171,54 @@ func TestBackupOfAnySizeIsReadInTheSameMemory(t *testing.T) {
 	}
 	if left, err := os.ReadDir(tmp); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// TestBackupOfAnySizeIsWrittenInTheSameMemory: neither the member that sends a group nor the node that writes the file keeps
+// the names of contents in memory.
+func TestBackupOfAnySizeIsWrittenInTheSameMemory(t *testing.T) {
+	if testing.Short() {
+		t.Skip("writes 250,000 contents")
+	}
+	const contents, most = 250_000, 20 << 20
+	t.Setenv("TMPDIR", t.TempDir())
+	write := func(out *backup.Writer) error {
+		for i := range uint64(contents + 1000) {
+			text := binary.BigEndian.AppendUint64(nil, i%contents) // the first are there when they come again
+			if complete, err := out.Content(blake3.Sum256(text), uint64(len(text)), bytes.NewReader(text)); err != nil || !complete {
+				return fmt.Errorf("content %d: %v, %w", i, complete, err)
+			}
+		}
+		return out.EndGroup()
+	}
+	var index backup.Index
+	peak := heapPeak(func() {
+		r, w := io.Pipe()
+		sent := make(chan error, 1)
+		go func() {
+			buffer := bufio.NewWriterSize(w, 1<<20)
+			err := remembering("send", func(seen backup.Set) error { return write(backup.NewFragment(buffer, seen)) })
+			sent <- errors.Join(err, buffer.Flush(), w.Close())
+		}()
+		err := remembering("write", func(seen backup.Set) error {
+			out, err := backup.NewWriter(io.Discard, backup.Header{}, seen)
+			if err == nil {
+				err = out.Forward(bufio.NewReaderSize(r, 1<<20))
+			}
+			if err == nil {
+				index, err = out.Finish()
+			}
+			return err
+		})
+		if err := errors.Join(err, <-sent); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Logf("%d MiB for %d contents", peak>>20, contents)
+	if index.Contents != contents {
+		t.Errorf("%d contents in the file, %d were written", index.Contents, contents)
+	}
+	if peak > most {
+		t.Errorf("%d MiB, at most %d are fine", peak>>20, most>>20)
 	}
 }

@@ -40,19 +40,22 @@ func (e *scratchError) asAPI(op string) *api.Error {
 	return out
 }
 
-// Buffers of a scratch store, which is written and read in order mostly.
+// Buffers of a scratch store, which is written and read in order mostly; and of one that is asked for names in no order,
+// beside a node's work.
 const (
 	scratchCache = 8 << 20
 	scratchTable = 2 << 20
+	namesCache   = 1 << 20
+	namesTable   = 1 << 20
 )
 
-func newScratch() (*scratch, error) {
+func newScratch(cache int64, table uint64) (*scratch, error) {
 	dir, err := os.MkdirTemp("", "lockstep-backup-")
 	if err != nil {
 		return nil, &scratchError{os.TempDir(), err}
 	}
 	s := &scratch{dir: dir}
-	s.Store, err = kv.OpenPebble(dir, kv.PebbleOptions{CacheBytes: scratchCache, MemTableBytes: scratchTable, NoWait: true, OnError: s.fail})
+	s.Store, err = kv.OpenPebble(dir, kv.PebbleOptions{CacheBytes: cache, MemTableBytes: table, NoWait: true, OnError: s.fail})
 	if err != nil {
 		return nil, errors.Join(&scratchError{os.TempDir(), err}, os.RemoveAll(dir))
 	}
@@ -84,6 +87,21 @@ func (s *scratch) part(name string) kv.Store { return kv.Prefixed(s.Store, []byt
 func (s *scratch) set(name string) *contentSet {
 	store := s.part(name)
 	return &contentSet{store: store, b: store.Batch()}
+}
+
+// remembering runs do with a set on disk for the contents that it writes.
+func remembering(op string, do func(seen backup.Set) error) error {
+	s, err := newScratch(namesCache, namesTable)
+	if err == nil {
+		seen := s.set("written")
+		err = do(seen)
+		seen.close()
+		err = s.blame(errors.Join(err, s.close()))
+	}
+	if failed := new(scratchError); errors.As(err, &failed) {
+		return failed.asAPI(op)
+	}
+	return err
 }
 
 // contentSet is a backup.Set on disk, with a few bytes of each content. Not safe for concurrent use.

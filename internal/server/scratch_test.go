@@ -25,7 +25,7 @@ func TestScratchSets(t *testing.T) {
 	}
 	tmp := t.TempDir()
 	t.Setenv("TMPDIR", tmp)
-	s, err := newScratch()
+	s, err := newScratch(scratchCache, scratchTable)
 	must(err)
 	name := func(i int) backup.Hash { return blake3.Sum256(fmt.Append(nil, i)) }
 	const n = 2*setBatch + 100
@@ -68,7 +68,7 @@ func TestScratchSets(t *testing.T) {
 func TestScratchFailed(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
 	for errno, code := range map[syscall.Errno]api.Code{syscall.ENOSPC: api.CodeFull, syscall.EDQUOT: api.CodeFull, syscall.EIO: api.CodeFailed} {
-		s, err := newScratch()
+		s, err := newScratch(scratchCache, scratchTable)
 		if err != nil {
 			t.Fatal(err)
 		}
