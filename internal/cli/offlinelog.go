@@ -13,14 +13,12 @@ import (
 
 // OfflineLog looks at the log of a node that is stopped, and changes nothing.
 type OfflineLog interface {
-	Dump(ctx context.Context, want api.LogFilter) (api.LogDump, error)
+	// Dump shows begin all but the segments, then each one of them at a time.
+	Dump(ctx context.Context, want api.LogFilter, begin func(api.LogDump) error, each func(*api.LogSegment) error) error
 	Verify(ctx context.Context) (api.LogVerified, error)
 }
 
-type (
-	logDump     api.LogDump
-	logVerified api.LogVerified
-)
+type logVerified api.LogVerified
 
 func (a *app) offlineLog() *cobra.Command {
 	return a.noun("log", "Look at the log of a node that is stopped", "  lockstep offline log verify --data /var/lib/lockstep",
@@ -56,10 +54,22 @@ What does not check is damage only if acknowledged data is concerned: "verify" j
   lockstep offline log dump --data /var/lib/lockstep --group web --segment 12`,
 		Args: wants,
 	}
-	c.RunE = a.looking(&data, func(ctx context.Context, l OfflineLog) (result, error) {
-		d, err := l.Dump(ctx, want)
-		return logDump(d), err
-	})
+	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := a.checkOutput(); err != nil {
+			return err
+		}
+		p := newProgress(a.env.Stderr, time.Now)
+		defer p.end()
+		out := newLogPrinter(a.env.Stdout, a.output == "json")
+		err := a.env.OfflineLog(data, p.update).Dump(cmd.Context(), want, func(head api.LogDump) error {
+			p.end()
+			return out.begin(head)
+		}, out.segment)
+		if err != nil {
+			return err
+		}
+		return out.end()
+	}
 	c.Flags().StringVar(&data, "data", DefaultData, "data directory of the node")
 	c.Flags().StringVar(&want.Group, "group", "", "only what is said about this group: its name or id")
 	c.Flags().StringVar(&want.Segment, "segment", "", "only this segment: its sequence number or file name")
@@ -141,19 +151,6 @@ func (v logVerified) verdict() error {
 	}
 	return &api.Error{Code: api.CodeDamage, Op: "offline log verify", Subject: v.Data, Why: "acknowledged data is damaged",
 		Hint: "what the next start does about it stands above; docs/en/operations.md says what to do when a log is damaged"}
-}
-
-func (d logDump) text(w io.Writer) error {
-	var b strings.Builder
-	if d.Refused != "" {
-		fmt.Fprintf(&b, "a start would refuse this log: %s\n", d.Refused)
-	}
-	for i := range d.Segments {
-		segmentLines(&b, &d.Segments[i])
-	}
-	unnamed(&b, d.Unnamed)
-	_, err := io.WriteString(w, b.String())
-	return err
 }
 
 func unnamed(b *strings.Builder, why string) {

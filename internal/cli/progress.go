@@ -92,6 +92,7 @@ func (p *progress) update(part api.Progress) {
 func (p *progress) end() {
 	if p.onLine {
 		p.write("\r\x1b[K")
+		p.onLine = false
 	}
 }
 

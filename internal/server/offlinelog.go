@@ -243,38 +243,44 @@ func (n *groupNames) find(op, word string) (uint64, error) {
 	return 0, e
 }
 
-// Dump lists what lies in the segments.
-func (l OfflineLog) Dump(ctx context.Context, want api.LogFilter) (out api.LogDump, err error) {
+// Dump lists what lies in the segments: begin is shown all but them, then each is shown one. No more than one is in memory.
+// An error of either ends it.
+func (l OfflineLog) Dump(ctx context.Context, want api.LogFilter, begin func(api.LogDump) error, each func(*api.LogSegment) error) (err error) {
 	const op = "offline log dump"
 	o, err := l.open(ctx, op)
 	if err != nil {
-		return out, err
+		return err
 	}
 	defer func() { err = errors.Join(err, o.Close()) }()
 	var group uint64
 	if want.Group != "" {
 		if group, err = o.names.find(op, want.Group); err != nil {
-			return out, err
+			return err
 		}
 	}
-	out = api.LogDump{Data: l.Data, Segments: []api.LogSegment{}, Unnamed: o.names.unnamed()}
+	segments := slices.DeleteFunc(slices.Clone(o.Segments), func(s logstore.Segment) bool {
+		return want.Segment != "" && want.Segment != s.Name && want.Segment != strconv.FormatUint(s.Number, 10)
+	})
+	if want.Segment != "" && len(segments) == 0 {
+		return &api.Error{Code: api.CodeNotFound, Op: op, Subject: want.Segment, Why: "the log has no such segment", Hint: "lockstep offline log dump lists them"}
+	}
+	head := api.LogDump{Data: l.Data, Segments: []api.LogSegment{}, Unnamed: o.names.unnamed()}
 	if o.Refused != nil {
-		out.Refused = o.Refused.Error()
+		head.Refused = o.Refused.Error()
 	}
-	for _, s := range o.Segments {
-		if want.Segment != "" && want.Segment != s.Name && want.Segment != strconv.FormatUint(s.Number, 10) {
-			continue
-		}
+	if err := begin(head); err != nil {
+		return err
+	}
+	for _, s := range segments {
 		seg, err := o.segment(s, group)
-		if err != nil {
-			return out, errors.Join(ctx.Err(), err)
+		if err == nil {
+			err = each(&seg)
 		}
-		out.Segments = append(out.Segments, seg)
+		if err = errors.Join(ctx.Err(), err); err != nil {
+			return err
+		}
 	}
-	if want.Segment != "" && len(out.Segments) == 0 {
-		return out, &api.Error{Code: api.CodeNotFound, Op: op, Subject: want.Segment, Why: "the log has no such segment", Hint: "lockstep offline log dump lists them"}
-	}
-	return out, nil
+	return nil
 }
 
 func (o *openedLog) segment(s logstore.Segment, group uint64) (api.LogSegment, error) {
