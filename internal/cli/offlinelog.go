@@ -58,7 +58,7 @@ What does not check is damage only if acknowledged data is concerned: "verify" j
 		if err := a.checkOutput(); err != nil {
 			return err
 		}
-		p := newProgress(a.env.Stderr, time.Now)
+		p := a.newProgress()
 		defer p.end()
 		out := newLogPrinter(a.env.Stdout, a.output == "json")
 		err := a.env.OfflineLog(data, p.update).Dump(cmd.Context(), want, func(head api.LogDump) error {
