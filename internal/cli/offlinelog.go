@@ -61,7 +61,14 @@ What does not check is damage only if acknowledged data is concerned: "verify" j
 		p := a.newProgress()
 		defer p.end()
 		out := newLogPrinter(a.env.Stdout, a.output == "json")
-		err := a.env.OfflineLog(data, p.update).Dump(cmd.Context(), want, func(head api.LogDump) error {
+		printing := false // then what is printed shows how far it is
+		log := a.env.OfflineLog(data, func(part api.Progress) {
+			if !printing {
+				p.update(part)
+			}
+		})
+		err := log.Dump(cmd.Context(), want, func(head api.LogDump) error {
+			printing = true
 			p.end()
 			return out.begin(head)
 		}, out.segment)
