@@ -220,8 +220,9 @@ type farm struct {
 	rate      uint64
 	tail      int
 	machine   func(node uint64) machine.Machine
-	index     uint64 // of the last write
-	count     uint64 // writes
+	adjust    func(node uint64, cfg *Config) // nil: nothing is
+	index     uint64                         // of the last write
+	count     uint64                         // writes
 	session   *Session
 }
 
@@ -250,11 +251,15 @@ func (f *farm) open(node uint64) *Engine {
 	if f.logs[node] == nil {
 		f.logs[node], f.states[node] = logstore.NewMemory(), kv.NewMemory()
 	}
-	e := Open(Config{
+	cfg := Config{
 		Node: node, Cluster: [16]byte{1}, Logs: f.logs[node], State: f.states[node], Transport: cable{f.fabric, node}, Now: time.Now,
 		Tick: 50 * time.Millisecond, Seed: node << 40, Log: testLog(node), SnapshotRate: f.rate,
 		Fault: func(err error) { f.t.Errorf("node %d: storage: %v", node, err) },
-	})
+	}
+	if f.adjust != nil {
+		f.adjust(node, &cfg)
+	}
+	e := Open(cfg)
 	f.fabric.mu.Lock()
 	f.fabric.engines[node] = e
 	f.fabric.mu.Unlock()
