@@ -2,6 +2,7 @@ package access
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -68,6 +69,36 @@ func TestFixtureOfIdentity(t *testing.T) {
 	}
 	if id.Level() != 1 || id.Node() != 2 || id.Name() != "n2" || id.Cluster() != (ClusterID{1, 0xff}) {
 		t.Errorf("level %d, node %d (%s) of %s", id.Level(), id.Node(), id.Name(), id.Cluster())
+	}
+}
+
+// TestMark: a directory that was used at a level is for no program that does not know it, and the same otherwise.
+func TestMark(t *testing.T) {
+	dir := t.TempDir()
+	writeIdentity(t, dir, fixtureIdentity(t, t.TempDir()))
+	id, err := Load(dir, clockAt(day0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := filepath.Join(dir, dirIdentity, fileNode+".new") // by an attempt that was interrupted
+	if err := os.WriteFile(left, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Mark(dir, id, Level); err != nil {
+		t.Fatal(err)
+	}
+	again, err := Load(dir, clockAt(day0))
+	if err != nil || again.Level() != Level || again.Node() != id.Node() || again.Name() != id.Name() || again.Cluster() != id.Cluster() {
+		t.Fatalf("%+v, %v", again, err)
+	}
+	if err := Mark(dir, id, Level+1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(dir, clockAt(day0)); !errors.Is(err, ErrNewerLevel) {
+		t.Errorf("error %v", err)
+	}
+	if err := Mark(filepath.Join(dir, "nowhere"), id, Level); err == nil {
+		t.Error("a directory that is not there is marked")
 	}
 }
 
