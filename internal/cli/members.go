@@ -133,8 +133,9 @@ func (a *app) nodeRemove() *cobra.Command {
 		Use:   "remove NODE [--force]",
 		Short: "Take a node out of the cluster; its files stay",
 		Long: `Take a node out of the cluster: it is drained, the others get what only it has, and from then on
-nobody speaks with it any more. A node that is lost for good is removed with --force. Refused is what
-would cost a group its majority or its last copy.`,
+nobody speaks with it any more. A full disk does not keep it; if it cannot give what only it has, because
+of that or of a directory that has stopped, the command ends after 30s and says so. A node that is lost
+for good is removed with --force. Refused is what would cost a group its majority or its last copy.`,
 		Example: "  lockstep node remove n3\n  lockstep node remove n3 --force",
 		Args:    wants,
 		RunE: asking(a, a.changeNode(func(ctx context.Context, c *client.Client, node string, p func(api.Progress)) (api.NodeChange, error) {

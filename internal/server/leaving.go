@@ -257,7 +257,11 @@ func (s *saving) await(ctx context.Context, waitsFor func() []uint64, step func(
 			if ok {
 				return nil
 			}
-			return s.unsaved(nil, 0)
+			var hindered []string
+			if ctx.Err() == nil { // it gave up by itself
+				_, hindered = s.look(ctx, waitsFor())
+			}
+			return s.unsaved(hindered, 0)
 		case <-t.C:
 		}
 		s.shown()
