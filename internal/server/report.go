@@ -28,13 +28,15 @@ type report struct {
 	Commit  uint64 `json:"commit"`
 	Applied uint64 `json:"applied"`
 	// Configured are the replicas of the configuration in force here; a leader's account counts.
-	Configured []uint64     `json:"configured,omitempty"`
-	Digest     string       `json:"digest,omitempty"`
-	Dir        *api.DirNode `json:"dir,omitempty"`
-	Losses     uint64       `json:"losses,omitempty"` // writes that it accepted as the leader and lost, ever
-	Alarm      string       `json:"alarm,omitempty"`  // states differ and nobody knows who is right
-	Files      uint64       `json:"files"`
-	Bytes      uint64       `json:"bytes"`
+	Configured []uint64 `json:"configured,omitempty"`
+	// Voting are those of them that vote.
+	Voting []uint64     `json:"voting,omitempty"`
+	Digest string       `json:"digest,omitempty"`
+	Dir    *api.DirNode `json:"dir,omitempty"`
+	Losses uint64       `json:"losses,omitempty"` // writes that it accepted as the leader and lost, ever
+	Alarm  string       `json:"alarm,omitempty"`  // states differ and nobody knows who is right
+	Files  uint64       `json:"files"`
+	Bytes  uint64       `json:"bytes"`
 }
 
 // absent stands in for the report of a node that gave none: it is down, or answers but does not run the group (yet).
@@ -90,7 +92,7 @@ func reportMember(m member, grp *engine.Group, obs *engine.Observer) (report, er
 	st := grp.Fresh()
 	r.Term, r.Commit = st.Term, max(st.Commit, at.Index)
 	r.Leader, _ = grp.NodeOf(st.Leader)
-	r.Role, r.Configured = "follower", configured(st)
+	r.Role, r.Configured, r.Voting = "follower", configured(st), st.Voters
 	switch {
 	case st.Role == core.Leader:
 		r.Role = "leader"

@@ -74,18 +74,18 @@ func trustWarnings(g *control.Group, shown api.Group, reports []report) (list []
 	return list
 }
 
-// votersBy tells who votes: by the configuration that the leader goes by, which has fewer after a recovery from a lost
-// majority than the control group names; without a leader by what is recorded there.
+// votersBy tells who votes: by the configuration that the leader goes by, which has fewer voters than the control group
+// names after a recovery from a lost majority, and while a new one learns; without a leader by what is recorded there.
 func votersBy(reports []report) func(control.Member) bool {
 	var lead *report
 	for i, r := range reports {
-		if r.Role == "leader" && len(r.Configured) > 0 && (lead == nil || r.Term > lead.Term) {
+		if r.Role == "leader" && len(r.Voting) > 0 && (lead == nil || r.Term > lead.Term) {
 			lead = &reports[i]
 		}
 	}
 	return func(m control.Member) bool {
 		if lead != nil {
-			return contains(lead.Configured, m.Replica)
+			return contains(lead.Voting, m.Replica)
 		}
 		return m.Role == control.RoleVoter
 	}

@@ -57,15 +57,19 @@ func TestVotersAfterRecovery(t *testing.T) {
 	g := &control.Group{Name: "web", Members: []control.Member{{Replica: 1, Node: 1, Role: control.RoleVoter}, {Replica: 2, Node: 2, Role: control.RoleVoter},
 		{Replica: 3, Node: 3, Role: control.RoleVoter}}}
 	shown := api.Group{Name: "web", Leader: "n1", Replicas: []api.Replica{{Node: "n1"}, {Node: "n2"}, {Node: "n3"}}}
-	alone := []report{{Mode: "live", Role: "leader", Term: 9, Configured: []uint64{1}}, {Mode: "down"}, {Mode: "down"}}
+	alone := []report{{Mode: "live", Role: "leader", Term: 9, Voting: []uint64{1}}, {Mode: "down"}, {Mode: "down"}}
 	if w := trustWarnings(g, shown, alone); len(w) != 0 {
 		t.Errorf("recovered alone: %+v", w)
 	}
-	late := []report{alone[0], {Mode: "live", Role: "leader", Term: 8, Configured: []uint64{1, 2, 3}}, {Mode: "down"}}
+	learning := []report{{Mode: "live", Role: "leader", Term: 9, Configured: []uint64{1, 2, 3}, Voting: []uint64{1}}, {Mode: "down"}, {Mode: "down"}}
+	if w := trustWarnings(g, shown, learning); len(w) != 0 {
+		t.Errorf("the others have not learned yet: %+v", w)
+	}
+	late := []report{alone[0], {Mode: "live", Role: "leader", Term: 8, Voting: []uint64{1, 2, 3}}, {Mode: "down"}}
 	if w := trustWarnings(g, shown, late); len(w) != 0 {
 		t.Errorf("a leader of before: %+v", w)
 	}
-	alone[0].Configured = []uint64{1, 2, 3}
+	alone[0].Voting = []uint64{1, 2, 3}
 	if w := trustWarnings(g, shown, alone); len(w) != 1 || w[0].Name != "no_quorum" {
 		t.Errorf("a leader that has just lost the others: %+v", w)
 	}
