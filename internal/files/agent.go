@@ -87,6 +87,7 @@ type Config struct {
 	Table   kv.Store  // the placed table, for this binding alone
 	Log     Log
 	Peers   Peers
+	Resume  string // how a person confirms deletions that wait for it: a command, for a hint; may be empty
 
 	Chunks kv.Store // where chunks of large files are; nil: only old versions at the same path are used
 	// Extra opens contents that this node has outside of the binding, those of a backup; nil: there are none.

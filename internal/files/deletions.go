@@ -42,9 +42,17 @@ func (a *Agent) admit(found []finding) (admitted []finding, c counted) {
 		"they go on when the files turn up elsewhere; if not, the binding stops and asks")
 	if a.guard.overdue() {
 		a.stop(stopDeletions, fmt.Sprintf("more than %d files would be deleted everywhere", a.guard.limit()),
-			"look whether that is meant; then confirm it")
+			a.howToConfirm())
 	}
 	return rest, counted{}
+}
+
+// howToConfirm is the way out of a stop because of deletions.
+func (a *Agent) howToConfirm() string {
+	if a.cfg.Resume == "" {
+		return "look whether that is meant; then confirm it"
+	}
+	return "look at " + a.cfg.Root + "; if that is meant: " + a.cfg.Resume
 }
 
 func (f *finding) deletesFile() bool {

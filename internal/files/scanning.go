@@ -111,7 +111,7 @@ func (a *Agent) scan(ctx context.Context, dir string, hold *epoch) error {
 		}
 		if !few {
 			a.stop(stopDeletions, fmt.Sprintf("more than %d of %d files are gone", most, a.guard.files.Load()),
-				"look whether that is meant; then confirm it")
+				a.howToConfirm())
 			return nil
 		}
 	}

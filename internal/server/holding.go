@@ -243,6 +243,7 @@ func (h *holding) openAgent(ctx context.Context) (*files.Agent, error) {
 		GroupID: h.markerID(), Created: h.group.Created, Node: h.n.id.Name(), Root: h.path, Work: work,
 		Table: placed, Chunks: kv.Prefixed(table, []byte("c/")),
 		Log: groupLog{h}, Peers: groupPeers{h}, Extra: h.uploaded(), Owner: os.Geteuid() == 0,
+		Resume: "lockstep dir resume " + h.group.Name + " " + h.n.id.Name(),
 		Quiet:  []string{h.n.data.sub("log"), h.n.data.sub("state")},
 		Logger: h.n.log.With("group", h.group.Name),
 	})
@@ -390,7 +391,8 @@ func (h *holding) ready() (bool, string) {
 func (h *holding) describe(r *report) error {
 	a, err := h.theAgent()
 	if err != nil {
-		r.Dir = &api.DirNode{Mode: "stopped", Why: err.Error(), Problems: []api.Problem{}}
+		r.Dir = &api.DirNode{Mode: "stopped", Why: err.Error(), Problems: []api.Problem{{What: err.Error(),
+			Hint: "see to " + h.path + " on " + h.n.id.Name() + "; the node takes it up by itself, within seconds"}}}
 		return nil
 	}
 	d, err := a.Status()

@@ -131,16 +131,26 @@ func warnings(d api.DirStatus) (list []api.Warning) {
 			list = append(list, api.Warning{Name: "dir_stopped", Subject: subject, Text: m.Why,
 				Hint: stoppedHint(d.Group, &m)})
 		}
-		if k := len(m.Problems); k > 0 {
-			list = append(list, api.Warning{Name: "dir_problems", Subject: subject, Since: m.Problems[0].Since,
-				Text: problemText(m.Problems), Hint: "lockstep dir status " + d.Group + " lists them, and what to do"})
+		rest := slices.DeleteFunc(slices.Clone(m.Problems), func(p api.Problem) bool { return m.Mode == "stopped" && saysWhy(p, &m) })
+		if len(rest) > 0 {
+			list = append(list, api.Warning{Name: "dir_problems", Subject: subject, Since: rest[0].Since,
+				Text: problemText(rest), Hint: "lockstep dir status " + d.Group + " lists them, and what to do"})
 		}
 	}
 	return list
 }
 
-// stoppedHint tells what a binding that does not work waits for: a word, if a guard holds it, else its directory.
+// saysWhy tells a problem that is the reason of a node's mode.
+func saysWhy(p api.Problem, m *api.DirNode) bool { return p.Path == "" && p.What == m.Why }
+
+// stoppedHint tells what a binding that does not work waits for: what the reason's own problem says, else a word, if a
+// guard holds it, or its directory.
 func stoppedHint(group string, m *api.DirNode) string {
+	for _, p := range m.Problems {
+		if saysWhy(p, m) && p.Hint != "" {
+			return p.Hint
+		}
+	}
 	if m.Watcher == "" { // it could not even be opened
 		return fmt.Sprintf("see to %s on %s; the node takes it up by itself, within seconds", m.Path, m.Node)
 	}
@@ -153,7 +163,7 @@ func problemText(list []api.Problem) string {
 		if len(list) == 1 {
 			return list[i].What
 		}
-		return fmt.Sprintf("%s (and %d others)", list[i].What, len(list)-1)
+		return fmt.Sprintf("%s (and %d more)", list[i].What, len(list)-1)
 	}
 	many := "1 path is"
 	if len(list) > 1 {

@@ -86,14 +86,29 @@ func TestHintsOfStoppedBindings(t *testing.T) {
 	}
 }
 
+// TestStoppedIsSaidOnce: the problem that is the reason gives the hint, and is no second warning.
+func TestStoppedIsSaidOnce(t *testing.T) {
+	gone := api.Problem{What: "the directory vanished", Hint: "mount it"}
+	kept := api.Problem{What: "kept aside as /x", Hint: "look at it"}
+	m := api.DirNode{Node: "n1", Path: "/srv/web", Mode: "stopped", Why: gone.What, Watcher: "inotify", Problems: []api.Problem{gone, kept}}
+	got := warnings(api.DirStatus{Group: "web", Nodes: []api.DirNode{m}})
+	if len(got) != 2 || got[0].Name != "dir_stopped" || got[0].Hint != gone.Hint || got[1].Name != "dir_problems" || got[1].Text != kept.What {
+		t.Errorf("%+v", got)
+	}
+	m.Problems = m.Problems[:1]
+	if got := warnings(api.DirStatus{Group: "web", Nodes: []api.DirNode{m}}); len(got) != 1 {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestProblemsInOneLine(t *testing.T) {
 	one, two := api.Problem{Path: "a/b", What: "not kept: a FIFO"}, api.Problem{Path: "c", What: "permission denied"}
 	whole := api.Problem{What: "kept aside as /srv/web/.lockstep/work/kept/1"}
 	for want, list := range map[string][]api.Problem{
-		"1 path is not in step, the first: a/b: not kept: a FIFO":     {one},
-		"2 paths are not in step, the first: c: permission denied":    {two, one},
-		"kept aside as /srv/web/.lockstep/work/kept/1":                {whole},
-		"kept aside as /srv/web/.lockstep/work/kept/1 (and 2 others)": {one, whole, two},
+		"1 path is not in step, the first: a/b: not kept: a FIFO":   {one},
+		"2 paths are not in step, the first: c: permission denied":  {two, one},
+		"kept aside as /srv/web/.lockstep/work/kept/1":              {whole},
+		"kept aside as /srv/web/.lockstep/work/kept/1 (and 2 more)": {one, whole, two},
 	} {
 		if got := problemText(list); got != want {
 			t.Errorf("%q, want %q", got, want)
