@@ -15,15 +15,15 @@ type host struct {
 	w  *world
 	id uint64
 
-	logs     disk
-	store    *kv.Memory
-	full     bool // there is no room but the log's reserve
-	saidFull bool // what the others know of that
-	reserve  reserve
-	lost     bool  // the disk has lost its logs for good: no replica of it starts again
-	lostAt   int64 // when it did
-	doubtful bool  // a bit of its logs has flipped, and nobody has looked since
-	altered  bool  // one has, at some time
+	logs      disk
+	store     *kv.Memory
+	full      bool // there is no room but the log's reserve
+	saidFull  bool // what the others know of that
+	reserve   reserve
+	lost      bool  // the disk has lost its logs for good: no replica of it starts again
+	lostAt    int64 // when it did
+	doubtful  bool  // a bit of its logs has flipped, and nobody has looked since
+	alteredAt int64 // when one did last; 0: never
 
 	knows      uint64 // newest level that its program knows
 	level      uint64 // that it acts under, marked on its disk; 0: none yet

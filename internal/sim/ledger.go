@@ -312,7 +312,7 @@ func (m *member) holds(at core.Position) bool {
 		return false
 	}
 	log, found, err := m.h.logs.Log(m.gr.id)
-	if m.h.altered && errors.Is(err, logstore.ErrDamaged) {
+	if m.h.alteredAt > 0 && errors.Is(err, logstore.ErrDamaged) {
 		return true // likewise
 	}
 	must(err, "look at log")

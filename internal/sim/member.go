@@ -49,6 +49,7 @@ type member struct {
 	damaged  bool   // its log was found damaged: it does not start
 	foundAt  int64  // when that was
 	before   uint64 // whose seat it has taken since that one's log was damaged; 0: nobody's
+	begun    int64  // when its log was, on a disk of which nothing was in doubt; 0: it is not known to have been sound then
 	recasts  bool   // log and state are still those of the one before, which the host remembers
 	returned bool   // it votes in the place of that one
 
@@ -112,7 +113,7 @@ func (m *member) start() {
 	must(err, "open replica")
 	h.fits(rep)
 	log, err := m.openLog(rep)
-	if h.altered && errors.Is(err, logstore.ErrDamaged) {
+	if h.alteredAt > m.begun && errors.Is(err, logstore.ErrDamaged) {
 		m.found()
 		return
 	}

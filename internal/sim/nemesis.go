@@ -184,7 +184,8 @@ func (n *nemesis) disk(w *world, f fault, h *host) bool {
 		n.crash(w, h, 0)
 		h.lost, h.lostAt = true, w.now
 	case bitFlip:
-		return n.flipBits(w)
+		n.flipBits(w)
+		return false // counted when it happens
 	case wipeObserver:
 		for _, m := range h.members {
 			if m != nil {
@@ -198,8 +199,9 @@ func (n *nemesis) disk(w *world, f fault, h *host) bool {
 	return true
 }
 
-// flipBits alters a few bits of the logs of some host that can be done without.
-func (n *nemesis) flipBits(w *world) bool {
+// flipBits alters a few bits of the logs of some host that can be done without; now and then when others have lagged
+// for a while, because their disks are slow.
+func (n *nemesis) flipBits(w *world) {
 	r := w.dice.fate
 	var hosts []*host
 	for _, h := range w.hosts {
@@ -208,20 +210,39 @@ func (n *nemesis) flipBits(w *world) bool {
 		}
 	}
 	if len(hosts) == 0 {
-		return false
+		return
 	}
 	h := hosts[r.IntN(len(hosts))]
+	if r.IntN(2) == 0 {
+		n.alter(w, h)
+		return
+	}
+	for _, other := range w.hosts {
+		if other != h && r.IntN(2) == 0 {
+			other.slow = 100
+			n.until(w, 4*second, func() { other.slow = 1 })
+		}
+	}
+	w.after(300*milli+spread(r, 500*milli), func() {
+		if !n.over && w.expendable(h) {
+			n.alter(w, h)
+		}
+	})
+}
+
+func (n *nemesis) alter(w *world, h *host) {
+	r := w.dice.fate
 	if !h.logs.flip() {
-		return false
+		return
 	}
 	for range r.IntN(4) {
 		h.logs.flip()
 	}
-	h.doubtful, h.altered = true, true
-	if r.IntN(2) == 0 { // found soon
+	h.doubtful, h.alteredAt = true, w.now
+	w.report.Faults[bitFlip]++
+	if r.IntN(4) > 0 { // found soon
 		n.crash(w, h, milli)
 	}
-	return true
 }
 
 // expendable says whether what h has on its disk may be lost for good: of every group that it is in a majority of sound

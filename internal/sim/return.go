@@ -31,7 +31,11 @@ func (m *member) found() {
 
 // comeBack takes the next step, now and then.
 func (m *member) comeBack() {
-	m.h.later(50*milli+spread(m.h.w.dice.clock, 500*milli), func() {
+	d := 5 * milli
+	if r := m.h.w.dice.clock; r.IntN(2) == 0 {
+		d = 50*milli + spread(r, 500*milli)
+	}
+	m.h.later(d, func() {
 		if !m.gone {
 			m.nextStep()
 		}
@@ -57,11 +61,23 @@ func configured(s *core.Status, id uint64) bool {
 	return slices.Contains(s.Voters, id) || slices.Contains(s.Learners, id) || slices.Contains(s.Outgoing, id)
 }
 
-// ask asks the members for the word of the one that leads, after a barrier, and goes on with then if that is yes, a
-// while later; asked is when the question was put. It always ends with another step to come.
+// ask asks the members for the word of the one that leads, after a barrier, and goes on with then if that is yes, at once
+// or a while later; asked is when the question was put. It always ends with another step to come.
 func (m *member) ask(seats *control.Group, agrees func(*core.Status) bool, then func(asked int64)) {
 	h, w, asked := m.h, m.h.w, m.h.w.now
-	spared := false
+	spared, done := false, false
+	end := func() {
+		switch {
+		case done:
+			return
+		case spared:
+			then(asked)
+		default:
+			w.report.Waits++
+		}
+		done = true
+		m.comeBack()
+	}
 	for _, seat := range seats.Members {
 		peer := m.gr.member(seat.Replica)
 		if peer == nil || peer.h == h { // nil: it has not begun yet
@@ -74,7 +90,11 @@ func (m *member) ask(seats *control.Group, agrees func(*core.Status) bool, then 
 				}
 				peer.read(func(a core.Answer) {
 					if s := peer.g.Status(); a.Code == core.Ready && agrees(&s) {
-						w.net.carry(peer.h.id, h.id, 0, func(bool) { spared = true })
+						w.net.carry(peer.h.id, h.id, 0, func(bool) {
+							if spared = true; w.dice.clock.IntN(2) == 0 {
+								h.later(0, end)
+							}
+						})
 					}
 				})
 				id := peer.nextID
@@ -82,14 +102,7 @@ func (m *member) ask(seats *control.Group, agrees func(*core.Status) bool, then 
 			})
 		})
 	}
-	h.later(w.dice.clock.Int64N(askFor), func() {
-		if spared {
-			then(asked)
-		} else {
-			w.report.Waits++
-		}
-		m.comeBack()
-	})
+	h.later(w.dice.clock.Int64N(askFor), end)
 }
 
 // renew asks the control group for another id; what it asks for may come late, twice or never.
@@ -136,7 +149,9 @@ func (m *member) recast() bool {
 		return false
 	}
 	must(h.logs.Remove(m.gr.id), "remove damaged log")
-	m.recasts = false
+	if m.recasts = false; !h.doubtful {
+		m.begun = w.now // what was altered before has nothing to do with it
+	}
 	return true
 }
 

@@ -39,7 +39,9 @@ func (n *nemesis) ruin(w *world) {
 		for range 16 {
 			h.doubtful = h.logs.flip() || h.doubtful
 		}
-		h.altered = h.altered || h.doubtful
+		if h.doubtful {
+			h.alteredAt = w.now
+		}
 	}
 	for _, h := range w.hosts {
 		n.crash(w, h, milli)

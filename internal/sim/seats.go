@@ -59,10 +59,12 @@ func (m *member) seatsKnown() *control.Group {
 }
 
 // returning says whether a replica that stepped aside is in the configuration, or one that begins again does not vote
-// yet.
+// yet, or somebody has still to do either.
 func (gr *group) returning() bool {
-	if len(gr.renewed) == 0 {
-		return false
+	for _, h := range gr.w.hosts {
+		if m := h.members[gr.id-1]; m != nil && m.damaged && !m.gone && !h.lost {
+			return true
+		}
 	}
 	cs := gr.ledger.confs[len(gr.ledger.confs)-1]
 	for _, id := range gr.renewed {
