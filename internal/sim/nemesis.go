@@ -218,8 +218,8 @@ func (n *nemesis) flipBits(w *world) {
 		return
 	}
 	for _, other := range w.hosts {
-		if other != h && r.IntN(2) == 0 {
-			other.slow = 100
+		if l := w.groups[0].leader(); other != h && (l == nil || other != l.h) && r.IntN(4) > 0 {
+			other.slow = 300
 			n.until(w, 4*second, func() { other.slow = 1 })
 		}
 	}
