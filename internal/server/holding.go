@@ -363,12 +363,15 @@ func (h *holding) theAgent() (*files.Agent, error) {
 	if a := h.agent.Load(); a != nil {
 		return a, nil
 	}
-	why := "it is being opened"
-	if e := h.fault.Load(); e != nil && *e != nil {
-		why = (*e).Error()
+	e := &api.Error{Code: api.CodeUnavailable, Op: "dir", Subject: h.n.id.Name() + ":" + h.path, Why: "it is being opened",
+		Hint: "see to " + h.path + " on " + h.n.id.Name() + "; the node takes it up by itself, within seconds"}
+	if fault := h.fault.Load(); fault != nil && *fault != nil {
+		e.Why = (*fault).Error()
+		if said := (*api.Error)(nil); errors.As(*fault, &said) && said.Hint != "" {
+			e.Why, e.Hint = said.Why, said.Hint
+		}
 	}
-	return nil, &api.Error{Code: api.CodeUnavailable, Op: "dir", Subject: h.n.id.Name() + ":" + h.path, Why: why,
-		Hint: "see to the directory; the node takes it up by itself"}
+	return nil, e
 }
 
 // ready holds once the binding has been compared with the group.
@@ -387,12 +390,18 @@ func (h *holding) ready() (bool, string) {
 	return true, ""
 }
 
+func hintOf(err error) string {
+	if e := (*api.Error)(nil); errors.As(err, &e) {
+		return e.Hint
+	}
+	return ""
+}
+
 // describe adds the binding's account to a report.
 func (h *holding) describe(r *report) error {
 	a, err := h.theAgent()
 	if err != nil {
-		r.Dir = &api.DirNode{Mode: "stopped", Why: err.Error(), Problems: []api.Problem{{What: err.Error(),
-			Hint: "see to " + h.path + " on " + h.n.id.Name() + "; the node takes it up by itself, within seconds"}}}
+		r.Dir = &api.DirNode{Mode: "stopped", Why: err.Error(), Problems: []api.Problem{{What: err.Error(), Hint: hintOf(err)}}}
 		return nil
 	}
 	d, err := a.Status()

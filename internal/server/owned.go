@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 
+	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/control"
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
 	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
@@ -145,6 +146,10 @@ func (n *node) leave(ctx context.Context, g *control.Group) error {
 	h.stop()
 	h.tasks.Wait()
 	if h.grp != nil && !n.letGo(ctx, g, h.grp) {
+		var waits error = &api.Error{Code: api.CodeUnavailable, Op: "dir", Subject: g.Name,
+			Why:  fmt.Sprintf("the directory waits until the group has let go of replica %d, which the node was before", h.replica),
+			Hint: "usually that takes seconds; a member that is down and never caught up may keep the group from it: lockstep group show " + g.Name}
+		h.fault.Store(&waits)
 		return nil
 	}
 	return n.release(h)

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/lockstep-sync/lockstep/api"
+	"github.com/lockstep-sync/lockstep/internal/access"
 	"github.com/lockstep-sync/lockstep/internal/control"
 )
 
@@ -98,6 +99,28 @@ func TestStoppedIsSaidOnce(t *testing.T) {
 	m.Problems = m.Problems[:1]
 	if got := warnings(api.DirStatus{Group: "web", Nodes: []api.DirNode{m}}); len(got) != 1 {
 		t.Errorf("%+v", got)
+	}
+}
+
+// TestFaultsKeepTheirWayOut: why there is no agent comes with the way out of the fault, or else of the directory.
+func TestFaultsKeepTheirWayOut(t *testing.T) {
+	var waits error = &api.Error{Code: api.CodeUnavailable, Op: "dir", Why: "it waits", Hint: "wait"}
+	var plain error = errors.New("mkdir: refused")
+	n := &node{id: &access.Identity{}}
+	for _, c := range []struct {
+		fault     *error
+		why, hint string
+	}{{nil, "it is being opened", "see to /srv/web"}, {&plain, "mkdir: refused", "see to /srv/web"}, {&waits, "it waits", "wait"}} {
+		h := &holding{n: n, path: "/srv/web"}
+		h.fault.Store(c.fault)
+		_, err := h.theAgent()
+		if e := (*api.Error)(nil); !errors.As(err, &e) || e.Why != c.why || !strings.HasPrefix(hintOf(err), c.hint) {
+			t.Errorf("%v: %v (%s)", c, err, hintOf(err))
+		}
+		var r report
+		if err := h.describe(&r); err != nil || r.Dir.Mode != "stopped" || r.Dir.Problems[0].What != r.Dir.Why || r.Dir.Problems[0].Hint == "" {
+			t.Errorf("%+v, %v", r.Dir, err)
+		}
 	}
 }
 
