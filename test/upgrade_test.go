@@ -153,6 +153,10 @@ func TestUpgradeNodeByNode(t *testing.T) {
 		t.Fatalf("backup: %v\n%s", err, text)
 	}
 	refusedAny(t, old, fmt.Sprintf("cluster level %d", api.Level+1), "backup", "verify", file)
+	other, g := cluster(t, 1)
+	upgrade(t, other, g, g.Nodes[0], next) // it could, but its cluster is not there yet
+	refusedAny(t, next, fmt.Sprintf("this cluster is at %d", api.Level), "restore", file, "--group", group, "--as", "copy",
+		"--path", filepath.Join(t.TempDir(), "copy"), "--on", "n1", "--server", socket(g.Nodes[0]))
 	if err := n1.Stop(); err != nil {
 		t.Fatal(err)
 	}
