@@ -87,6 +87,7 @@ func (h *host) start() {
 			o.start()
 		}
 	}
+	h.doubtful = false // whatever has flipped was found: a log is read when its replica starts, not before
 	h.later(h.w.dice.clock.Int64N(h.w.shape.tick), h.tick)
 	h.later(spread(h.w.dice.disk, h.w.shape.checkpoint), h.checkpoint)
 	if h.w.cluster != nil {
@@ -104,7 +105,7 @@ func (h *host) crash() {
 	}
 	h.up = false
 	if logs, err := h.logs.crash(inFlight); err == nil {
-		h.logs, h.doubtful = logs, false
+		h.logs = logs
 	} else if h.doubtful && errors.Is(err, logstore.ErrDamaged) {
 		h.w.report.Damaged++
 		h.lost, h.lostAt = true, h.w.now
