@@ -79,6 +79,11 @@ func PlanMembership(g *Group, l Lead) Step {
 		}
 		return Step{Change: change(raftpb.ConfChangeAddNode, ready[0]), Why: fmt.Sprintf("replica %d has caught up: it votes", ready[0])}
 	}
+	// Whoever else is waited for: the new replica of a node cannot run before that node's old one has been let go.
+	i := slices.IndexFunc(others, func(r uint64) bool { return blocks(g, l, r) && l.stands(without(voters, r)) })
+	if i >= 0 {
+		return Step{Change: change(raftpb.ConfChangeRemoveNode, others[i]), Why: fmt.Sprintf("replica %d is no longer a member", others[i])}
+	}
 	if len(stale) > waiting && len(others) > 0 && l.stands(without(voters, others[0])) {
 		return Step{Change: change(raftpb.ConfChangeRemoveNode, others[0]), Why: fmt.Sprintf("replica %d is no longer a member", others[0])}
 	}
@@ -121,6 +126,14 @@ func newVoters(g *Group, l Lead, stale []uint64) (ready []uint64, waiting int, _
 		}
 	}
 	return ready, waiting, Step{}
+}
+
+// blocks tells whether a new replica on the node of a stale one does not run yet.
+func blocks(g *Group, l Lead, stale uint64) bool {
+	node, ok := g.NodeOf(stale)
+	return ok && slices.ContainsFunc(g.Voters(), func(m Member) bool {
+		return m.Node == node && slices.Contains(l.Conf.GetLearners(), m.Replica) && l.Progress(m.Replica) == Absent
+	})
 }
 
 func wanted(g *Group, replica uint64) bool {

@@ -281,3 +281,26 @@ func TestReplacementOnTheSameNodeKeepsNobodyIn(t *testing.T) {
 		t.Errorf("got %v (%s), want replica 3 kept until its replacement is there", describe(step.Change), step.Why)
 	}
 }
+
+// TestDeadNewcomerKeepsNobodyOut: a member that never ran is waited for, but not by who comes back to a node that has to
+// end its old replica first.
+func TestDeadNewcomerKeepsNobodyOut(t *testing.T) {
+	g := groupOf(1, 2, 5)
+	g.Members = append(g.Members, control.Member{Replica: 4, Node: 3, Role: control.RoleVoter})
+	g.Former = []control.Former{{Replica: 3, Node: 3}}
+	absent := []uint64{4, 5}
+	l := control.Lead{Self: 1, Conf: &raftpb.ConfState{Voters: []uint64{1, 2, 3}, Learners: []uint64{4, 5}}, Progress: func(r uint64) control.Progress {
+		if slices.Contains(absent, r) {
+			return control.Absent
+		}
+		return control.CaughtUp
+	}}
+	step := control.PlanMembership(g, l)
+	if got := describe(step.Change); !slices.Equal(got, []string{"RemoveNode3"}) {
+		t.Errorf("got %v (%s), want replica 3 removed: replica 4 cannot start before, whoever 5 is", got, step.Why)
+	}
+	absent = append(absent, 2)
+	if step := control.PlanMembership(g, l); step.Change != nil {
+		t.Errorf("got %v (%s), want nothing: 1 alone is no majority of 1 and 2", describe(step.Change), step.Why)
+	}
+}
