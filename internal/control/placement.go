@@ -72,10 +72,11 @@ func PlanMembership(g *Group, l Lead) Step {
 	leaves := slices.Contains(stale, l.Self)
 	others := slices.DeleteFunc(slices.Clone(stale), func(r uint64) bool { return r == l.Self })
 	if len(ready) > 0 {
-		if len(others) > 0 && l.stands(with(without(voters, others[0]), ready[0])) {
+		leaver := g.replacedBy(ready[0], others)
+		if leaver != 0 && l.stands(with(without(voters, leaver), ready[0])) {
 			cc := change(raftpb.ConfChangeAddNode, ready[0])
-			cc.Changes = append(cc.Changes, change(raftpb.ConfChangeRemoveNode, others[0]).Changes...)
-			return Step{Change: cc, Why: fmt.Sprintf("replica %d has caught up and takes the place of %d", ready[0], others[0])}
+			cc.Changes = append(cc.Changes, change(raftpb.ConfChangeRemoveNode, leaver).Changes...)
+			return Step{Change: cc, Why: fmt.Sprintf("replica %d has caught up and takes the place of %d", ready[0], leaver)}
 		}
 		return Step{Change: change(raftpb.ConfChangeAddNode, ready[0]), Why: fmt.Sprintf("replica %d has caught up: it votes", ready[0])}
 	}
@@ -91,6 +92,21 @@ func PlanMembership(g *Group, l Lead) Step {
 		return l.handOver(g)
 	}
 	return Step{}
+}
+
+// replacedBy is whom of the leaving a new voter replaces: the one that was on its node before, else the first; 0: nobody
+// leaves. Another's place would stay taken until that one's replacement votes, which may never come.
+func (g *Group) replacedBy(ready uint64, leaving []uint64) uint64 {
+	if len(leaving) == 0 {
+		return 0
+	}
+	node, _ := g.NodeOf(ready)
+	for _, r := range leaving {
+		if n, ok := g.NodeOf(r); ok && n == node {
+			return r
+		}
+	}
+	return leaving[0]
 }
 
 // staleVoters vote but should not, those first that are not there.

@@ -304,3 +304,44 @@ func TestDeadNewcomerKeepsNobodyOut(t *testing.T) {
 		t.Errorf("got %v (%s), want nothing: 1 alone is no majority of 1 and 2", describe(step.Change), step.Why)
 	}
 }
+
+// TestReplacementTakesThePlaceOnItsNode: of two that leave, whose nodes both have new replicas, the one goes whose
+// successor is ready; the other's may never be.
+func TestReplacementTakesThePlaceOnItsNode(t *testing.T) {
+	g := &control.Group{
+		Members: []control.Member{
+			{Replica: 1, Node: 1, Role: control.RoleVoter}, {Replica: 2, Node: 2, Role: control.RoleVoter}, {Replica: 3, Node: 3, Role: control.RoleVoter},
+			{Replica: 7, Node: 4, Role: control.RoleVoter}, {Replica: 6, Node: 5, Role: control.RoleVoter},
+		},
+		Former: []control.Former{{Replica: 4, Node: 4}, {Replica: 5, Node: 5}},
+	}
+	conf := &raftpb.ConfState{Voters: []uint64{1, 2, 3, 4, 5}, Learners: []uint64{6, 7}}
+	progress := func(r uint64) control.Progress {
+		switch r {
+		case 4, 5, 7:
+			return control.Absent
+		}
+		return control.CaughtUp
+	}
+	step := control.PlanMembership(g, control.Lead{Self: 1, Conf: conf, Progress: progress})
+	if got := describe(step.Change); !slices.Equal(got, []string{"AddNode6", "RemoveNode5"}) {
+		t.Errorf("%v (%s)", got, step.Why)
+	}
+	// The other node has nothing that could vote: its old replica, which will not either, goes.
+	conf = &raftpb.ConfState{Voters: []uint64{1, 2, 3, 4, 6}, Learners: []uint64{7}}
+	step = control.PlanMembership(g, control.Lead{Self: 1, Conf: conf, Progress: progress})
+	if got := describe(step.Change); !slices.Equal(got, []string{"RemoveNode4"}) {
+		t.Errorf("%v (%s)", got, step.Why)
+	}
+}
+
+// TestHolders: the leader is asked for where it may be, be it without a seat.
+func TestHolders(t *testing.T) {
+	g := control.Group{
+		Members: []control.Member{{Node: 2, Replica: 7}, {Node: 5, Replica: 3}, {Node: 9, Replica: 8}},
+		Former:  []control.Former{{Node: 4, Replica: 1}, {Node: 2, Replica: 2}},
+	}
+	if got, want := g.Holders(), []uint64{2, 4, 5, 9}; !slices.Equal(got, want) {
+		t.Errorf("holders are %v, want %v", got, want)
+	}
+}

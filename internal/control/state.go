@@ -6,6 +6,7 @@
 package control
 
 import (
+	"maps"
 	"slices"
 	"time"
 )
@@ -244,6 +245,12 @@ func (g *Group) Nodes() map[uint64]uint64 {
 		nodes[m.Replica] = m.Node
 	}
 	return nodes
+}
+
+// Holders are the nodes that have a replica or had one lately, in ascending order. The leader is on one of them: who
+// leads may have lost its seat and wait for the one that takes it.
+func (g *Group) Holders() []uint64 {
+	return slices.Compact(slices.Sorted(maps.Values(g.Nodes())))
 }
 
 // roleOfNext is the role of the next member to come.

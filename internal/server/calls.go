@@ -153,12 +153,12 @@ func (n *node) isUp(ctx context.Context, id uint64) bool {
 	return err == nil
 }
 
-// each calls f for all members of a group at once and waits.
-func each[T any](members []control.Member, f func(m control.Member) T) []T {
-	results := make([]T, len(members))
+// each calls f for all of them at once, members of a group or nodes, and waits.
+func each[E, T any](all []E, f func(one E) T) []T {
+	results := make([]T, len(all))
 	var wait sync.WaitGroup
-	for i, m := range members {
-		wait.Go(func() { results[i] = f(m) })
+	for i, one := range all {
+		wait.Go(func() { results[i] = f(one) })
 	}
 	wait.Wait()
 	return results

@@ -47,10 +47,10 @@ func (s suspicion) String() string {
 
 // dispensable says why a group cannot do without a replica, or nil if it can.
 func (n *node) dispensable(ctx context.Context, g *control.Group, replica uint64) error {
-	spared := each(g.Members, func(m control.Member) bool {
+	spared := each(g.Holders(), func(holder uint64) bool {
 		ctx, cancel := context.WithTimeout(ctx, answerTime)
 		defer cancel()
-		r, err := call(ctx, n, m.Node, methodSpare, groupRequest{Group: g.ID, Index: replica}, n.spareHere)
+		r, err := call(ctx, n, holder, methodSpare, groupRequest{Group: g.ID, Index: replica}, n.spareHere)
 		return err == nil && r.Spared
 	})
 	if slices.Contains(spared, true) {

@@ -61,7 +61,7 @@ func configured(s *core.Status, id uint64) bool {
 	return slices.Contains(s.Voters, id) || slices.Contains(s.Learners, id) || slices.Contains(s.Outgoing, id)
 }
 
-// ask asks the members for the word of the one that leads, after a barrier, and goes on with then if that is yes, at once
+// ask asks the holders for the word of the one that leads, after a barrier, and goes on with then if that is yes, at once
 // or a while later; asked is when the question was put. It always ends with another step to come.
 func (m *member) ask(seats *control.Group, agrees func(*core.Status) bool, then func(asked int64)) {
 	h, w, asked := m.h, m.h.w, m.h.w.now
@@ -78,9 +78,9 @@ func (m *member) ask(seats *control.Group, agrees func(*core.Status) bool, then 
 		done = true
 		m.comeBack()
 	}
-	for _, seat := range seats.Members {
-		peer := m.gr.member(seat.Replica)
-		if peer == nil || peer.h == h { // nil: it has not begun yet
+	for _, holder := range seats.Holders() {
+		peer := w.hosts[holder-1].members[m.gr.id-1]
+		if peer == nil || peer.h == h { // nil: it has not begun yet, or ended
 			continue
 		}
 		w.net.carry(h.id, peer.h.id, 0, func(bool) {

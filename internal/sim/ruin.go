@@ -56,20 +56,15 @@ func (gr *group) ruined() bool {
 	return !majority(cs.GetVoters(), sound) || !majority(cs.GetVotersOutgoing(), sound)
 }
 
-// recoverAll has an operator recover the groups that are ruined; those with damaged logs have had some time to do what
-// they must not.
-func (w *world) recoverAll() {
-	if !w.shape.ruins {
-		return
-	}
-	for until := w.now + 10*second; w.now < until; {
-		w.step()
-	}
+// recoverAll has an operator recover the groups that are ruined; false if none is.
+func (w *world) recoverAll() (any bool) {
 	for _, gr := range w.groups {
 		if gr.ruined() {
 			gr.recover()
+			any = true
 		}
 	}
+	return any
 }
 
 // recover begins a new history on the replica that goes farthest; the others end.
@@ -94,7 +89,9 @@ func (gr *group) recover() {
 	}
 	seed := ms[best]
 	for _, m := range gr.present() {
-		m.gone = m != seed
+		if m != seed {
+			m.gone, m.h.members[gr.id-1] = true, nil
+		}
 	}
 	gr.eachObserver(func(o *observer) {
 		o.stop()
