@@ -91,7 +91,8 @@ type Status struct {
 
 // Spares says whether the leader whose status it is can do without a replica for good: one that does not vote, or
 // without which those that it has heard of lately and that have everything committed on their disks are a majority of
-// every configuration in force. Whoever does not lead spares nobody.
+// every configuration in force. What the replica has acknowledged counts as committed: its word may be what is missing
+// for that. Whoever does not lead spares nobody.
 //
 // What it says is worth something only if the leader has heard since it was asked that it still leads (a read that was
 // answered): another leader may have committed what this one has never heard of.
@@ -105,13 +106,23 @@ func (s *Status) holdWithout(replica uint64, voters []uint64) bool {
 	if !slices.Contains(voters, replica) {
 		return true
 	}
-	have := 0
+	have, all := 0, max(s.Commit, s.match(replica))
 	for _, p := range s.Peers {
-		if p.RecentActive && p.Match >= s.Commit && p.Replica != replica && slices.Contains(voters, p.Replica) {
+		if p.RecentActive && p.Match >= all && p.Replica != replica && slices.Contains(voters, p.Replica) {
 			have++
 		}
 	}
 	return have > len(voters)/2
+}
+
+// match is how far a replica's log is known to agree with the leader's.
+func (s *Status) match(replica uint64) uint64 {
+	for _, p := range s.Peers {
+		if p.Replica == replica {
+			return p.Match
+		}
+	}
+	return 0
 }
 
 // Status describes the group as of now. It allocates; it is meant for status calls and ticks, not for every
