@@ -82,10 +82,13 @@ func TestWritesBesideBulk(t *testing.T) {
 	took := time.Since(began)
 	t.Logf("%d MB in %s", size>>20, took)
 	for _, l := range [][]time.Duration{alone, beside} {
+		if len(l) < 20 {
+			t.Fatalf("%d writes in %s say nothing", len(l), took)
+		}
 		t.Logf("%d writes: p50 %s, p90 %s, longest %s", len(l), l[len(l)/2], l[len(l)*9/10], l[len(l)-1])
 	}
 	// A write's way has three packets that would each wait for up to the queue.
-	if before, now := alone[len(alone)/2], beside[len(beside)/2]; now > before*5/2 {
+	if before, now := alone[len(alone)/2], beside[len(beside)/2]; now > before*22/10 {
 		t.Errorf("half of the writes took more than %s, and %s without the transfer beside them", now, before)
 	}
 }

@@ -399,6 +399,7 @@ func (g *Group) publish() {
 	if before == nil || before.Leader != leader {
 		g.decided = false
 	}
+	g.commits = commitNews{} // what is kept is of the term before, and its entries may come again as others
 	g.refresh()
 	switch since := g.leaderless.Load(); {
 	case leader != 0:

@@ -224,7 +224,9 @@ func (n *node) serveBackup(ctx context.Context, _ uint64, conn net.Conn) {
 
 // sendGroup writes the fragment of a group that this node holds. An error is in the fragment, too.
 func (n *node) sendGroup(ctx context.Context, group uint64, w io.Writer) error {
-	return remembering("backup create", func(seen backup.Set) error {
+	begun := false
+	err := remembering("backup create", func(seen backup.Set) error {
+		begun = true
 		out := backup.NewFragment(w, seen)
 		err := n.writeGroup(ctx, group, out)
 		if err != nil {
@@ -232,6 +234,10 @@ func (n *node) sendGroup(ctx context.Context, group uint64, w io.Writer) error {
 		}
 		return out.EndGroup()
 	})
+	if err != nil && !begun {
+		err = errors.Join(err, backup.NewFragment(w, nil).Abort(err))
+	}
+	return err
 }
 
 func (n *node) writeGroup(ctx context.Context, group uint64, out *backup.Writer) error {

@@ -37,13 +37,14 @@ const (
 
 // groupRequest is what most methods take.
 type groupRequest struct {
-	Group  uint64      `json:"group"`
-	Index  uint64      `json:"index,omitempty"`
-	Repair bool        `json:"repair,omitempty"`
-	Deep   bool        `json:"deep,omitempty"`
-	Path   string      `json:"path,omitempty"`
-	Node   uint64      `json:"node,omitempty"`
-	List   api.DirList `json:"list,omitzero"`
+	Group   uint64      `json:"group"`
+	History [16]byte    `json:"history,omitzero"` // that the asker goes by, where it matters
+	Index   uint64      `json:"index,omitempty"`
+	Repair  bool        `json:"repair,omitempty"`
+	Deep    bool        `json:"deep,omitempty"`
+	Path    string      `json:"path,omitempty"`
+	Node    uint64      `json:"node,omitempty"`
+	List    api.DirList `json:"list,omitzero"`
 }
 
 // indexAnswer is a position in a group's log.

@@ -173,10 +173,11 @@ func (n *node) letGo(ctx context.Context, g *control.Group, grp replicaOf) bool 
 	return n.leftOut(ctx, g, grp.Replica())
 }
 
-// leftOut says whether the member that leads has no such replica in its configuration.
+// leftOut says whether the member that leads has no such replica in its configuration. What leads in another history,
+// a majority of before a recovery that has come back, does not count.
 func (n *node) leftOut(ctx context.Context, g *control.Group, replica uint64) bool {
 	for _, r := range n.survey(ctx, g) {
-		if r.Role == "leader" && len(r.Configured) > 0 && !contains(r.Configured, replica) {
+		if r.Role == "leader" && r.of(g.History) && len(r.Configured) > 0 && !contains(r.Configured, replica) {
 			return true
 		}
 	}

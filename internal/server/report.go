@@ -23,10 +23,11 @@ type report struct {
 	Feeds    int    `json:"feeds,omitempty"`
 	Received uint64 `json:"received,omitempty"`
 
-	Leader  uint64 `json:"leader"` // node; 0: none known
-	Term    uint64 `json:"term"`
-	Commit  uint64 `json:"commit"`
-	Applied uint64 `json:"applied"`
+	History [16]byte `json:"history,omitzero"` // that the replica's log is of; zero: the control group's first
+	Leader  uint64   `json:"leader"`           // node; 0: none known
+	Term    uint64   `json:"term"`
+	Commit  uint64   `json:"commit"`
+	Applied uint64   `json:"applied"`
 	// Configured are the replicas of the configuration in force here; a leader's account counts.
 	Configured []uint64 `json:"configured,omitempty"`
 	// Voting are those of them that vote.
@@ -50,6 +51,9 @@ func absent(err error) report {
 	}
 	return r
 }
+
+// of tells whether the replica's log is of a history, as far as it says.
+func (r *report) of(history [16]byte) bool { return r.History == history || r.History == [16]byte{} }
 
 // reports tells whether a member has given an account of its part.
 func (r *report) reports() bool { return r.Mode != "down" && r.Mode != "starting" }
@@ -90,7 +94,7 @@ func reportMember(m member, grp *engine.Group, obs *engine.Observer) (report, er
 		return r, nil
 	}
 	st := grp.Fresh()
-	r.Term, r.Commit = st.Term, max(st.Commit, at.Index)
+	r.History, r.Term, r.Commit = grp.Line().History, st.Term, max(st.Commit, at.Index)
 	r.Leader, _ = grp.NodeOf(st.Leader)
 	r.Role, r.Configured, r.Voting = "follower", configured(st), st.Voters
 	switch {

@@ -50,7 +50,7 @@ func (n *node) dispensable(ctx context.Context, g *control.Group, replica uint64
 	spared := each(g.Holders(), func(holder uint64) bool {
 		ctx, cancel := context.WithTimeout(ctx, answerTime)
 		defer cancel()
-		r, err := call(ctx, n, holder, methodSpare, groupRequest{Group: g.ID, Index: replica}, n.spareHere)
+		r, err := call(ctx, n, holder, methodSpare, groupRequest{Group: g.ID, History: g.History, Index: replica}, n.spareHere)
 		return err == nil && r.Spared
 	})
 	if slices.Contains(spared, true) {
@@ -67,10 +67,12 @@ type spareAnswer struct {
 }
 
 // spareHere says whether a group is led here and its leader can do without a replica: see core.Status.Spares. It is
-// asked after a barrier, so that a leader that has been deposed, and may know the least, does not decide.
+// asked after a barrier, so that a leader that has been deposed, and may know the least, does not decide; nor does one of
+// another history, whose majority is that of a group which was recovered without it.
 func (n *node) spareHere(ctx context.Context, req groupRequest) (spareAnswer, error) {
 	grp := n.groupHere(req.Group)
-	if grp == nil || grp.Fresh().Role != core.Leader {
+	g, known := n.ctl.state().Group(req.Group)
+	if grp == nil || !known || grp.Fresh().Role != core.Leader || memberLine(grp, g).History != req.History {
 		return spareAnswer{}, nil
 	}
 	if _, err := grp.Barrier(ctx); err != nil {
