@@ -167,7 +167,8 @@ func (e *Engine) openGroup(cfg GroupConfig) (*Group, error) {
 	g.SetCheckEvery(DefaultCheckEvery)
 	g.stopping, g.stop = context.WithCancel(context.Background())
 	g.src = &source{
-		eng: e, group: cfg.ID, voter: true, lg: g.lg, rep: rep, log: logPrefix{log}, differ: cfg.Differ, moved: g.moved,
+		eng: e, group: cfg.ID, voter: true, lg: g.lg, rep: rep, differ: cfg.Differ, moved: g.moved,
+		log:     logPrefix{log, rep.Applied, func() uint64 { return g.Core().Applied }},
 		between: g.onApplier, path: g.path, news: g.news, stopping: g.stopping,
 	}
 	g.catchup.start(rep.Applied().Index)

@@ -17,7 +17,7 @@ var errGone = errors.New("engine: entries are gone")
 // prefix is the committed, applied part of a log from which a member feeds others. Indexes are at most the applied one.
 type prefix interface {
 	first() (uint64, error) // first retained index
-	last() uint64
+	last() uint64           // last of those that are committed
 	term(index uint64) (uint64, bool)
 	bytes(from, to uint64) uint64 // approximately
 	cached() uint64               // entries from here on are in memory
@@ -25,13 +25,17 @@ type prefix interface {
 	entries(from, to, limit uint64) ([]*raftpb.Entry, error)
 }
 
-// logPrefix is a voter's log.
-type logPrefix struct{ log logstore.Log }
+// logPrefix is a voter's log, as far as it is committed.
+type logPrefix struct {
+	log     logstore.Log
+	state   func() core.Position
+	applied func() uint64 // by raft, from this log
+}
 
 func (p logPrefix) first() (uint64, error) { return p.log.FirstIndex() }
 
 func (p logPrefix) last() uint64 {
-	i, err := p.log.LastIndex()
+	i, err := core.CommittedIn(p.log, p.state(), p.applied())
 	if err != nil {
 		return 0 // it offers nothing then
 	}

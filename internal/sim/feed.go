@@ -97,7 +97,7 @@ func (f *feed) plan(l catchup.Learner) {
 	m, w := f.src, f.o.h.w
 	first, err := m.log.FirstIndex()
 	must(err, "look at log")
-	last, err := m.log.LastIndex()
+	commit, err := core.CommittedIn(m.log, m.rep.Applied(), m.g.Status().Applied)
 	must(err, "look at log")
 	cached := ^uint64(0)
 	if w.shape.cached {
@@ -105,7 +105,7 @@ func (f *feed) plan(l catchup.Learner) {
 	}
 	p := catchup.Decide(catchup.Source{
 		Group: m.gr.id, Node: m.h.id, Path: []uint64{m.h.id}, History: m.rep.Line().History,
-		First: first, Commit: min(last, m.rep.Applied().Index), // an installed state may be ahead of the log
+		First: first, Commit: commit,
 		Term: func(i uint64) (uint64, bool) {
 			t, err := m.log.Term(i)
 			return t, err == nil

@@ -17,6 +17,9 @@ import (
 // What must hold: whoever drops a log leaves a quorum of disks that have everything acknowledged (mayDrop); nothing
 // is ever sent by a replica that has stepped aside (silentIfDamaged); in the end everybody that could return has.
 
+// taken is for how long a leader at most takes a voter for there that has fallen silent: two election timeouts.
+const taken = 2 * second
+
 // askFor is for how long a host waits for its peers' word.
 const askFor = 2 * second
 
@@ -156,7 +159,8 @@ func (m *member) recast() bool {
 }
 
 // mayDrop holds that a quorum of the others' disks has everything that was acknowledged, at the moment in which m gives
-// its log up. What was found damaged only after m had asked counts: m could not know.
+// its log up. What was found damaged only after m had asked counts, or so shortly before that the leader still took the
+// other for there: none could know.
 func (gr *group) mayDrop(m *member, asked int64) {
 	e, ok := gr.ledger.entry(gr.ledger.told)
 	if !ok {
@@ -169,9 +173,9 @@ func (gr *group) mayDrop(m *member, asked int64) {
 		case other == m:
 			return false
 		case other.h.lost:
-			return other.h.lostAt > asked
+			return other.h.lostAt > asked-taken
 		case other.damaged:
-			return other.foundAt > asked
+			return other.foundAt > asked-taken
 		case other.gone || other.recasts:
 			return false
 		}

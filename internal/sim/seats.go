@@ -119,19 +119,24 @@ func (m *member) drive() {
 	}
 }
 
-// risky says whether a change takes a sound voter out while the log of another is lost: the rest would be fewer than a
-// group can bear, and nobody knows of some of them yet. So it is to have one vote whose log was lost a moment ago.
+// risky says whether a change takes a sound voter out, and no sound one in, while the log of another is lost: the rest would
+// be fewer than a group can bear, and nobody knows of some of them yet. So it is to have one vote whose log was lost a
+// moment ago.
 func (gr *group) risky(cc *raftpb.ConfChangeV2, s *core.Status) bool {
-	if slices.ContainsFunc(cc.Changes, func(c *raftpb.ConfChangeSingle) bool {
-		m := gr.member(c.GetNodeId())
-		return c.GetType() == raftpb.ConfChangeAddNode && m != nil && m.h.lost
-	}) {
-		return true
-	}
 	sound := func(id uint64) bool { m := gr.member(id); return m != nil && m.sound() }
-	return slices.ContainsFunc(cc.Changes, func(c *raftpb.ConfChangeSingle) bool {
-		return c.GetType() == raftpb.ConfChangeRemoveNode && slices.Contains(s.Voters, c.GetNodeId()) && sound(c.GetNodeId())
-	}) && slices.ContainsFunc(slices.Concat(s.Voters, s.Learners), func(id uint64) bool { return !sound(id) })
+	balance := 0
+	for _, c := range cc.Changes {
+		id := c.GetNodeId()
+		switch m := gr.member(id); {
+		case c.GetType() == raftpb.ConfChangeAddNode && m != nil && m.h.lost:
+			return true
+		case c.GetType() == raftpb.ConfChangeAddNode && sound(id):
+			balance++
+		case c.GetType() == raftpb.ConfChangeRemoveNode && slices.Contains(s.Voters, id) && sound(id):
+			balance--
+		}
+	}
+	return balance < 0 && slices.ContainsFunc(slices.Concat(s.Voters, s.Learners), func(id uint64) bool { return !sound(id) })
 }
 
 // reconfigure has the leader change the configuration. Nobody changes it meanwhile, nor for a while if the fate of

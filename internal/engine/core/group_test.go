@@ -440,6 +440,7 @@ func TestOpenReconcilesLogAndState(t *testing.T) {
 	}
 }
 
+// A log may end before a state that was installed, or hold there what was never committed.
 func TestLogFits(t *testing.T) {
 	log := raft.NewMemoryStorage() // entries 5 to 7, of terms 2, 2 and 3
 	if err := log.ApplySnapshot(&raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{
@@ -459,6 +460,14 @@ func TestLogFits(t *testing.T) {
 	} {
 		if got, err := LogFits(log, at); err != nil || got != want {
 			t.Errorf("%+v: %v, %v, want %v", at, got, err, want)
+		}
+	}
+	// Raft has applied up to 5: what follows is committed only if the state goes on from it.
+	for at, want := range map[Position]uint64{
+		{2, 6}: 6, {3, 7}: 7, {1, 2}: 2, {3, 6}: 5, {4, 7}: 5, {3, 8}: 5, {2, 4}: 4,
+	} {
+		if got, err := CommittedIn(log, at, 5); err != nil || got != want {
+			t.Errorf("%+v: committed to %d, %v, want %d", at, got, err, want)
 		}
 	}
 }

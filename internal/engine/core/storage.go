@@ -36,6 +36,17 @@ func LogFits(log raft.Storage, at Position) (bool, error) {
 	return term == at.Term, nil
 }
 
+// CommittedIn is how far the log of a replica that runs is known to be what was committed: to its state, at at, if the log
+// holds that very entry; else, while a state that was installed is ahead of the log, to what raft has applied from it.
+// What is above may have been replaced elsewhere.
+func CommittedIn(log raft.Storage, at Position, applied uint64) (uint64, error) {
+	fits, err := LogFits(log, at)
+	if err != nil || fits {
+		return at.Index, err
+	}
+	return min(at.Index, applied), nil
+}
+
 func bounds(log raft.Storage) (first, last uint64, err error) {
 	if first, err = log.FirstIndex(); err != nil {
 		return 0, 0, fmt.Errorf("read first index: %w", err)
