@@ -37,11 +37,13 @@ type Node struct {
 	Address string `json:"address"`
 	State   string `json:"state"` // up, down, joining
 	Version string `json:"version"`
-	Voter   bool   `json:"voter"`           // votes in the control group
+	Voter   bool   `json:"voter"`           // votes in the control group, by the configuration in force
 	Drain   bool   `json:"drain,omitempty"` // gives up its votes and leaderships
-	Zone    string `json:"zone,omitempty"`
-	Self    bool   `json:"self,omitempty"`
-	Levels  Levels `json:"levels"` // that its program can work at, as it said when it last started
+	// Learning: it is to vote in the control group as soon as it has what that has.
+	Learning bool   `json:"learning,omitempty"`
+	Zone     string `json:"zone,omitempty"`
+	Self     bool   `json:"self,omitempty"`
+	Levels   Levels `json:"levels"` // that its program can work at, as it said when it last started
 	// Full is set while the disk of its data directory has no room.
 	Full *FullDisk `json:"disk_full,omitempty"`
 }

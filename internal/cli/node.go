@@ -31,8 +31,11 @@ func (l nodeList) text(w io.Writer) error {
 		if n.Self {
 			name += " *"
 		}
-		if n.Voter {
+		switch {
+		case n.Voter:
 			votes = "yes"
+		case n.Learning:
+			votes = "learning"
 		}
 		state := n.State
 		if n.Drain {

@@ -157,6 +157,12 @@ func (x *execution) join(c *Join) (Result, error) {
 		return refuse(api.CodeConflict, op, c.Name, "a node of this name is in the cluster",
 			"choose another --name; or, if that node has lost its data for good, add --replace"), nil
 	}
+	if !taken && c.Replace {
+		e := x.s.UnknownNode(op, c.Name)
+		e.Why = "the cluster has no node of this name, whose place could be taken"
+		e.Hint = "give the name of the lost node with --name (" + e.Hint + "); or, to join as a new node, leave --replace out"
+		return Result{Error: e}, nil
+	}
 	if why := checkZone(c.Zone); why != "" {
 		return refuse(api.CodeUsage, op, c.Zone, why, "choose another with --zone"), nil
 	}

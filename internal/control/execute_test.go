@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/control"
 )
 
@@ -88,6 +89,24 @@ func TestJoin(t *testing.T) {
 		}
 		if m.Node != uint64(i+1) || m.Replica != m.Node || m.Role != want {
 			t.Fatalf("member %d is %+v", i, m)
+		}
+	}
+}
+
+// Who is to take the place of a node that the cluster does not have, or no longer, does not join in silence as a new one.
+func TestReplaceOfNobody(t *testing.T) {
+	f := newFixture(t)
+	f.join("n2", "n3")
+	f.must(control.Command{Drain: &control.Drain{Node: "n3"}})
+	f.must(control.Command{Members: &control.Members{Group: "control", Op: control.OpDemote, Node: "n3"}})
+	f.must(control.Command{RemoveNode: &control.RemoveNode{Node: "n3"}})
+	for name, hint := range map[string]string{"n22": "did you mean n2?", "n3": "leave --replace out"} {
+		r := f.apply(control.Command{Join: &control.Join{Token: "t1", Name: name, Address: "h:9", Replace: true}})
+		if e := r.Error; e == nil || e.Code != api.CodeNotFound || e.Subject != name || !strings.Contains(e.Hint, hint) || !strings.Contains(e.Hint, "--name") {
+			t.Errorf("%s: %+v", name, e)
+		}
+		if _, ok := f.state().NodeNamed(name); ok {
+			t.Errorf("%s has joined", name)
 		}
 	}
 }

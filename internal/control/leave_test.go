@@ -149,6 +149,7 @@ func TestCheckLeave(t *testing.T) {
 	for name, c := range map[string]struct {
 		voters []uint64
 		up     []uint64
+		voting []uint64 // by the configuration in force; nil: nobody says
 		more   func(s *control.State)
 		code   api.Code // empty: it may leave
 		why    string
@@ -169,6 +170,12 @@ func TestCheckLeave(t *testing.T) {
 		"one that is to observe does not":        {voters: []uint64{1, 2, 3}, up: []uint64{1, 2, 4}, more: func(s *control.State) { observer(s, 4, false, true) }, code: api.CodeConflict},
 		"an observer that is down does not":      {voters: []uint64{1, 2, 3}, up: []uint64{1, 2}, more: func(s *control.State) { observer(s, 4, false, false) }, code: api.CodeConflict},
 		"one that is being drained does not":     {voters: []uint64{1, 2, 3}, up: []uint64{1, 2, 4}, more: func(s *control.State) { observer(s, 4, false, false); s.Nodes[3].Drain = true }, code: api.CodeConflict},
+		"a dead learner beside one voter":        {voters: []uint64{1, 2}, up: []uint64{2}, voting: []uint64{2}},
+		"a dead learner beside two of three":     {voters: []uint64{1, 2, 3, 4}, up: []uint64{2, 3}, voting: []uint64{2, 3, 4}},
+		"a learner, and no majority to agree":    {voters: []uint64{1, 2, 3}, up: []uint64{1, 2}, voting: []uint64{2, 3}, code: api.CodeUnavailable, why: "only 1 of 2"},
+		"the only voter, others learn":           {voters: []uint64{1, 2}, up: []uint64{1, 2}, voting: []uint64{1}},
+		"the only voter, the learner is dead":    {voters: []uint64{1, 2}, up: []uint64{1}, voting: []uint64{1}, code: api.CodeConflict, why: "only 0 of 1"},
+		"a voter beside a dead learner":          {voters: []uint64{1, 2, 3}, up: []uint64{1, 2}, voting: []uint64{1, 2}},
 		"a group that is no more counts nothing": {voters: []uint64{1, 2, 3}, up: []uint64{1}, more: func(s *control.State) { s.Groups[0].Deleted = true }},
 	} {
 		s := farmOf(5, c.voters, []uint64{4, 5}) // the second group is none of node 1's, and dead
@@ -176,15 +183,21 @@ func TestCheckLeave(t *testing.T) {
 			c.more(s)
 		}
 		up := func(id uint64) bool { return slices.Contains(c.up, id) }
+		voting := func(group uint64) []uint64 {
+			if group == s.Groups[0].ID {
+				return c.voting
+			}
+			return nil
+		}
 		for _, g := range []*control.Group{nil, &s.Groups[0]} {
-			e := control.CheckLeave(s, "op", &s.Nodes[0], g, up)
+			e := control.CheckLeave(s, "op", &s.Nodes[0], g, up, voting)
 			switch {
 			case e == nil && c.code == "":
 			case e == nil || e.Code != c.code || !strings.Contains(e.Why, c.why) || !strings.Contains(e.Why, "g1") || e.Hint == "" || e.Subject != "n1":
 				t.Errorf("%s: %+v, want %q because of %q", name, e, c.code, c.why)
 			}
 		}
-		if e := control.CheckLeave(s, "op", &s.Nodes[0], &s.Groups[1], up); e != nil {
+		if e := control.CheckLeave(s, "op", &s.Nodes[0], &s.Groups[1], up, voting); e != nil {
 			t.Errorf("%s: %+v for a group of which the node is no member", name, e)
 		}
 	}

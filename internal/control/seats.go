@@ -17,17 +17,24 @@ type Health struct {
 
 // PlanSeats is the next change of who votes in a group, by policy: a node that is being drained gives its seat up, a
 // spare takes that of a voter that is down for longer than RepairAfter, an empty seat is taken by who may have it,
-// and the seats are spread over zones. nil: all is well, or nothing can be done. It is meant for a group whose
-// configuration agrees with its members: one change at a time.
+// and the seats are spread over zones. nil: all is well, or nothing can be done.
+//
+// voting are the nodes that vote by the configuration in force; nil: those of the members that should, and nobody
+// learns. While the two differ, one change at a time, only who does not vote yet loses its seat, by the first two rules:
+// the group misses nothing then, and waits no longer for somebody who may be dead.
 //
 // It never plans what would leave fewer voters up than a majority of those that remain, and applied again and again
 // to an unchanging farm it comes to an end.
-func PlanSeats(s *State, g *Group, health func(node uint64) Health) *Seats {
+func PlanSeats(s *State, g *Group, voting []uint64, health func(node uint64) Health) *Seats {
 	if g.Deleted {
 		return nil
 	}
-	p := seating{s: s, g: g, health: health}
-	for _, rule := range []func() *Seats{p.drain, p.repair, p.refill, p.spreadOut} {
+	p := seating{s: s, g: g, voting: voting, health: health}
+	rules := []func() *Seats{p.drain, p.repair, p.refill, p.spreadOut}
+	if voting != nil {
+		rules = rules[:2]
+	}
+	for _, rule := range rules {
 		if c := rule(); c != nil {
 			c.Group = g.ID
 			return c
@@ -39,13 +46,25 @@ func PlanSeats(s *State, g *Group, health func(node uint64) Health) *Seats {
 type seating struct {
 	s      *State
 	g      *Group
+	voting []uint64 // nodes, by the configuration in force; nil: as the members say
 	health func(node uint64) Health
 }
+
+// votes are the nodes whose votes count now.
+func (p *seating) votes() []uint64 {
+	if p.voting != nil {
+		return p.voting
+	}
+	return nodesOf(p.g.Voters())
+}
+
+// fixed tells that a voter's seat is not to be given away now: it votes, and another change is under way.
+func (p *seating) fixed(node uint64) bool { return p.voting != nil && slices.Contains(p.voting, node) }
 
 func (p *seating) drain() *Seats {
 	for _, m := range p.g.Voters() {
 		n, ok := p.s.Node(m.Node)
-		if !ok || !n.Drain {
+		if !ok || !n.Drain || p.fixed(m.Node) {
 			continue
 		}
 		c := &Seats{Out: m.Node, In: p.best(m.Node, func(o Member) bool { return !o.Pinned }), Why: "it is being drained"}
@@ -66,7 +85,7 @@ func (p *seating) repair() *Seats {
 	}
 	for _, m := range p.g.Voters() {
 		down := p.health(m.Node).Down
-		if down < after {
+		if down < after || p.fixed(m.Node) {
 			continue
 		}
 		c := &Seats{Out: m.Node, In: p.best(m.Node, func(o Member) bool { return o.Spare }),
@@ -147,7 +166,7 @@ func (p *seating) best(out uint64, may func(Member) bool) (node uint64) {
 
 // allowed tells whether the change can be carried out, and leaves a majority up.
 func (p *seating) allowed(c *Seats) bool {
-	nodes := nodesOf(p.g.Voters())
+	nodes := p.votes()
 	if !p.majority(nodes) {
 		return false
 	}
@@ -216,22 +235,23 @@ func spread(s *State, members []Member, n int) (chosen []int) {
 
 // CheckLeave refuses to take a node's seat in a group, or all of its seats (g nil), if the voters that remain would
 // be no majority, or if no majority is up that could agree to it. up says which nodes answer; that of the node
-// itself counts for the agreement only.
-func CheckLeave(s *State, op string, n *Node, g *Group, up func(node uint64) bool) *api.Error {
+// itself counts for the agreement only. voting are the nodes that vote by the configuration in force, as the group's
+// leader has it; nil if nobody says so: then the members count that should. Who has not learned yet is not missed.
+func CheckLeave(s *State, op string, n *Node, g *Group, up func(node uint64) bool, voting func(group uint64) []uint64) *api.Error {
 	for i := range s.Groups {
 		at := &s.Groups[i]
 		m, ok := at.Member(n.ID)
 		if at.Deleted || !ok || m.Role != RoleVoter || g != nil && at.ID != g.ID {
 			continue
 		}
-		nodes := nodesOf(at.Voters())
-		p := seating{s: s, g: at, health: func(node uint64) Health { return Health{Up: up(node)} }}
+		p := seating{s: s, g: at, voting: voting(at.ID), health: func(node uint64) Health { return Health{Up: up(node)} }}
+		nodes := p.votes()
 		if !p.majority(nodes) {
 			return &api.Error{Code: api.CodeUnavailable, Op: op, Subject: n.Name,
 				Why:  fmt.Sprintf("group %s has lost its majority: only %s of its voters answer", at.Name, p.count(nodes)),
 				Hint: "start the nodes that are down, and try again"}
 		}
-		rest := without(nodes, n.ID)
+		rest := p.remaining(n.ID)
 		if p.majority(rest) || len(rest) == 0 || p.majority(with(rest, p.best(n.ID, func(o Member) bool { return !o.Pinned || o.Spare }))) {
 			continue
 		}
@@ -240,6 +260,20 @@ func CheckLeave(s *State, op string, n *Node, g *Group, up func(node uint64) boo
 			Hint: "start the nodes that are down, or give their seats to others first: lockstep group members " + at.Name + " replace OLD NEW"}
 	}
 	return nil
+}
+
+// remaining are those that vote when a node has left: who learns yet counts once it answers, or if nobody else is left.
+func (p *seating) remaining(node uint64) (nodes []uint64) {
+	should := without(nodesOf(p.g.Voters()), node)
+	for _, id := range should {
+		if slices.Contains(p.votes(), id) || p.health(id).Up {
+			nodes = append(nodes, id)
+		}
+	}
+	if len(nodes) == 0 {
+		return should
+	}
+	return nodes
 }
 
 func (p *seating) count(nodes []uint64) string {

@@ -3,6 +3,7 @@ package control_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -46,6 +47,46 @@ func TestPlanSeatsConverges(t *testing.T) {
 	}
 }
 
+// While the configuration in force is not that of the members, who learns yet may lose its seat, and nobody else: one that
+// died before it had learned would keep it for ever.
+func TestPlanSeatsWhileOneLearns(t *testing.T) {
+	spare := func(s *control.State, node uint64) {
+		s.Groups[0].Members = append(s.Groups[0].Members, control.Member{Node: node, Role: control.RoleObserver, Spare: true, Pinned: true})
+	}
+	for name, c := range map[string]struct {
+		voters, voting []uint64
+		down           []uint64
+		more           func(s *control.State)
+		in, out        uint64
+	}{
+		"a dead learner that is to go":         {voters: []uint64{1, 2}, voting: []uint64{1}, down: []uint64{2}, more: func(s *control.State) { s.Nodes[1].Drain = true }, out: 2},
+		"one of four":                          {voters: []uint64{1, 2, 3, 4}, voting: []uint64{1, 2, 3}, down: []uint64{4}, more: func(s *control.State) { s.Nodes[3].Drain = true }, out: 4},
+		"a living learner that is to go":       {voters: []uint64{1, 2}, voting: []uint64{1}, more: func(s *control.State) { s.Nodes[1].Drain = true }, out: 2},
+		"one that votes waits":                 {voters: []uint64{1, 2, 3}, voting: []uint64{1, 2}, more: func(s *control.State) { s.Nodes[1].Drain = true }},
+		"no majority to agree":                 {voters: []uint64{1, 2, 3}, voting: []uint64{1, 2}, down: []uint64{2, 3}, more: func(s *control.State) { s.Nodes[2].Drain = true }},
+		"a spare takes a dead learner's place": {voters: []uint64{1, 2}, voting: []uint64{1}, down: []uint64{2}, more: func(s *control.State) { spare(s, 3) }, in: 3, out: 2},
+		"not that of a dead voter":             {voters: []uint64{1, 2, 3, 4}, voting: []uint64{1, 2, 3}, down: []uint64{3}, more: func(s *control.State) { spare(s, 5) }},
+		"no free seat is given away":           {voters: []uint64{1, 2}, voting: []uint64{1}, more: func(s *control.State) { spare(s, 3); s.Groups[0].Members[2].Pinned = false }},
+	} {
+		s := farmOf(5, c.voters)
+		after := time.Minute
+		s.Groups[0].RepairAfter = &after
+		c.more(s)
+		got := control.PlanSeats(s, &s.Groups[0], c.voting, func(id uint64) control.Health {
+			if slices.Contains(c.down, id) {
+				return control.Health{Down: time.Hour}
+			}
+			return control.Health{Up: true}
+		})
+		if got == nil {
+			got = &control.Seats{}
+		}
+		if got.In != c.in || got.Out != c.out {
+			t.Errorf("%s: %+v, want %d instead of %d", name, got, c.in, c.out)
+		}
+	}
+}
+
 // toRest carries decisions out until there are none.
 func toRest(t *testing.T, f *fixture, down, full map[uint64]bool) {
 	t.Helper()
@@ -58,7 +99,7 @@ func toRest(t *testing.T, f *fixture, down, full map[uint64]bool) {
 	for step := 0; ; step++ {
 		s := f.state()
 		g, _ := s.GroupNamed("g")
-		c := control.PlanSeats(s, g, health)
+		c := control.PlanSeats(s, g, nil, health)
 		if c == nil {
 			atRest(t, s, g, down, full)
 			return

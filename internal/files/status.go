@@ -110,6 +110,10 @@ func (a *Agent) Counters() Counters {
 	}
 }
 
+// Moved is how many bytes of contents this node has received since New. It grows with every chunk of a large one, and so
+// as long as a transfer to this node gets on.
+func (a *Agent) Moved() uint64 { return uint64(a.store.Stats().Traffic.Received) }
+
 // Status returns this node's row of the directory's status; Role is the caller's to fill in, as is Mode when
 // the group itself catches up.
 func (a *Agent) Status() (api.DirNode, error) {

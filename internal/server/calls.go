@@ -165,6 +165,16 @@ func each[E, T any](all []E, f func(one E) T) []T {
 	return results
 }
 
+// eachAtMost is each for many: f runs for so many of them at the same time.
+func eachAtMost[E, T any](most int, all []E, f func(one E) T) []T {
+	slots := make(chan struct{}, most)
+	return each(all, func(one E) T {
+		slots <- struct{}{}
+		defer func() { <-slots }()
+		return f(one)
+	})
+}
+
 // groupOf decodes a group id as connections carry it.
 func groupOf(b []byte) (uint64, bool) {
 	if len(b) != 8 {

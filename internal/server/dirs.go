@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -48,7 +49,8 @@ func (n *node) DirUnbind(ctx context.Context, group, name string) error {
 	st := n.ctl.state()
 	node, known := st.NodeNamed(name)
 	if g, ok := st.GroupNamed(group); ok && known {
-		if e := control.CheckLeave(st, op, node, g, n.upNow(ctx, g)); e != nil {
+		now := n.hear(ctx, g)
+		if e := control.CheckLeave(st, op, node, g, now.up, now.voting); e != nil {
 			return e
 		}
 	}
@@ -263,12 +265,12 @@ func (n *node) DirWait(ctx context.Context, group string, req api.DirWaitFor, pr
 		return f
 	})
 	looking.end()
+	through := make([]bool, len(flushed))
 	for i, f := range flushed {
 		out.Position = max(out.Position, f.index)
-		if f.stuck {
-			out.Missing = append(out.Missing, n.nameOf(g.Members[i].Node))
-		}
+		through[i] = !f.stuck
 	}
+	_, out.Missing = n.parted(g.Members, through)
 	if len(out.Missing) > 0 {
 		out.Seconds = time.Since(began).Seconds()
 		return out, nil
@@ -288,23 +290,34 @@ func (n *node) DirWait(ctx context.Context, group string, req api.DirWaitFor, pr
 		return ok
 	})
 	waiting.end()
-	for i, m := range targets {
-		if done[i] {
-			out.Reached = append(out.Reached, n.nameOf(m.Node))
-		} else {
-			out.Missing = append(out.Missing, n.nameOf(m.Node))
-		}
-	}
+	out.Reached, out.Missing = n.parted(targets, done)
 	out.Done = len(out.Reached) >= enough
 	out.Seconds = time.Since(began).Seconds()
 	return out, nil
 }
 
+// parted are the names of the members that are done and of those that are not, each sorted.
+func (n *node) parted(members []control.Member, done []bool) (reached, missing []string) {
+	reached, missing = []string{}, []string{}
+	for i, m := range members {
+		if done[i] {
+			reached = append(reached, n.nameOf(m.Node))
+		} else {
+			missing = append(missing, n.nameOf(m.Node))
+		}
+	}
+	slices.Sort(reached)
+	slices.Sort(missing)
+	return reached, missing
+}
+
+// names of the members' nodes, sorted.
 func (n *node) names(members []control.Member) []string {
 	names := make([]string, len(members))
 	for i, m := range members {
 		names[i] = n.nameOf(m.Node)
 	}
+	slices.Sort(names)
 	return names
 }
 

@@ -414,7 +414,7 @@ func (h *holding) describe(r *report) error {
 	if err != nil {
 		return err
 	}
-	r.Digest, r.Files, r.Bytes = d.Digest, stats.Files, stats.Bytes
+	r.Digest, r.Files, r.Bytes, r.Moved = d.Digest, stats.Files, stats.Bytes, a.Moved()
 	d.Conflicts = 0
 	if err := openConflicts(view, func(manifest.Conflict) error { d.Conflicts++; return nil }); err != nil {
 		return err

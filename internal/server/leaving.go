@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,9 +22,11 @@ const (
 	savePoll  = time.Second
 	// standstill is how long nothing may move where something is known to be in the way.
 	standstill = 30 * time.Second
-	// longestStep is how long nothing may be seen to move where nothing is known to be in the way: a large file on its
-	// way looks like that.
+	// longestStep is how long nothing may be seen to move where nothing is known to be in the way: what is hashed, or
+	// compared with a large file, looks like that.
 	longestStep = 10 * time.Minute
+	// askedAtOnce bounds the groups of which the members are asked at the same time.
+	askedAtOnce = 16
 )
 
 // motion tells what is slow from what stands still.
@@ -58,7 +61,8 @@ func (n *node) drain(ctx context.Context, op, name string, progress func(api.Pro
 	if !ok {
 		return out, st.UnknownNode(op, name)
 	}
-	if e := control.CheckLeave(st, op, p, nil, n.upNow(ctx)); e != nil {
+	now := n.hear(ctx)
+	if e := control.CheckLeave(st, op, p, nil, now.up, now.voting); e != nil {
 		return out, e
 	}
 	for i := range st.Groups {
@@ -109,21 +113,44 @@ func (n *node) awaitDrained(ctx context.Context, op string, p *control.Node, tot
 
 // seatsLeft names the groups that a node still has a seat in: by the control group's word, or in the configuration that
 // the group's leader has in force. seen changes with them, and as long as somebody learns who is to take a seat over.
+// However many groups there are, a node that does not answer costs the time of one question.
 func (n *node) seatsLeft(ctx context.Context, id uint64) (left []string, seen string) {
-	st := n.ctl.state()
-	var b strings.Builder
+	now := n.hear(ctx)
+	return seatsLeft(n.ctl.state(), id, now.up, func(g *control.Group, node uint64) report {
+		r, err := n.reportOf(ctx, g, node)
+		if err != nil {
+			return absent(err)
+		}
+		return r
+	})
+}
+
+func seatsLeft(st *control.State, id uint64, up func(node uint64) bool, ask func(g *control.Group, node uint64) report) (left []string, seen string) {
+	var groups []*control.Group
 	for i := range st.Groups {
 		g := &st.Groups[i]
-		m, ok := g.Member(id)
-		if g.Deleted || !ok {
-			continue
+		if _, ok := g.Member(id); ok && !g.Deleted {
+			groups = append(groups, g)
 		}
-		reports := n.survey(ctx, g)
+	}
+	var b strings.Builder
+	for i, seat := range eachAtMost(askedAtOnce, groups, func(g *control.Group) string {
+		reports := each(g.Members, func(m control.Member) report {
+			if !up(m.Node) {
+				return report{Role: "unknown", Mode: "down"}
+			}
+			return ask(g, m.Node)
+		})
+		m, _ := g.Member(id)
 		if m.Role != control.RoleVoter && !configuredAt(g, reports, id) {
-			continue
+			return ""
 		}
-		left = append(left, g.Name)
-		fmt.Fprintf(&b, "%d %s %s;", g.ID, m.Role, learning(reports))
+		return fmt.Sprintf("%d %s %s;", g.ID, m.Role, learning(reports))
+	}) {
+		if seat != "" {
+			left = append(left, groups[i].Name)
+			b.WriteString(seat)
+		}
 	}
 	return left, b.String()
 }
@@ -225,7 +252,7 @@ type saving struct {
 func (s *saving) save(ctx context.Context) error {
 	leaving, _ := s.g.Member(s.p.ID)
 	var told flush
-	if err := s.await(ctx, func() []uint64 { return []uint64{s.p.ID} }, func(ctx context.Context) bool {
+	if err := s.await(ctx, func(v *view) bool { return v.node == s.p.ID }, 0, func(ctx context.Context) bool {
 		told = s.n.flushAt(ctx, s.g, leaving)
 		return told.index > 0
 	}); err != nil {
@@ -237,95 +264,162 @@ func (s *saving) save(ctx context.Context) error {
 			others = append(others, m)
 		}
 	}
-	return s.await(ctx, func() []uint64 { return s.lacking(ctx, others, told.index) }, func(ctx context.Context) bool {
+	lacks := func(v *view) bool {
+		return slices.ContainsFunc(others, func(m control.Member) bool { return m.Node == v.node }) && !v.placed(told.index)
+	}
+	return s.await(ctx, lacks, dispensable(len(others)), func(ctx context.Context) bool {
 		return s.n.placedAtMajority(ctx, s.g, others, told.index)
 	})
 }
 
-// await runs step until it has succeeded, or the nodes that it waits for stand still.
-func (s *saving) await(ctx context.Context, waitsFor func() []uint64, step func(context.Context) bool) error {
+// dispensable is how many of that many a majority can do without.
+func dispensable(voters int) int { return max(voters-voters/2-1, 0) }
+
+// await runs step until it has succeeded, or nothing is left to wait for. It waits for the members that waits says, and
+// can do without spare of them.
+func (s *saving) await(ctx context.Context, waits func(*view) bool, spare int, step func(context.Context) bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	done := make(chan bool, 1)
 	go func() { done <- step(ctx) }()
 	t := time.NewTicker(savePoll)
 	defer t.Stop()
-	var m motion
+	var v vigil
 	for {
 		select {
 		case ok := <-done:
 			if ok {
 				return nil
 			}
-			var hindered []string
+			var at prospect
 			if ctx.Err() == nil { // it gave up by itself
-				_, hindered = s.look(ctx, waitsFor())
+				at = prospectOf(s.look(ctx), waits)
 			}
-			return s.unsaved(hindered, 0)
+			return s.unsaved(at.troubles, 0)
 		case <-t.C:
 		}
 		s.shown()
 		if ctx.Err() != nil {
 			continue // step ends now
 		}
-		seen, hindered := s.look(ctx, waitsFor())
-		still := m.stands(time.Now(), seen)
-		if still >= longestStep || still >= standstill && len(hindered) > 0 {
+		at := prospectOf(s.look(ctx), waits)
+		if still, over := v.over(time.Now(), at, spare); over {
 			cancel()
 			if <-done {
 				return nil
 			}
-			return s.unsaved(hindered, still)
+			return s.unsaved(at.troubles, still)
 		}
 	}
 }
 
-// look says where the nodes are with the group, and what is in the way of which.
-func (s *saving) look(ctx context.Context, nodes []uint64) (seen string, hindered []string) {
-	var b strings.Builder
-	for _, id := range nodes {
-		r, err := s.n.reportOf(ctx, s.g, id)
-		name := s.n.nameOf(id)
-		is := s.n.word(ctx, id)
-		switch {
-		case !is.up:
-			hindered = append(hindered, name+" does not answer")
-		case is.full != nil:
-			hindered = append(hindered, "the disk of "+name+" is full: "+describeFull(is.full))
-		case err != nil:
-			hindered = append(hindered, name+": "+err.Error())
-		case r.Dir != nil && r.Dir.Mode == "stopped":
-			hindered = append(hindered, name+" has stopped: "+r.Dir.Why)
-		case r.Dir != nil && len(r.Dir.Problems) > 0:
-			hindered = append(hindered, name+": "+strings.TrimPrefix(r.Dir.Problems[0].Path+": "+r.Dir.Problems[0].What, ": "))
-		}
-		if err == nil && r.Dir != nil {
-			fmt.Fprintf(&b, "%d: %d %d %d %d %d;", id, r.Received, r.Dir.Placed, r.Dir.Pending, r.Dir.BehindFiles, r.Dir.BehindBytes)
-		}
-	}
-	return b.String(), hindered
+// view is what a member of a group says when it is asked how it is getting on.
+type view struct {
+	node uint64
+	name string
+	is   word
+	r    report
+	err  error // of asking for r
 }
 
-// lacking are the nodes that have not placed as much.
-func (s *saving) lacking(ctx context.Context, members []control.Member, index uint64) (nodes []uint64) {
-	for _, m := range members {
-		if r, err := s.n.reportOf(ctx, s.g, m.Node); err != nil || r.Dir == nil || r.Dir.Placed < index {
-			nodes = append(nodes, m.Node)
+func (s *saving) look(ctx context.Context) []view {
+	return each(s.g.Members, func(m control.Member) view {
+		v := view{node: m.Node, name: s.n.nameOf(m.Node), is: s.n.word(ctx, m.Node)}
+		if v.is.up {
+			v.r, v.err = s.n.reportOf(ctx, s.g, m.Node)
+		}
+		return v
+	})
+}
+
+// tells says whether the member has given an account of its directory.
+func (v *view) tells() bool { return v.is.up && v.err == nil && v.r.Dir != nil }
+
+func (v *view) placed(index uint64) bool { return v.tells() && v.r.Dir.Placed >= index }
+
+// trouble is what is the matter with the member, "" if nothing is. It hinders if nothing goes on there before it is seen
+// to. A path that is not kept does not, nor what the file system has never had: that is a problem without a beginning.
+func (v *view) trouble() (what string, hinders bool) {
+	switch {
+	case !v.is.up:
+		return v.name + " does not answer", true
+	case v.is.full != nil:
+		return "the disk of " + v.name + " is full: " + describeFull(v.is.full), true
+	case v.err != nil:
+		return v.name + ": " + v.err.Error(), true
+	case v.r.Dir == nil || v.r.Dir.Mode == "stopped":
+		if v.r.Dir != nil {
+			what = v.name + " has stopped: " + v.r.Dir.Why
+		}
+		return what, what != ""
+	}
+	for _, p := range v.r.Dir.Problems {
+		if p.Path == "" && !p.Since.IsZero() {
+			return v.name + ": " + p.What, true
+		}
+		if p.Path != "" && what == "" {
+			what = v.name + ": " + p.Path + ": " + p.What
 		}
 	}
-	return nodes
+	return what, false
+}
+
+// prospect is how those get on who are waited for.
+type prospect struct {
+	own      string   // changes as long as one of them gets on
+	all      string   // or contents come to any member
+	troubles []string // what is the matter with them
+	hindered int      // how many get on no further
+}
+
+func prospectOf(views []view, waits func(*view) bool) (at prospect) {
+	var own, all strings.Builder
+	for i := range views {
+		v := &views[i]
+		if v.tells() {
+			fmt.Fprintf(&all, "%d: %d;", v.node, v.r.Moved)
+		}
+		if !waits(v) {
+			continue
+		}
+		if d := v.r.Dir; v.tells() {
+			fmt.Fprintf(&own, "%d: %d %d %d %d %d %d;", v.node, v.r.Received, v.r.Moved, d.Placed, d.Pending, d.BehindFiles, d.BehindBytes)
+		}
+		what, hinders := v.trouble()
+		if what != "" {
+			at.troubles = append(at.troubles, what)
+		}
+		if hinders {
+			at.hindered++
+		}
+	}
+	at.own, at.all = own.String(), own.String()+all.String()
+	return at
+}
+
+// vigil decides for how long a wait goes on.
+type vigil struct{ own, all motion }
+
+// over says that the wait is in vain: more are hindered than the spare ones, and nothing has moved at those that are
+// waited for; or, for much longer, nothing has moved anywhere.
+func (v *vigil) over(now time.Time, at prospect, spare int) (still time.Duration, over bool) {
+	own, all := v.own.stands(now, at.own), v.all.stands(now, at.all)
+	if at.hindered > spare && own >= standstill {
+		return own, true
+	}
+	return all, all >= longestStep
 }
 
 // unsaved is the error of who waited in vain.
-func (s *saving) unsaved(hindered []string, still time.Duration) error {
+func (s *saving) unsaved(troubles []string, still time.Duration) error {
 	e := &api.Error{Code: api.CodeUnavailable, Op: s.op, Subject: s.p.Name, Why: "the others do not have everything of " + s.g.Name + " that is on its disk",
 		Hint: "it is drained and goes on as a member: see to what keeps it (lockstep dir status " + s.g.Name + ") and try again; " +
 			"if what only it has may be lost, stop it and add --force"}
 	if still > 0 {
 		e.Why += fmt.Sprintf(", and nothing has moved for %s", still.Round(time.Second))
 	}
-	if len(hindered) > 0 {
-		e.Why += ": " + strings.Join(hindered, "; ")
+	if len(troubles) > 0 {
+		e.Why += ": " + strings.Join(troubles, "; ")
 	}
 	return e
 }

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"slices"
 
 	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/control"
@@ -18,7 +19,8 @@ func (n *node) GroupMember(ctx context.Context, group string, req api.GroupMembe
 		return st.UnknownGroup(op, group)
 	}
 	if node, ok := st.NodeNamed(req.Node); ok && (req.Op == control.OpRemove || req.Op == control.OpDemote) {
-		if e := control.CheckLeave(st, op, node, g, n.upNow(ctx, g)); e != nil {
+		now := n.hear(ctx, g)
+		if e := control.CheckLeave(st, op, node, g, now.up, now.voting); e != nil {
 			return e
 		}
 	}
@@ -37,29 +39,38 @@ func (n *node) GroupMember(ctx context.Context, group string, req api.GroupMembe
 	return err
 }
 
-// upNow asks the voters of the groups (none: of all) which of them answer.
-func (n *node) upNow(ctx context.Context, groups ...*control.Group) func(node uint64) bool {
+// hear asks all who have a part in the groups (none: in any), or had one lately, who leads a group included.
+func (n *node) hear(ctx context.Context, groups ...*control.Group) heard {
 	st := n.ctl.state()
 	if len(groups) == 0 {
 		for i := range st.Groups {
 			groups = append(groups, &st.Groups[i])
 		}
 	}
-	var nodes []control.Member
-	seen := map[uint64]bool{}
+	var nodes []uint64
 	for _, g := range groups {
-		for _, m := range g.Members {
-			if !g.Deleted && !seen[m.Node] {
-				seen[m.Node] = true
-				nodes = append(nodes, m)
-			}
+		if !g.Deleted {
+			nodes = append(nodes, g.Holders()...)
 		}
 	}
-	up := map[uint64]bool{}
-	for i, answers := range each(nodes, func(m control.Member) bool { return n.isUp(ctx, m.Node) }) {
-		up[nodes[i].Node] = answers
+	slices.Sort(nodes)
+	nodes = slices.DeleteFunc(slices.Compact(nodes), func(id uint64) bool {
+		p, ok := st.Node(id)
+		return !ok || p.Removed
+	})
+	said := heard{}
+	for i, a := range each(nodes, func(id uint64) *helloAnswer {
+		a, err := n.hello(ctx, id)
+		if err != nil {
+			return nil
+		}
+		return &a
+	}) {
+		if a != nil {
+			said[nodes[i]] = *a
+		}
 	}
-	return func(id uint64) bool { return up[id] }
+	return said
 }
 
 // GroupDelete ends a group; the files stay.

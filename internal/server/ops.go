@@ -179,21 +179,33 @@ func (n *node) Nodes(ctx context.Context) ([]api.Node, error) {
 	if !ok {
 		return []api.Node{{Name: n.id.Name(), ID: nodeID(n.self), Address: n.advertise, State: "joining", Version: n.cfg.Version.Version, Self: true, Levels: shownLevels(knows())}}, nil
 	}
-	words := each(ctl.Members, func(m control.Member) word { return n.word(ctx, m.Node) })
+	now := n.hear(ctx, ctl)
 	var out []api.Node
-	for i, m := range ctl.Members {
+	for _, m := range ctl.Members {
 		p, ok := st.Node(m.Node)
 		if !ok || p.Removed {
 			continue
 		}
 		state := "down"
-		if words[i].up {
+		if now.up(m.Node) {
 			state = "up"
 		}
+		votes, learning := voteOf(&m, now.voting(ctl.ID))
 		out = append(out, api.Node{Name: p.Name, ID: nodeID(p.ID), Address: p.Address, State: state, Version: p.Version,
-			Voter: m.Role == control.RoleVoter, Self: p.ID == n.self, Drain: p.Drain, Zone: p.Zone, Full: words[i].full, Levels: shownLevels(p.Levels)})
+			Voter: votes, Learning: learning, Self: p.ID == n.self, Drain: p.Drain, Zone: p.Zone, Full: now[m.Node].Full, Levels: shownLevels(p.Levels)})
 	}
 	return out, nil
+}
+
+// voteOf says whether a member votes by the configuration in force, or is to once it has learned. Without a leader, which
+// knows, its role has to do.
+func voteOf(m *control.Member, voting []uint64) (votes, learning bool) {
+	should := m.Role == control.RoleVoter
+	if voting == nil {
+		return should, false
+	}
+	votes = contains(voting, m.Node)
+	return votes, should && !votes
 }
 
 func nodeID(id uint64) string { return fmt.Sprintf("%016x", id) }

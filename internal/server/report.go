@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/control"
@@ -38,6 +40,8 @@ type report struct {
 	Alarm  string       `json:"alarm,omitempty"`  // states differ and nobody knows who is right
 	Files  uint64       `json:"files"`
 	Bytes  uint64       `json:"bytes"`
+	// Moved are the bytes of files' contents that it has received since it opened the directory.
+	Moved uint64 `json:"moved,omitempty"`
 }
 
 // absent stands in for the report of a node that gave none: it is down, or answers but does not run the group (yet).
@@ -196,6 +200,7 @@ func (n *node) describeDir(g *control.Group, reports []report) api.DirStatus {
 		}
 		out.Nodes = append(out.Nodes, d)
 	}
+	slices.SortFunc(out.Nodes, func(a, b api.DirNode) int { return strings.Compare(a.Node, b.Node) })
 	return out
 }
 

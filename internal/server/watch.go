@@ -51,6 +51,8 @@ type helloAnswer struct {
 
 type leadAnswer struct {
 	Group   uint64        `json:"group"`
+	Term    uint64        `json:"term"`
+	Voting  []uint64      `json:"voting"`  // nodes that vote by the configuration in force; 0: one that nobody knows
 	Settled bool          `json:"settled"` // the configuration is that of the members
 	Fresh   []uint64      `json:"fresh"`   // nodes of voters that have caught up
 	Steady  time.Duration `json:"steady"`  // for how long it leads
@@ -73,7 +75,12 @@ func (n *node) helloHere(context.Context, groupRequest) (helloAnswer, error) {
 
 // leadOf leaves out of Fresh whose disk is full: it would not take leadership over.
 func leadOf(g *control.Group, st core.Status, led time.Duration, full func(node uint64) bool) leadAnswer {
-	a := leadAnswer{Group: g.ID, Steady: led}
+	a := leadAnswer{Group: g.ID, Term: st.Term, Steady: led}
+	for _, replica := range slices.Concat(st.Voters, st.Outgoing) {
+		if node, _ := g.NodeOf(replica); !contains(a.Voting, node) {
+			a.Voting = append(a.Voting, node)
+		}
+	}
 	var want []uint64
 	for _, m := range g.Voters() {
 		want = append(want, m.Replica)
@@ -84,6 +91,32 @@ func leadOf(g *control.Group, st core.Status, led time.Duration, full func(node 
 	slices.Sort(want)
 	a.Settled = len(st.Outgoing) == 0 && len(st.Learners) == 0 && slices.Equal(want, st.Voters)
 	return a
+}
+
+// heard is what those nodes said that answered when they were asked.
+type heard map[uint64]helloAnswer
+
+func (h heard) up(node uint64) bool {
+	_, ok := h[node]
+	return ok
+}
+
+// lead is what a group's leader says of it. Of several that take themselves for it, the one of the latest term is.
+func (h heard) lead(group uint64) (lead leadAnswer, ok bool) {
+	for _, a := range h {
+		for _, l := range a.Leads {
+			if l.Group == group && (!ok || l.Term > lead.Term) {
+				lead, ok = l, true
+			}
+		}
+	}
+	return lead, ok
+}
+
+// voting are the nodes that vote in a group by the configuration in force; nil if nobody leads it.
+func (h heard) voting(group uint64) []uint64 {
+	l, _ := h.lead(group)
+	return l.Voting
 }
 
 // missed are the nodes that did not answer when last asked.
@@ -135,10 +168,10 @@ func (w *watch) keep(ids []uint64) {
 }
 
 // answers are the last words of the nodes that answer.
-func (w *watch) answers() map[uint64]helloAnswer {
+func (w *watch) answers() heard {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	all := map[uint64]helloAnswer{}
+	all := heard{}
 	for id, at := range w.nodes {
 		if at.up {
 			all[id] = at.last
@@ -202,7 +235,7 @@ func (n *node) hello(ctx context.Context, id uint64) (helloAnswer, error) {
 
 // healthOf puts together what the voters of the control group say: a node is down for as long as a majority of all of
 // them has missed it. Whether its disk is full it says itself.
-func healthOf(st *control.State, answers map[uint64]helloAnswer) func(node uint64) control.Health {
+func healthOf(st *control.State, answers heard) func(node uint64) control.Health {
 	g, ok := st.Group(control.ControlGroup)
 	if !ok {
 		return func(uint64) control.Health { return control.Health{} }
@@ -235,24 +268,26 @@ func (n *node) govern(ctx context.Context) {
 		return
 	}
 	health := healthOf(st, answers)
-	settled := map[uint64]bool{}
 	var leds []control.Led
 	for id, a := range answers {
 		if a.At < st.Index && len(a.Leads) > 0 {
 			return // what it says of its groups is about members of before
 		}
 		for _, l := range a.Leads {
-			settled[l.Group] = l.Settled
 			leds = append(leds, control.Led{Group: l.Group, Node: id, Voters: l.Fresh, Fixed: !l.Settled, Steady: l.Steady})
 		}
 	}
 	busy := false
 	for i := range st.Groups {
 		g := &st.Groups[i]
-		if !settled[g.ID] {
+		l, led := answers.lead(g.ID)
+		if !led || len(l.Voting) == 0 {
 			continue
 		}
-		if c := control.PlanSeats(st, g, health); c != nil {
+		if l.Settled {
+			l.Voting = nil
+		}
+		if c := control.PlanSeats(st, g, l.Voting, health); c != nil {
 			busy = true
 			n.log.Info("seats", "group", g.Name, "in", n.nameOf(c.In), "out", n.nameOf(c.Out), "why", c.Why)
 			if _, err := n.ctl.propose(ctx, &control.Command{By: "policy", Seats: c}); err != nil {

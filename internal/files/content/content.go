@@ -117,7 +117,7 @@ type largeFile struct {
 
 // Traffic counts the bytes of contents since Open.
 type Traffic struct {
-	Received int64 // over the network, verified
+	Received int64 // over the network, verified and staged: of large contents chunk by chunk
 	Sent     int64
 	Reused   int64 // of large contents: found on this node instead
 }

@@ -45,9 +45,8 @@ type staging struct {
 	hashed  int64
 	scratch []byte
 
-	basis    basis
-	received int64
-	reused   int64
+	basis  basis
+	reused int64
 }
 
 type piece struct {
@@ -214,10 +213,10 @@ func (g *staging) chunk(offset int64, data []byte) error {
 		return fmt.Errorf("stage %x: chunk at %d: %w", g.hash[:4], offset, ErrChanged)
 	}
 	g.expect = g.expect[1:]
-	g.received += int64(len(data))
 	if err := g.write(offset, data); err != nil {
 		return err
 	}
+	g.s.count(Traffic{Received: int64(len(data))})
 	return g.settle()
 }
 
@@ -294,7 +293,7 @@ func (g *staging) abandon(keep bool) error {
 
 func (g *staging) release() error {
 	g.keep(g.owed)
-	g.s.count(Traffic{Received: g.received, Reused: g.reused})
+	g.s.count(Traffic{Reused: g.reused})
 	err := errors.Join(g.f.Close(), g.basis.close())
 	g.s.unlockPart(g.path)
 	return err

@@ -39,8 +39,12 @@ func (m *member) stageLarge(data []byte, chunks int) manifest.Hash {
 	for len(g.expect) > 0 && chunks > 0 {
 		chunks--
 		p := g.expect[0]
+		before := m.Stats().Traffic.Received
 		if err := g.chunk(p.offset, data[p.offset:][:p.ref.Len]); err != nil {
 			m.rig.t.Fatal(err)
+		}
+		if got := m.Stats().Traffic.Received - before; got != int64(p.ref.Len) { // while it is under way
+			m.rig.t.Fatalf("a chunk of %d bytes counts as %d", p.ref.Len, got)
 		}
 	}
 	if len(g.expect) > 0 {
