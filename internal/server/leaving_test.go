@@ -67,7 +67,7 @@ func TestSeatsLeftOfManyGroups(t *testing.T) {
 			if node == 3 {
 				t.Errorf("node 3 is asked about %s", g.Name)
 			}
-			time.Sleep(100 * time.Millisecond)
+			<-time.After(100 * time.Millisecond)
 			mu.Lock()
 			now--
 			mu.Unlock()
@@ -191,6 +191,32 @@ func TestLeadOfWhoLearns(t *testing.T) {
 				t.Errorf("%s without a leader: %v, %v", role, votes, learning)
 			}
 		}
+	}
+}
+
+// The seat of one that died as a learner is given up though the configuration is not that of the members; one that votes
+// waits until it is. Without a leader nothing is decided.
+func TestSeatsOfLearnersAreDecidedUpon(t *testing.T) {
+	st := farm(4)
+	st.Groups[0].ID = control.ControlGroup
+	st.Nodes[2].Drain = true
+	now := heard{1: {Watches: true, Missed: map[uint64]time.Duration{3: time.Hour}}, 2: {Watches: true, Missed: map[uint64]time.Duration{3: time.Hour}}}
+	a := now[1]
+	a.Leads = []leadAnswer{
+		{Group: 1, Voting: []uint64{1, 2}},                   // 3 learns
+		{Group: 2, Voting: []uint64{1, 3}},                   // 2 learns
+		{Group: 3, Voting: []uint64{1, 2, 3}, Settled: true}, // as it should be
+	}
+	now[1] = a
+	var groups []uint64
+	for _, c := range planSeats(st, now) {
+		groups = append(groups, c.Group)
+		if c.Out != 3 || c.In != 0 {
+			t.Errorf("%+v", c)
+		}
+	}
+	if !slices.Equal(groups, []uint64{1, 3}) {
+		t.Errorf("decided for %v", groups)
 	}
 }
 

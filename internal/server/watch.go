@@ -267,7 +267,6 @@ func (n *node) govern(ctx context.Context) {
 	if !answers[n.self].Watches {
 		return
 	}
-	health := healthOf(st, answers)
 	var leds []control.Led
 	for id, a := range answers {
 		if a.At < st.Index && len(a.Leads) > 0 {
@@ -277,7 +276,22 @@ func (n *node) govern(ctx context.Context) {
 			leds = append(leds, control.Led{Group: l.Group, Node: id, Voters: l.Fresh, Fixed: !l.Settled, Steady: l.Steady})
 		}
 	}
-	busy := false
+	changes := planSeats(st, answers)
+	for _, c := range changes {
+		g, _ := st.Group(c.Group)
+		n.log.Info("seats", "group", g.Name, "in", n.nameOf(c.In), "out", n.nameOf(c.Out), "why", c.Why)
+		if _, err := n.ctl.propose(ctx, &control.Command{By: "policy", Seats: c}); err != nil {
+			n.log.Warn("seats not changed", "group", g.Name, "err", err)
+		}
+	}
+	if len(changes) == 0 {
+		n.spreadLeaders(ctx, st, leds)
+	}
+}
+
+// planSeats is at most one change for each group of which somebody says that it leads it.
+func planSeats(st *control.State, answers heard) (changes []*control.Seats) {
+	health := healthOf(st, answers)
 	for i := range st.Groups {
 		g := &st.Groups[i]
 		l, led := answers.lead(g.ID)
@@ -288,16 +302,10 @@ func (n *node) govern(ctx context.Context) {
 			l.Voting = nil
 		}
 		if c := control.PlanSeats(st, g, l.Voting, health); c != nil {
-			busy = true
-			n.log.Info("seats", "group", g.Name, "in", n.nameOf(c.In), "out", n.nameOf(c.Out), "why", c.Why)
-			if _, err := n.ctl.propose(ctx, &control.Command{By: "policy", Seats: c}); err != nil {
-				n.log.Warn("seats not changed", "group", g.Name, "err", err)
-			}
+			changes = append(changes, c)
 		}
 	}
-	if !busy {
-		n.spreadLeaders(ctx, st, leds)
-	}
+	return changes
 }
 
 // spreadLeaders moves one leadership, if that makes the load more even.
