@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/lockstep-sync/lockstep/api"
+	"github.com/lockstep-sync/lockstep/internal/backup"
 	"github.com/lockstep-sync/lockstep/internal/farm"
 )
 
@@ -237,7 +238,7 @@ func TestRestoreIntoARunningCluster(t *testing.T) {
 	settle(t, ctx, f)
 }
 
-// TestBadBackups: whatever is wrong with a file is said, with the status for damage, and nothing is done.
+// TestBadBackups: whatever is wrong with a file is said, with the status for damage unless it is merely newer, and nothing is done.
 func TestBadBackups(t *testing.T) {
 	ctx, f := start(t, 1)
 	n := f.Nodes[0]
@@ -256,7 +257,7 @@ func TestBadBackups(t *testing.T) {
 	}{
 		"cut":     {b[:len(b)-100], "cut short"},
 		"altered": {altered(b, len(b)/2), "damaged"},
-		"newer":   {bytes.Replace(b, []byte(`{"level":1,`), []byte(`{"level":7,`), 1), "newer version"},
+		"newer":   {bytes.Replace(b, fmt.Appendf(nil, `{"level":%d,`, backup.Level), []byte(`{"level":7,`), 1), "newer version"},
 		"foreign": {[]byte("something else altogether"), "no backup"},
 		"longer":  {append(bytes.Clone(b), "more"...), "follows the end"},
 	} {
@@ -264,10 +265,14 @@ func TestBadBackups(t *testing.T) {
 		if err := os.WriteFile(file, c.bytes, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		refused(t, api.CodeDamage, name, c.why, "backup", "verify", file)
-		refused(t, api.CodeDamage, name, c.why, "backup", "ls", file)
-		refused(t, api.CodeDamage, name, c.why, "restore", file, "--data", data, "--name", "x")
-		refused(t, api.CodeDamage, name, c.why, "--server", socket(n), "restore", file, "--group", group, "--over-living")
+		code := api.CodeDamage
+		if name == "newer" {
+			code = api.CodeConflict
+		}
+		refused(t, code, name, c.why, "backup", "verify", file)
+		refused(t, code, name, c.why, "backup", "ls", file)
+		refused(t, code, name, c.why, "restore", file, "--data", data, "--name", "x")
+		refused(t, code, name, c.why, "--server", socket(n), "restore", file, "--group", group, "--over-living")
 	}
 	refused(t, api.CodeNotFound, "nowhere", "no such file", "backup", "verify", filepath.Join(f.Dir, "nowhere"))
 	if _, err := os.Stat(data); err == nil {

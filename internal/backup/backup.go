@@ -14,8 +14,9 @@ import (
 	"time"
 )
 
-// Level of the format that is written; lower ones are read, higher ones are not.
-const Level = 1
+// Level of the format that is written; lower ones are read, higher ones are not. Level 1 is like level 2, but a state in
+// it may be in a snapshot's form of before, which who reads the state has to tell.
+const Level = 2
 
 const magic = "LOCKSTEP BACKUP\n"
 

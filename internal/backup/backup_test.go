@@ -163,7 +163,7 @@ func TestEveryCutAndEveryFlipIsFound(t *testing.T) {
 }
 
 func TestNewerAbortedAndForeign(t *testing.T) {
-	newer := bytes.Replace(sample(t), []byte(`{"level":1,`), []byte(`{"level":9,`), 1)
+	newer := bytes.Replace(sample(t), fmt.Appendf(nil, `{"level":%d,`, Level), []byte(`{"level":9,`), 1)
 	if _, err := load(newer); !errors.Is(err, ErrNewer) {
 		t.Errorf("newer: %v", err)
 	}

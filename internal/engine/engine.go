@@ -64,6 +64,9 @@ type Config struct {
 	// Level is the cluster level that this node acts under, at most Knows: what is proposed here is stamped with it. nil:
 	// the first.
 	Level func() uint64
+	// Reached is the highest level that the cluster is known to have reached. An observer takes an entry above it for
+	// damage of its source, of which nothing may be concluded. nil: entries are believed. It may lag behind the cluster.
+	Reached func() uint64
 }
 
 // Engine holds the groups of a node.

@@ -148,6 +148,40 @@ func (o *Observer) between(f func() error) error { return o.jobs.run(f) }
 
 // apply executes entries that follow the state; what the state covers already is left out. For the worker.
 func (o *Observer) apply(entries []*raftpb.Entry) error {
+	for {
+		n := o.eng.credible(entries, o.rep.Level())
+		if n == len(entries) {
+			return o.execute(entries)
+		}
+		if n == 0 {
+			return fmt.Errorf("engine: entry %d of the feed is of a level that the cluster has not reached: %w", entries[0].GetIndex(), replica.ErrDamaged)
+		}
+		if err := o.execute(entries[:n]); err != nil { // which may tell of the next level, in the control group
+			return err
+		}
+		entries = entries[n:]
+	}
+}
+
+// credible is how many of entries, from the first on, are of levels that the cluster has reached, or the group itself,
+// which is at level. What cannot be read is for those to judge who execute it.
+func (e *Engine) credible(entries []*raftpb.Entry, level uint64) int {
+	if e.cfg.Reached == nil {
+		return len(entries)
+	}
+	reached := max(level, e.cfg.Reached())
+	for i, entry := range entries {
+		if entry.GetType() != raftpb.EntryNormal || len(entry.GetData()) == 0 {
+			continue
+		}
+		if level, err := core.BatchLevel(entry.GetData()); err == nil && level > reached {
+			return i
+		}
+	}
+	return len(entries)
+}
+
+func (o *Observer) execute(entries []*raftpb.Entry) error {
 	applied := o.rep.Applied().Index
 	for len(entries) > 0 && entries[0].GetIndex() <= applied {
 		entries = entries[1:]

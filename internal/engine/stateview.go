@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"io"
 
@@ -51,9 +52,12 @@ func (v *StateView) Close() error { return v.view.Close() }
 
 // Install replaces what this node has of a group, which does not run, by the state in a snapshot, and makes this
 // replica the only voter under a new history that forks from the snapshot's there. It may be interrupted anywhere
-// and done again; the replica is on the new history only once all is done.
+// and done again; the replica is on the new history only once all is done. A state above the level that the node acts
+// under is refused; it is a replica.NewerLevelError only if the program does not know that level.
 func (e *Engine) Install(cfg RecoverConfig, snapshot io.Reader) error {
-	fail := func(err error) error { return fmt.Errorf("engine: install a state for group %d: %w", cfg.Group, err) }
+	fail := func(err error) error {
+		return fmt.Errorf("engine: install a state for group %d: %w", cfg.Group, e.tooEarly(err))
+	}
 	if err := e.StopGroup(cfg.Group, true); err != nil {
 		return err
 	}
@@ -82,6 +86,18 @@ func (e *Engine) Install(cfg RecoverConfig, snapshot io.Reader) error {
 	line := replica.Line{History: cfg.History, Before: before, Fork: at, Start: at.Index + 1, Seed: cfg.Replica}
 	return replica.Turn(store, line, conf)
 }
+
+// tooEarly is err, or, if that is about a level which the program knows, that the node does not act under it yet.
+func (e *Engine) tooEarly(err error) error {
+	var newer *replica.NewerLevelError
+	if !errors.As(err, &newer) || newer.Level > max(e.cfg.Knows, core.FirstLevel) {
+		return err
+	}
+	return fmt.Errorf("it is of cluster level %d, this node acts under level %d so far", newer.Level, newer.Knows)
+}
+
+// SnapshotLevel is the cluster level of the state that a snapshot holds, see replica.SnapshotLevel.
+func SnapshotLevel(snapshot io.Reader) (uint64, error) { return replica.SnapshotLevel(snapshot) }
 
 // inert stands in for a machine while its state is only moved.
 type inert struct{}

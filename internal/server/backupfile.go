@@ -38,11 +38,24 @@ func (f BackupFile) backupError(op string, err error) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return &api.Error{Code: api.CodeNotFound, Op: op, Subject: f.Path, Why: "there is no such file", Hint: "give the file that lockstep backup create has written"}
 	case errors.Is(err, backup.ErrNewer):
-		return &api.Error{Code: api.CodeDamage, Op: op, Subject: f.Path, Why: err.Error(), Hint: "use the version of lockstep that wrote it, or a later one"}
+		return &api.Error{Code: api.CodeConflict, Op: op, Subject: f.Path, Why: err.Error(), Hint: "use the version of lockstep that wrote it, or a later one"}
+	case otherVersion(op, f.Path, err) != nil:
+		return otherVersion(op, f.Path, err)
 	case errors.Is(err, backup.ErrNotBackup), errors.Is(err, backup.ErrTruncated), errors.Is(err, backup.ErrDamaged), errors.Is(err, backup.ErrAborted):
 		return &api.Error{Code: api.CodeDamage, Op: op, Subject: f.Path, Why: err.Error(), Hint: "use another copy of it, or another backup"}
 	}
 	return &api.Error{Code: api.CodeFailed, Op: op, Subject: f.Path, Why: err.Error(), Hint: "see that the file can be read"}
+}
+
+// otherVersion says that a state is in the form of another version of lockstep, which is no damage; nil: err is about
+// something else.
+func otherVersion(op, subject string, err error) *api.Error {
+	var other *replica.SnapshotVersionError
+	if !errors.As(err, &other) {
+		return nil
+	}
+	return &api.Error{Code: api.CodeConflict, Op: op, Subject: subject, Why: "the backup is of another version of lockstep: " + err.Error(),
+		Hint: "it may well be sound: read it, and restore it, with the version of lockstep that wrote it"}
 }
 
 // savedState is a group as a backup holds it.
@@ -109,6 +122,9 @@ func (f BackupFile) load(ctx context.Context, file io.Reader, info *api.BackupIn
 			number := len(l.states)
 			view, err := readSaved(l.scratch.part(fmt.Sprintf("state %d", number)), p, body)
 			l.states[p.Group] = savedState{p, view, l.scratch.set(fmt.Sprintf("named %d", number))}
+			if other := (*replica.SnapshotVersionError)(nil); errors.As(err, &other) {
+				return fmt.Errorf("written by lockstep %s: %w", info.Version, err)
+			}
 			return err
 		},
 		Progress: f.progress(info.Size), Seen: collected{held},
@@ -158,6 +174,9 @@ func readSaved(store kv.Store, p backup.Part, body io.Reader) (kv.Reader, error)
 		// What the file itself is damaged by comes first.
 		if _, rest := io.Copy(io.Discard, body); rest != nil {
 			return nil, rest
+		}
+		if other := (*replica.SnapshotVersionError)(nil); errors.As(err, &other) {
+			return nil, fmt.Errorf("the state of group %s: %w", p.Group, other)
 		}
 		return nil, fmt.Errorf("%w: the state of group %s: %w", backup.ErrDamaged, p.Group, err)
 	}

@@ -33,6 +33,7 @@ func (n *node) introduce(ctx context.Context, init *control.Init) {
 func (n *node) introduceOnce(ctx context.Context, init *control.Init) error {
 	if init != nil {
 		if _, err := n.ctl.propose(ctx, &control.Command{By: "serve", Init: init}); err != nil {
+			n.notAdmitted(err)
 			return err
 		}
 		if err := os.Remove(n.data.sub(initFile)); err != nil {
@@ -45,11 +46,23 @@ func (n *node) introduceOnce(ctx context.Context, init *control.Init) error {
 	_, err := n.ctl.propose(ctx, &control.Command{By: "serve", SetAddress: &control.SetAddress{
 		Node: n.self, Address: n.advertise, Version: n.cfg.Version.Version, Zone: n.cfg.Zone, Life: n.life.now(), Levels: knows(),
 	}})
-	var refused *api.Error
-	if errors.As(err, &refused) && (refused.Code == api.CodeDenied || refused.Code == api.CodeDamage) {
-		n.expel(refused)
-	}
+	n.notAdmitted(err)
 	return err
+}
+
+// notAdmitted acts on the control group's answer to an introduction, if that is a refusal which asking again does not
+// change.
+func (n *node) notAdmitted(err error) {
+	var refused *api.Error
+	if !errors.As(err, &refused) {
+		return
+	}
+	switch refused.Code {
+	case api.CodeDenied, api.CodeDamage:
+		n.expel(refused)
+	case api.CodeConflict: // control.Unfit
+		n.leaveFor(refused)
+	}
 }
 
 // followControl makes what this node holds agree with the control group's state, whenever that changes.

@@ -52,23 +52,40 @@ func (n *node) markLevel(level uint64) error {
 	return nil
 }
 
+// departure is why a node ends though nothing of it failed.
+type departure struct {
+	why *api.Error
+	// expelled: the cluster does not want the node as it is. Else it ends for now, and hands over what it leads.
+	expelled bool
+}
+
 // leaveFor has the node end in good order. Unlike expel it is not for good: a newer program goes on.
-func (n *node) leaveFor(why *api.Error) {
+func (n *node) leaveFor(why *api.Error) { n.depart(departure{why: why}) }
+
+// depart has the node end; the first reason counts.
+func (n *node) depart(d departure) {
 	select {
-	case n.quit <- why:
+	case n.quit <- d:
 	default:
 	}
 }
 
+// reached is the highest level that the cluster is known to have reached. Before the control group's state is there, it
+// is what the data directory says.
+func (n *node) reached() uint64 { return max(n.level.Load(), n.ctl.state().Level()) }
+
 // newerLevel says, for users, that err is about a level which this program does not know; nil: it is about something
-// else. The data directory is marked, so that the next start says so before it opens anything.
+// else. What err says is no proof that the cluster is at that level, and a mark is for good: the data directory is marked
+// only with what the control group has. Without a mark the next start comes to the same end, only later.
 func (n *node) newerLevel(err error) *api.Error {
 	var newer *replica.NewerLevelError
-	if !errors.As(err, &newer) {
+	if !errors.As(err, &newer) || newer.Level <= knows().Max {
 		return nil
 	}
-	if err := n.markLevel(newer.Level); err != nil {
-		n.log.Warn("the data directory is not marked with the cluster's level", "level", newer.Level, "err", err)
+	if level := n.ctl.state().Level(); level > knows().Max {
+		if err := n.markLevel(level); err != nil {
+			n.log.Warn("the data directory is not marked with the cluster's level", "level", level, "err", err)
+		}
 	}
 	return control.Unfit("serve", n.id.Name(), knows(), newer.Level)
 }

@@ -187,10 +187,7 @@ func (n *node) expel(why *api.Error) {
 	if err := n.life.end(why); err != nil {
 		n.log.Error("the refusal is not on the disk: the next start has to be refused again", "err", err)
 	}
-	select {
-	case n.quit <- why:
-	default:
-	}
+	n.depart(departure{why: why, expelled: true})
 }
 
 // peerAddresses is where nodes are to be found, as far as is known.

@@ -56,9 +56,9 @@ type node struct {
 	estranged  map[[2]uint64]time.Time // (group, node) → when it was last heard of on another history
 	superseded chan replica.Line       // of the control group, at another node
 
-	fault  chan error // a storage failure: the node stops at once
-	quit   chan error // the cluster does not want this node: it stops in good order
-	served chan error // the port is no longer listened on
+	fault  chan error     // a storage failure: the node stops at once
+	quit   chan departure // the cluster does not want this node, or its program is too old: it stops in good order
+	served chan error     // the port is no longer listened on
 
 	tidy cleanup // what an end has to put in order
 }
@@ -122,15 +122,19 @@ func (n *node) serve(ctx context.Context) (err error) {
 	case err := <-n.fault:
 		if e := n.newerLevel(err); e != nil {
 			n.log.Error("stopping: the cluster is beyond what this program knows", "err", e)
+			n.handOver()
 			return e
 		}
 		n.tidy.steps = nil // nothing more may be written; the process ends and takes everything with it
 		e := storageError(n.data.path, err)
 		e.Why = "storage failed, the node stops at once so that nothing is acknowledged that is not on disk: " + e.Why
 		return e
-	case err := <-n.quit:
-		n.log.Error("stopping: this node may not take part", "err", err)
-		return err
+	case d := <-n.quit:
+		n.log.Error("stopping: this node may not take part", "err", d.why)
+		if !d.expelled {
+			n.handOver()
+		}
+		return d.why
 	case err := <-n.served:
 		return err
 	}
@@ -169,8 +173,8 @@ func (n *node) reasonToQuit(err error) error {
 		return e
 	}
 	select {
-	case why := <-n.quit:
-		return why
+	case d := <-n.quit:
+		return d.why
 	default:
 		return err
 	}

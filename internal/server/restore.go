@@ -93,9 +93,8 @@ func (n *node) planRestore(ctx context.Context, req *api.Restore) (p restorePlan
 	if !decodeHex(req.History, p.before[:]) || req.Index == 0 {
 		return p, refuse(api.CodeUsage, req.Group, "it has no position", "take it from the backup: lockstep restore FILE --group "+req.Group)
 	}
-	if level := n.level.Load(); req.Level > level {
-		return p, refuse(api.CodeConflict, req.Group, fmt.Sprintf("the backup is of cluster level %d, this cluster is at %d", req.Level, level),
-			"upgrade every node and raise the cluster first: lockstep level raise; or restore into a new cluster: lockstep restore FILE --data DIR")
+	if e := n.beyond(req.Group, req.Level); e != nil { // as the request says; what is uploaded is asked, too
+		return p, e
 	}
 	p.out = api.Restored{Group: req.As, Before: req.History, Fork: req.Index, Files: req.Files, Bytes: req.Bytes, DryRun: req.DryRun, Warnings: []string{}}
 	g, exists := n.ctl.state().GroupNamed(req.As)
@@ -316,8 +315,12 @@ func (n *node) receiveUpload(id string, body io.Reader) (err error) {
 	err = backup.ReadFragment(body, backup.Handler{
 		Seen: received(filepath.Join(dir, "contents")),
 		Part: func(p backup.Part, r io.Reader) error {
-			state = state || p.Kind == backup.PartState
-			return writeFile(filepath.Join(dir, p.Kind), r)
+			path := filepath.Join(dir, p.Kind)
+			if err := writeFile(path, r); err != nil || p.Kind != backup.PartState {
+				return err
+			}
+			state = true
+			return n.fits(p.Group, path)
 		},
 		Content: func(h backup.Hash, _ uint64, r io.Reader) error {
 			path := filepath.Join(dir, "contents", h.String())
@@ -339,6 +342,38 @@ func (n *node) receiveUpload(id string, body io.Reader) (err error) {
 		return err
 	}
 	return errors.Join(unix.Syncfs(int(d.Fd())), d.Close())
+}
+
+// fits refuses an uploaded state that this node could not install: of a level that the cluster has not reached, whatever
+// the request said, or in another version's form.
+func (n *node) fits(group, path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	level, err := engine.SnapshotLevel(f)
+	if e := otherVersion("restore", group, err); e != nil {
+		return e
+	}
+	if err != nil {
+		return err
+	}
+	if e := n.beyond(group, level); e != nil {
+		return e
+	}
+	return nil
+}
+
+// beyond refuses a state of a level that the cluster has not reached; nil: it may be restored.
+func (n *node) beyond(group string, level uint64) *api.Error {
+	reached := n.reached()
+	if level <= reached {
+		return nil
+	}
+	return &api.Error{Code: api.CodeConflict, Op: "restore", Subject: group,
+		Why:  fmt.Sprintf("the backup is of cluster level %d, this cluster is at %d", level, reached),
+		Hint: "upgrade every node and raise the cluster first: lockstep level raise; or restore into a new cluster: lockstep restore FILE --data DIR"}
 }
 
 // received is the contents that are files of this directory.

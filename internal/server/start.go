@@ -166,7 +166,7 @@ func startNode(ctx context.Context, cfg Config, s *stages) (n *node, err error) 
 		ctl:    newControlPlane(),
 		hints:  newHints(data.sub(hintFile), b.hint),
 		sealed: map[uint64]bool{}, estranged: map[[2]uint64]time.Time{}, superseded: make(chan replica.Line, 1),
-		holdings: map[uint64]*holding{}, suspects: map[uint64]suspicion{}, fault: make(chan error, 1), quit: make(chan error, 1),
+		holdings: map[uint64]*holding{}, suspects: map[uint64]suspicion{}, fault: make(chan error, 1), quit: make(chan departure, 1),
 		watch: newWatch(), served: make(chan error, 1),
 	}
 	n.marked = uint64(b.id.Level())
@@ -194,7 +194,7 @@ func (n *node) bringUp(ctx context.Context, listener net.Listener, init *control
 	}
 	n.eng = engine.Open(engine.Config{
 		Node: n.self, Cluster: n.id.Cluster(), Logs: n.logs, State: n.state, Transport: n.net, Now: time.Now, Seed: rand.Uint64(), SnapshotRate: n.cfg.SnapshotRate,
-		Log: n.log, Fault: n.failed, Forked: n.forked, Room: n.disk, Knows: api.Level, Level: n.level.Load,
+		Log: n.log, Fault: n.failed, Forked: n.forked, Room: n.disk, Knows: api.Level, Level: n.level.Load, Reached: n.reached,
 	})
 	n.tidy.add(func() error { n.eng.Close(); return nil })
 	n.registerServices()

@@ -166,6 +166,9 @@ func (n *node) startControlSound(ctx context.Context, role string, replica uint6
 	if err == nil {
 		return nil
 	}
+	if e := n.newerLevel(err); e != nil { // the group's own state is of a newer program
+		return e
+	}
 	if !errors.Is(err, logstore.ErrDamaged) {
 		return logError(n.data.path, n.id, err)
 	}

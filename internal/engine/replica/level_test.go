@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/zeebo/blake3"
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
@@ -145,5 +146,48 @@ func TestAlteredLevelOfASnapshot(t *testing.T) {
 		if _, err := Open(store, &tally{}); !errors.Is(err, ErrDamaged) {
 			t.Errorf("level %x: error %v", bad, err)
 		}
+	}
+}
+
+// A stream of another version is told apart from damage, and the level of one can be read whatever the program knows.
+func TestSnapshotOfAnotherVersion(t *testing.T) {
+	r, err := openKnowing(t, kv.NewMemory(), &tally{}, 5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	apply(t, r, entryAt(2, 5, "a"))
+	good := snapshotOf(t, r)
+	if level, err := SnapshotLevel(bytes.NewReader(good)); err != nil || level != 5 {
+		t.Errorf("level %d, %v", level, err)
+	}
+	for what, c := range map[string]struct {
+		begins  string
+		version int // 0: it is damaged, or nothing at all
+	}{
+		"before":      {"lockstep snapshot 3\n", 3},
+		"later":       {"lockstep snapshot 5\n", 5},
+		"no digit":    {"lockstep snapshot x\n", 0},
+		"no version":  {"lockstep snapshot \n\n", 0},
+		"no line":     {"lockstep snapshot 3 ", 0},
+		"not its own": {"LOCKSTEP snapshot 3\n", 0},
+	} {
+		bad := append([]byte(c.begins), good[len(magic):]...)
+		fresh, _ := newReplica(t)
+		_, err := SnapshotLevel(bytes.NewReader(bad))
+		for _, err := range []error{err, fresh.Restore(bytes.NewReader(bad))} {
+			var other *SnapshotVersionError
+			if is := errors.As(err, &other); !errors.Is(err, ErrSnapshot) || is != (c.version != 0) || is && other.Version != c.version {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+	}
+}
+
+// A group at the first level has the digest that it had before there were levels: programs on both sides of that compare.
+func TestEngineDigestOfTheFirstLevel(t *testing.T) {
+	r, _ := newReplica(t)
+	apply(t, r, entryAt(2, 1, "a"))
+	if want := machine.Digest(blake3.Sum256([]byte{0, 0})); r.EngineDigest() != want { // time, evicted
+		t.Errorf("digest %x, want %x", r.EngineDigest(), want)
 	}
 }

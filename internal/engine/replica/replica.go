@@ -362,11 +362,14 @@ func (r *Replica) Executes(p *core.Proposal, ahead core.Ahead) bool {
 	return r.sessions.executes(p, ahead)
 }
 
-// EngineDigest is of what the engine itself replicates: level, time and sessions. For the applier.
+// EngineDigest is of what the engine itself replicates: level, time and sessions. The first level is left out, as it is
+// of the state itself (levelKey). For the applier.
 func (r *Replica) EngineDigest() machine.Digest {
 	h := blake3.New()
 	var buf []byte
-	buf = binary.AppendUvarint(buf, r.state.level)
+	if r.state.level > core.FirstLevel {
+		buf = binary.AppendUvarint(buf, r.state.level)
+	}
 	buf = binary.AppendVarint(buf, r.state.time)
 	buf = binary.AppendUvarint(buf, r.sessions.evicted)
 	for s := r.sessions.oldest(); s != nil; s = s.newer {

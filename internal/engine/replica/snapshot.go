@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/zeebo/blake3"
 	"go.etcd.io/raft/v3/raftpb"
@@ -25,7 +26,11 @@ import (
 //
 // with numbers as varints. The level comes first whatever follows: a later one may change the rest. Nothing of it is put in force before the hash at the end was verified, and nothing is
 // concluded from the head before its own was.
-const magic = "lockstep snapshot 4\n"
+const (
+	magic        = magicName + "4\n"
+	magicName    = "lockstep snapshot " // followed by the version, one digit
+	magicVersion = 4
+)
 
 const (
 	tagEnd     = 0
@@ -42,8 +47,28 @@ const (
 // ErrOtherHistory: a snapshot is of another history than the state, see FollowForks.
 var ErrOtherHistory = errors.New("the state is of another history")
 
-// ErrSnapshot wraps what is wrong with a snapshot stream: malformed, cut short, altered.
+// ErrSnapshot wraps what is wrong with a snapshot stream: malformed, cut short, altered, of another version.
 var ErrSnapshot = errors.New("bad snapshot")
+
+// SnapshotVersionError says that a stream begins as one of another version of the format does, which this program does
+// not read. Nothing of such a stream can be verified here; whether it is damaged as well, its own version can tell.
+type SnapshotVersionError struct {
+	Version int
+}
+
+func (e *SnapshotVersionError) Error() string {
+	return fmt.Sprintf("it is in version %d of the snapshot's form, this program reads version %d", e.Version, magicVersion)
+}
+
+// SnapshotLevel reads the cluster level of the snapshot that a stream begins with, verified. The level may be above what
+// the program knows. Errors wrap ErrSnapshot; a stream of another version is a SnapshotVersionError as well.
+func SnapshotLevel(stream io.Reader) (uint64, error) {
+	level, err := newSnapshotReader(stream).level()
+	if err != nil {
+		return 0, fmt.Errorf("level of a snapshot: %w: %w", ErrSnapshot, err)
+	}
+	return level, nil
+}
 
 // WriteSnapshot writes the state in view, a StateView, to w.
 func (r *Replica) WriteSnapshot(view kv.Reader, w io.Writer) error {
@@ -180,7 +205,7 @@ func (s *snapshotReader) level() (level uint64, err error) {
 		return 0, err
 	}
 	if string(found) != magic {
-		return 0, errors.New("not a snapshot of this version")
+		return 0, foreignMagic(found)
 	}
 	if level, err = binary.ReadUvarint(s); err != nil {
 		return 0, err
@@ -189,6 +214,14 @@ func (s *snapshotReader) level() (level uint64, err error) {
 		return 0, fmt.Errorf("level %d", level)
 	}
 	return level, s.verify()
+}
+
+// foreignMagic says what a stream is whose first bytes are not magic.
+func foreignMagic(found []byte) error {
+	if rest, ok := strings.CutPrefix(string(found), magicName); ok && rest[0] >= '0' && rest[0] <= '9' && rest[1] == '\n' {
+		return &SnapshotVersionError{Version: int(rest[0] - '0')}
+	}
+	return errors.New("no snapshot")
 }
 
 // head reads what is between level and records.
