@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/raft/v3/raftpb"
+
 	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/access"
 	"github.com/lockstep-sync/lockstep/internal/control"
@@ -18,7 +20,7 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/engine/transport"
 )
 
-// partings is a log handler that tells why peers are down.
+// partings is a log handler that tells why a peer is up or down.
 type partings chan string
 
 func (p partings) Enabled(context.Context, slog.Level) bool { return true }
@@ -27,13 +29,25 @@ func (p partings) WithGroup(string) slog.Handler            { return p }
 func (p partings) Handle(_ context.Context, r slog.Record) error {
 	said := map[string]string{}
 	r.Attrs(func(a slog.Attr) bool { said[a.Key] = a.Value.String(); return true })
-	if r.Message == "peer" && said["up"] == "false" {
+	if r.Message == "peer" {
 		select {
 		case p <- said["why"]:
 		default:
 		}
 	}
 	return nil
+}
+
+// next is what comes next of it.
+func (p partings) next(t *testing.T) string {
+	t.Helper()
+	select {
+	case why := <-p:
+		return why
+	case <-time.After(10 * time.Second):
+		t.Fatal("the peer does not notice")
+		return ""
+	}
 }
 
 // upNode starts a node of its own cluster, or of the token's.
@@ -117,47 +131,43 @@ func TestMarkIsWhatTheControlGroupHas(t *testing.T) {
 
 // A node that ends for its level says goodbye, so that nobody waits for it; one that was expelled has nothing to say.
 func TestDepartureInGoodOrder(t *testing.T) {
-	gone := make(partings, 64)
-	n1, err := upNode(t, filepath.Join(t.TempDir(), "n1"), "n1", "", gone)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { stopNode(t, n1) }()
-	token := tokenOf(t, n1)
-	dir := filepath.Join(t.TempDir(), "n2")
-	for _, c := range []struct {
-		what    string
+	for what, c := range map[string]struct {
 		depart  func(n *node)
 		goodbye bool
 	}{
-		{"a refusal", func(n *node) { n.leaveFor(control.Unfit("serve", "n2", knows(), api.Level+1)) }, true},
-		{"an entry", func(n *node) { n.failed(&replica.NewerLevelError{Level: api.Level + 1, Knows: api.Level}) }, true},
-		{"expelled", func(n *node) { n.expel(control.Expelled("n2")) }, false},
+		"a refusal": {func(n *node) { n.leaveFor(control.Unfit("serve", "n2", knows(), api.Level+1)) }, true},
+		"an entry":  {func(n *node) { n.failed(&replica.NewerLevelError{Level: api.Level + 1, Knows: api.Level}) }, true},
+		"expelled":  {func(n *node) { n.expel(control.Expelled("n2")) }, false},
 	} {
-		n2, err := upNode(t, dir, "n2", token, slog.DiscardHandler)
-		if err != nil {
-			t.Fatal(err)
-		}
-		token = ""
-		if _, err := n1.ctl.propose(t.Context(), &control.Command{By: "test", Raise: &control.Raise{To: api.Level}}); err != nil { // both hear each other
-			t.Fatal(err)
-		}
-		for len(gone) > 0 {
-			<-gone
-		}
-		c.depart(n2)
-		err = errors.Join(n2.serve(t.Context()), n2.data.Close())
-		if c.goodbye {
-			wantUnfit(t, c.what, err, api.Level+1)
-		}
-		select {
-		case why := <-gone:
-			if (why == transport.Goodbye.String()) != c.goodbye {
-				t.Errorf("%s: the peer says: %s", c.what, why)
+		t.Run(what, func(t *testing.T) {
+			gone, met := make(partings, 64), make(partings, 64)
+			n1, err := upNode(t, filepath.Join(t.TempDir(), "n1"), "n1", "", gone)
+			if err != nil {
+				t.Fatal(err)
 			}
-		case <-time.After(20 * time.Second):
-			t.Fatalf("%s: the peer does not notice", c.what)
-		}
+			defer stopNode(t, n1)
+			n2, err := upNode(t, filepath.Join(t.TempDir(), "n2"), "n2", tokenOf(t, n1), met)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n2.net.Send(n1.self, 1<<60, []*raftpb.Message{{Type: raftpb.MsgHeartbeatResp.Enum()}}) // of no group: it makes the connection
+			for _, side := range []partings{gone, met} {
+				for side.next(t) != transport.Connected.String() {
+				}
+			}
+			c.depart(n2)
+			err = errors.Join(n2.serve(t.Context()), n2.data.Close())
+			if c.goodbye {
+				wantUnfit(t, "the node", err, api.Level+1)
+			}
+			why := gone.next(t)
+			for why == transport.Connected.String() { // the other way round, too
+				why = gone.next(t)
+			}
+			if (why == transport.Goodbye.String()) != c.goodbye {
+				t.Errorf("the peer says: %s", why)
+			}
+		})
 	}
 }
 
