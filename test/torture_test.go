@@ -315,17 +315,17 @@ func movableClock() time.Time {
 // withMovableClock builds the binary with nothing changed but the engine's clock.
 func withMovableClock(t *testing.T) string {
 	dir := t.TempDir()
-	node, err := filepath.Abs("../internal/server/node.go")
+	start, err := filepath.Abs("../internal/server/start.go")
 	if err != nil {
 		t.Fatal(err)
 	}
-	source, err := os.ReadFile(node)
+	source, err := os.ReadFile(start)
 	if err != nil {
 		t.Fatal(err)
 	}
 	const seam = "Now: time.Now,"
 	if strings.Count(string(source), seam) != 1 {
-		t.Fatalf("%s has %d clocks, want one: %s", node, strings.Count(string(source), seam), seam)
+		t.Fatalf("%s has %d clocks, want one: %s", start, strings.Count(string(source), seam), seam)
 	}
 	replace := map[string]string{}
 	put := func(target, name, text string) {
@@ -334,8 +334,8 @@ func withMovableClock(t *testing.T) string {
 			t.Fatal(err)
 		}
 	}
-	put(node, "node.go", strings.Replace(string(source), seam, "Now: movableClock,", 1))
-	put(filepath.Join(filepath.Dir(node), "movableclock.go"), "movableclock.go", movableClock)
+	put(start, "start.go", strings.Replace(string(source), seam, "Now: movableClock,", 1))
+	put(filepath.Join(filepath.Dir(start), "movableclock.go"), "movableclock.go", movableClock)
 	overlay, err := json.Marshal(map[string]any{"Replace": replace})
 	if err != nil {
 		t.Fatal(err)
