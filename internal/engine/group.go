@@ -226,8 +226,12 @@ func (e *Engine) repairLog(group uint64, log logstore.Log, rep *replica.Replica)
 	if err != nil || fits {
 		return err
 	}
+	hard, err := core.HardStateFrom(log, rep.Applied())
+	if err != nil {
+		return err
+	}
 	return e.writer.do(func(s logstore.Store) error {
-		return s.Write([]logstore.Write{{Group: group, Snapshot: rep.SnapshotMeta()}})
+		return s.Write([]logstore.Write{{Group: group, Snapshot: rep.SnapshotMeta(), HardState: hard}})
 	})
 }
 

@@ -125,7 +125,9 @@ func (m *member) start() {
 	fits, err := core.LogFits(log, m.rep.Applied())
 	must(err, "compare log and state")
 	if !fits {
-		must(h.logs.Write([]logstore.Write{{Group: m.gr.id, Snapshot: m.rep.SnapshotMeta()}}), "reset log")
+		hard, err := core.HardStateFrom(log, m.rep.Applied())
+		must(err, "look at log")
+		must(h.logs.Write([]logstore.Write{{Group: m.gr.id, Snapshot: m.rep.SnapshotMeta(), HardState: hard}}), "reset log")
 	}
 	m.run++
 	m.g, err = core.New(core.Config{

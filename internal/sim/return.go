@@ -71,7 +71,7 @@ func (m *member) ask(seats *control.Group, agrees func(*core.Status) bool, then 
 	spared, done := false, false
 	end := func() {
 		switch {
-		case done:
+		case done || m.gone: // it may have asked twice: at every start it begins to
 			return
 		case spared:
 			then(asked)

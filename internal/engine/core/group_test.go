@@ -472,6 +472,22 @@ func TestLogFits(t *testing.T) {
 	}
 }
 
+func TestHardStateFrom(t *testing.T) {
+	log := raft.NewMemoryStorage()
+	if err := log.SetHardState(&raftpb.HardState{Term: proto.Uint64(4), Vote: proto.Uint64(2), Commit: proto.Uint64(9)}); err != nil {
+		t.Fatal(err)
+	}
+	for at, want := range map[Position]*raftpb.HardState{
+		{5, 24}: {Term: proto.Uint64(5), Vote: proto.Uint64(0), Commit: proto.Uint64(24)},
+		{4, 24}: {Term: proto.Uint64(4), Vote: proto.Uint64(2), Commit: proto.Uint64(24)},
+		{3, 7}:  {Term: proto.Uint64(4), Vote: proto.Uint64(2), Commit: proto.Uint64(9)},
+	} {
+		if got, err := HardStateFrom(log, at); err != nil || !proto.Equal(got, want) {
+			t.Errorf("%+v: %v, %v, want %v", at, got, err, want)
+		}
+	}
+}
+
 func TestConfigIsChecked(t *testing.T) {
 	log := raft.NewMemoryStorage()
 	for name, cfg := range map[string]Config{

@@ -36,6 +36,23 @@ func LogFits(log raft.Storage, at Position) (bool, error) {
 	return term == at.Term, nil
 }
 
+// HardStateFrom is what has to be written together with a reset of the log to a state at at: of that term, at least, for
+// a log with an entry of a later term than its hard state's is damaged. In a term that it has not heard of a replica has
+// not voted.
+func HardStateFrom(log raft.Storage, at Position) (*raftpb.HardState, error) {
+	hs, _, err := log.InitialState()
+	if err != nil {
+		return nil, fmt.Errorf("read hard state: %w", err)
+	}
+	next := &raftpb.HardState{
+		Term: proto.Uint64(hs.GetTerm()), Vote: proto.Uint64(hs.GetVote()), Commit: proto.Uint64(max(hs.GetCommit(), at.Index)),
+	}
+	if at.Term > hs.GetTerm() {
+		next.Term, next.Vote = proto.Uint64(at.Term), proto.Uint64(0)
+	}
+	return next, nil
+}
+
 // CommittedIn is how far the log of a replica that runs is known to be what was committed: to its state, at at, if the log
 // holds that very entry; else, while a state that was installed is ahead of the log, to what raft has applied from it.
 // What is above may have been replaced elsewhere.
