@@ -267,13 +267,13 @@ func (s *saving) save(ctx context.Context) error {
 	lacks := func(v *view) bool {
 		return slices.ContainsFunc(others, func(m control.Member) bool { return m.Node == v.node }) && !v.placed(told.index)
 	}
-	return s.await(ctx, lacks, dispensable(len(others)), func(ctx context.Context) bool {
+	return s.await(ctx, lacks, spareVoters(len(others)), func(ctx context.Context) bool {
 		return s.n.placedAtMajority(ctx, s.g, others, told.index)
 	})
 }
 
-// dispensable is how many of that many a majority can do without.
-func dispensable(voters int) int { return max(voters-voters/2-1, 0) }
+// spareVoters is how many of that many voters a majority can do without.
+func spareVoters(voters int) int { return max(voters-voters/2-1, 0) }
 
 // await runs step until it has succeeded, or nothing is left to wait for. It waits for the members that waits says, and
 // can do without spare of them.

@@ -140,15 +140,15 @@ func TestVigil(t *testing.T) {
 	}{
 		"who is waited for is down":           {func(uint64) []view { return []view{dead(1), live(2, 0)} }, first, 0, 30},
 		"it is, and others get something":     {func(s uint64) []view { return []view{dead(1), live(2, s)} }, first, 0, 30},
-		"one of three is down":                {func(uint64) []view { return []view{dead(1), live(2, 0), live(3, 0)} }, everybody, dispensable(3), 600},
-		"one of three is, another gets on":    {func(s uint64) []view { return []view{dead(1), live(2, s), live(3, 0)} }, everybody, dispensable(3), 0},
-		"two of three are":                    {func(uint64) []view { return []view{dead(1), dead(2), live(3, 0)} }, everybody, dispensable(3), 30},
-		"two are, the third gets on":          {func(s uint64) []view { return []view{dead(1), dead(2), live(3, s)} }, everybody, dispensable(3), 0},
-		"one of two is":                       {func(uint64) []view { return []view{dead(1), live(2, 0)} }, everybody, dispensable(2), 30},
+		"one of three is down":                {func(uint64) []view { return []view{dead(1), live(2, 0), live(3, 0)} }, everybody, spareVoters(3), 600},
+		"one of three is, another gets on":    {func(s uint64) []view { return []view{dead(1), live(2, s), live(3, 0)} }, everybody, spareVoters(3), 0},
+		"two of three are":                    {func(uint64) []view { return []view{dead(1), dead(2), live(3, 0)} }, everybody, spareVoters(3), 30},
+		"two are, the third gets on":          {func(s uint64) []view { return []view{dead(1), dead(2), live(3, s)} }, everybody, spareVoters(3), 0},
+		"one of two is":                       {func(uint64) []view { return []view{dead(1), live(2, 0)} }, everybody, spareVoters(2), 30},
 		"it pushes a large file to another":   {func(s uint64) []view { return []view{live(1, 0), live(2, s)} }, first, 0, 0},
 		"nothing moves and nobody knows why":  {func(uint64) []view { return []view{live(1, 0), live(2, 0)} }, first, 0, 600},
 		"a large file comes in and then ends": {func(s uint64) []view { return []view{live(1, min(s, 100))} }, first, 0, 700},
-		"nobody is waited for":                {func(uint64) []view { return []view{live(1, 0)} }, none, dispensable(0), 600},
+		"nobody is waited for":                {func(uint64) []view { return []view{live(1, 0)} }, none, spareVoters(0), 600},
 	} {
 		var v vigil
 		at, ended := time.Unix(1000, 0), uint64(0)
