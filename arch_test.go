@@ -37,7 +37,7 @@ func arrows() []arrow {
 	return []arrow{
 		{".", nil},
 		{"cmd/lockstep", []string{"api", "internal/cli", "internal/server"}},
-		{"bench/...", []string{"api", "client", "bench/...", "internal/farm", "internal/access", "internal/engine/...", "internal/kv/...", "internal/machine/..."}},
+		{"bench/...", []string{"api", "client", "bench/...", "internal/farm", "internal/access", "internal/engine/...", "internal/kv/...", "internal/machine/...", "internal/server"}},
 		{"test", []string{"api", "client", "internal/farm", "internal/kv"}},
 		{"client", []string{"api"}},
 		{"api", nil},

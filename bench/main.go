@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/lockstep-sync/lockstep/internal/server"
 	"golang.org/x/sys/unix"
 )
 
@@ -25,6 +26,7 @@ func main() {
 	binary := flag.String("lockstep", "", "the lockstep binary (default: built from this checkout)")
 	seed := flag.Uint64("seed", 1, "of the contents")
 	flag.Parse()
+	server.SpareProcessors() // as every node does
 	if err := run(*dir, *only, *binary, *runs, *seed); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)

@@ -156,7 +156,10 @@ func TestRebaseKeepsAStateBelowTheFork(t *testing.T) {
 	s := members[1].engine.NewSession(testGroup, voters{1, 2, 3}, [16]byte{1})
 	put(ctx, t, s, "a")
 	m.kill(2)
-	put(ctx, t, s, "b")
+	b, _ := put(ctx, t, s, "b")
+	if err := members[1].group.WaitApplied(ctx, b.Index); err != nil {
+		t.Fatal(err)
+	}
 	m.kill(3)
 	g := recoverAt(t, members[1], 1, 2)
 	at, _ := put(ctx, t, s, "c")

@@ -44,6 +44,10 @@ func (b *mailbox) put(add func(*mail)) {
 	}
 	add(&b.mail)
 	b.mu.Unlock()
+	b.rouse()
+}
+
+func (b *mailbox) rouse() {
 	select {
 	case b.wake <- struct{}{}:
 	default:
@@ -53,7 +57,18 @@ func (b *mailbox) put(add func(*mail)) {
 // nudge makes the loop look although there may be no mail.
 func (b *mailbox) nudge() { b.put(func(*mail) {}) }
 
-func (b *mailbox) tick() { b.put(func(m *mail) { m.ticks = min(m.ticks+1, 2) }) }
+// tick counts a tick of the clock. By itself it wakes the loop at every second one only: nothing that a tick leads to is due
+// sooner (core.Config: HeartbeatTicks), and being woken is most of what an idle group costs (1.65 instead of 1.83 % of a
+// processor for 100 of them).
+func (b *mailbox) tick() {
+	b.mu.Lock()
+	ticks := min(b.mail.ticks+1, 2) // the loop lags behind the clock: such time must not count against the leader
+	b.mail.ticks = ticks
+	b.mu.Unlock()
+	if ticks == 2 {
+		b.rouse()
+	}
+}
 
 func (b *mailbox) receive(msgs []*raftpb.Message) {
 	b.put(func(m *mail) {

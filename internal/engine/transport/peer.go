@@ -26,7 +26,9 @@ type peer struct {
 	mu      sync.Mutex
 	track   tracker
 	running bool
-	verify  int // attempts left to find out whether the process is gone
+	soon    *time.Timer // gives the sign for what can wait
+	due     bool        // soon runs
+	verify  int         // attempts left to find out whether the process is gone
 	queue   []outgoing
 	spare   []outgoing // the other half of a double buffer
 	held    int        // messages in queue or being written
@@ -51,6 +53,8 @@ func newPeer(t *Transport, node uint64) *peer {
 		t.cfg.Log.Debug("peer", "node", p.name(), "up", up, "why", why)
 		t.events.add(event{node, up, why})
 	}}
+	p.soon = time.AfterFunc(time.Hour, p.wakeDue)
+	p.soon.Stop()
 	return p
 }
 
@@ -76,6 +80,10 @@ func (p *peer) send(group uint64, msgs []*raftpb.Message) {
 		p.bytes += cost
 	}
 	start := len(p.queue) > 0
+	if start && signsOfLife(msgs) {
+		start = false
+		p.wakeSoon()
+	}
 	p.mu.Unlock()
 	if start {
 		p.wake()
