@@ -159,9 +159,9 @@ func TestNamesPortsAndDataDirectories(t *testing.T) {
 	refused(t, api.CodeConflict, "n2", "name", serve(fresh(), "--name", "n2", "--join", token)...)
 	refused(t, api.CodeConflict, "n2", "up", serve(fresh(), "--name", "n2", "--join", token, "--replace")...)
 	refused(t, api.CodeUsage, "name", "not a name", serve(fresh(), "--name", "no/name", "--join", token)...)
-	refused(t, api.CodeConflict, n1.Listen, "in use", "serve", "--data", fresh(), "--name", "x", "--listen", n1.Listen, "--api", "off")
-	refused(t, api.CodeConflict, n1.API, "in use", "serve", "--data", fresh(), "--name", "x", "--listen", "127.0.0.1:0", "--api", n1.API)
-	refused(t, api.CodeConflict, regexp.QuoteMeta(n1.Data), "another lockstep process", serve(n1.Data)...)
+	refused(t, api.CodeUnavailable, n1.Listen, "in use", "serve", "--data", fresh(), "--name", "x", "--listen", n1.Listen, "--api", "off")
+	refused(t, api.CodeUnavailable, n1.API, "in use", "serve", "--data", fresh(), "--name", "x", "--listen", "127.0.0.1:0", "--api", n1.API)
+	refused(t, api.CodeUnavailable, regexp.QuoteMeta(n1.Data), "another lockstep process", serve(n1.Data)...)
 	for _, public := range []string{"0.0.0.0:0", ":7421", "192.0.2.1:7421", "[::]:7421"} {
 		refused(t, api.CodeDenied, regexp.QuoteMeta(public), "loopback", "serve", "--data", fresh(), "--name", "x", "--listen", "127.0.0.1:0", "--api", public)
 	}
@@ -460,7 +460,7 @@ func TestPortThatBecomesFree(t *testing.T) {
 		t.Fatal(err)
 	}
 	n1.Listen = l.Addr().String()
-	refused(t, api.CodeConflict, n1.Listen, "in use", "serve", "--data", n1.Data, "--listen", n1.Listen, "--api", "off")
+	refused(t, api.CodeUnavailable, n1.Listen, "in use", "serve", "--data", n1.Data, "--listen", n1.Listen, "--api", "off")
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}

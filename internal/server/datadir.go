@@ -53,7 +53,7 @@ func checkFree(path string) error {
 }
 
 func inUse(path string) error {
-	return &api.Error{Code: api.CodeConflict, Op: "serve", Subject: path, Why: "another lockstep process uses this data directory",
+	return &api.Error{Code: api.CodeUnavailable, Op: "serve", Subject: path, Why: "another lockstep process uses this data directory",
 		Hint: "stop it, or give this one a directory of its own with --data"}
 }
 

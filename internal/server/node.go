@@ -71,7 +71,7 @@ func checkAPI(ctx context.Context, address string) error {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", address)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return &api.Error{Code: api.CodeConflict, Op: "serve", Subject: address, Why: "the port is in use",
+		return &api.Error{Code: api.CodeUnavailable, Op: "serve", Subject: address, Why: "the port is in use",
 			Hint: "another lockstep may run here already; choose another address with --api, or --api off"}
 	}
 	if err != nil {
@@ -86,7 +86,7 @@ func listen(ctx context.Context, cfg Config) (net.Listener, string, error) {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", cfg.Listen)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, "", &api.Error{Code: api.CodeConflict, Op: "serve", Subject: cfg.Listen, Why: "the port is in use",
+		return nil, "", &api.Error{Code: api.CodeUnavailable, Op: "serve", Subject: cfg.Listen, Why: "the port is in use",
 			Hint: "another lockstep may run here already; choose another port with --listen"}
 	}
 	if err != nil {

@@ -95,7 +95,7 @@ func holdStopped(op, path string) (*os.File, error) {
 		return nil, &api.Error{Code: api.CodeFailed, Op: op, Subject: path, Why: err.Error(), Hint: "run as the user that the node runs as"}
 	}
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil {
-		return nil, errors.Join(&api.Error{Code: api.CodeConflict, Op: op, Subject: path, Why: "a lockstep process uses this data directory",
+		return nil, errors.Join(&api.Error{Code: api.CodeUnavailable, Op: op, Subject: path, Why: "a lockstep process uses this data directory",
 			Hint: "stop the node first; while it runs, lockstep status and group show tell about its log"}, lock.Close())
 	}
 	return lock, nil
