@@ -49,17 +49,23 @@ func newCluster(t *testing.T, voters ...uint64) *cluster {
 
 func (c *cluster) add(id uint64, cs *raftpb.ConfState) *node {
 	c.t.Helper()
-	n := &node{log: raft.NewMemoryStorage(), room: &fakeRoom{c: c, self: id}}
-	if err := n.log.ApplySnapshot(&raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{
-		Index: proto.Uint64(1), Term: proto.Uint64(1), ConfState: cs,
-	}}); err != nil {
-		c.t.Fatal(err)
-	}
+	n := &node{log: emptyLog(c.t, cs), room: &fakeRoom{c: c, self: id}}
 	n.terms = n.terms.Note(Position{Term: 1, Index: 1})
 	c.nodes[id] = n
 	c.ids = append(c.ids, id)
 	c.open(id, 1)
 	return n
+}
+
+func emptyLog(t *testing.T, cs *raftpb.ConfState) *raft.MemoryStorage {
+	t.Helper()
+	log := raft.NewMemoryStorage()
+	if err := log.ApplySnapshot(&raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{
+		Index: proto.Uint64(1), Term: proto.Uint64(1), ConfState: cs,
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	return log
 }
 
 func (c *cluster) open(id, applied uint64) {

@@ -94,6 +94,9 @@ type Status struct {
 // every configuration in force. What the replica has acknowledged counts as committed: its word may be what is missing
 // for that. Whoever does not lead spares nobody.
 //
+// One that does not vote was left out by a change that is committed. It may be among those who committed that, but too
+// few to elect one of them lack anything: it is not missed as long as nothing is sent under its id again.
+//
 // What it says is worth something only if the leader has heard since it was asked that it still leads (a read that was
 // answered): another leader may have committed what this one has never heard of.
 func (s *Status) Spares(replica uint64) bool {
