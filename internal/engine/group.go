@@ -412,6 +412,7 @@ func (g *Group) publish() {
 	case since == 0:
 		g.leaderless.Store(g.eng.cfg.Now().UnixNano())
 	}
+	g.box.setCalm(leader != 0)
 	g.since.Store(g.eng.cfg.Now().UnixNano())
 	g.lg.Info("role", "role", role.String(), "leader", leader, "term", term)
 	g.reign.begins(leader)
