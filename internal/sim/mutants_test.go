@@ -308,7 +308,7 @@ var mutants = []mutant{
 	{
 		name: "spared by those who lag", file: "engine/core/status.go",
 		old: "p.RecentActive && p.Match >= all && p.Replica != replica",
-		new: "p.RecentActive && p.Replica != replica",
+		new: "p.RecentActive && all > 0 && p.Replica != replica",
 		why: "a damaged replica drops what no quorum of the others has yet",
 	},
 	{
