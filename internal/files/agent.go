@@ -4,6 +4,13 @@
 // It decides nothing about conflicts (the manifest machine does), touches the disk only through the placer,
 // and knows no transport: the group's log and the other members come in as Log and Peers.
 //
+// The placed table is never wrong for long: of every path whose record is not what is on the disk a look is due, or a scan
+// that finds it. For directories that means: once it is quiet, the times of each are those of the manifest. Whoever makes a
+// record of what a hint was about, so that the look which the hint asked for finds nothing, has the directory above
+// looked at too, whose times changed with the entry; whoever scans a directory has everything beneath it that is on its way
+// into the table looked at once more, because it may be of a directory that was there before. Only entries that are
+// ignored change a directory's times unseen, until the next full scan.
+//
 // Goroutines, all started by Run and joined before it returns: one reads the watcher, one scans, a few look
 // at paths, one gathers batches and one a batch in flight proposes them, one places, one keeps time
 // (checkpoints, retries, guards), and one pushes to each other member.

@@ -47,6 +47,7 @@ type board struct {
 	most   int                  // paths at once in this busy time
 	rested bool                 // one is over
 	flying map[string]struct{}  // claimed for a look: read, or on its way into the log
+	laying map[string]struct{}  // claimed by the placer
 	looks  []string             // ready to be looked at
 	places []string             // ready to be placed
 	later  map[string]time.Time // not to be looked at before
@@ -85,7 +86,7 @@ type pathState struct {
 }
 
 func newBoard(now func() time.Time) *board {
-	b := &board{now: now, paths: map[string]*pathState{}, flying: map[string]struct{}{}, later: map[string]time.Time{}, retry: map[string]time.Time{}}
+	b := &board{now: now, paths: map[string]*pathState{}, flying: map[string]struct{}{}, laying: map[string]struct{}{}, later: map[string]time.Time{}, retry: map[string]time.Time{}}
 	b.wake.L = &b.mu
 	return b
 }
@@ -109,21 +110,6 @@ func (b *board) hint(path string, after time.Time) bool {
 	}
 	b.hintLocked(path, after)
 	return true
-}
-
-// hintWait is hint for a scan, which can wait for room. What a scan finds counts as due when the scan was.
-func (b *board) hintWait(ctx context.Context, path string, scan *epoch) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for len(b.looks) >= looksMax && !b.closed && ctx.Err() == nil {
-		b.wake.Wait()
-	}
-	b.hintLocked(path, time.Time{})
-	if st := b.state(path); scan != nil && st.look {
-		scan.left++
-		st.lookEpochs = append(st.lookEpochs, scan)
-	}
-	return ctx.Err()
 }
 
 func (b *board) hintLocked(path string, after time.Time) {
@@ -237,18 +223,6 @@ func (b *board) followLocked(from *pathState, path string) {
 		}
 	}
 	b.queueLook(path, st)
-}
-
-// followBelow has everything below dir looked at once more that is on its way into the log: dir, which is
-// claimed, is gone.
-func (b *board) followBelow(dir string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for path := range b.flying {
-		if len(path) > len(dir) && path[len(dir)] == '/' && path[:len(dir)] == dir {
-			b.followLocked(b.paths[dir], path)
-		}
-	}
 }
 
 // alsoLook is follow, but claims path at once if nobody has it; else it returns false. While many looks wait, it
@@ -403,6 +377,7 @@ func (b *board) takeWants(n int) []*want {
 			continue
 		}
 		st.claim = placed
+		b.laying[path] = struct{}{}
 		out = append(out, st.want)
 		st.placing, st.want = st.want, nil
 	}
@@ -415,6 +390,7 @@ func (b *board) placeDone(w *want) {
 	defer b.mu.Unlock()
 	st := b.paths[w.Path]
 	st.claim, st.placing = free, nil
+	delete(b.laying, w.Path)
 	b.count(w, -1)
 	finish(w.epochs)
 	if b.placing.settle() {
@@ -429,6 +405,7 @@ func (b *board) placeAgain(w *want, lookFirst bool, at time.Time) {
 	defer b.mu.Unlock()
 	st := b.paths[w.Path]
 	st.claim, st.placing = free, nil
+	delete(b.laying, w.Path)
 	w.tries++
 	if newer := st.want; newer != nil {
 		newer.epochs = append(newer.epochs, w.epochs...)
@@ -533,24 +510,6 @@ func (b *board) resume() {
 	defer b.mu.Unlock()
 	b.stopped = false
 	b.wake.Broadcast()
-}
-
-// holdScan keeps a scan that is due among the looks that a flush waits for.
-func (b *board) holdScan() *epoch {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	ep := b.looking.current(b.flush)
-	ep.left++
-	return ep
-}
-
-func (b *board) endScan(ep *epoch) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	ep.left--
-	if b.looking.settle() {
-		b.wake.Broadcast()
-	}
 }
 
 // settled waits until every look, scan and proposal that was due when it was called has ended.

@@ -71,6 +71,9 @@ func (a *Agent) lookAt(r *reader, path string, found []finding) []finding {
 	}
 	f, v, err := r.look(path)
 	if err != nil {
+		if errors.Is(err, errSkipped) {
+			found = a.lookAbove(r, path, found) // its directory's times are kept
+		}
 		a.lookFailed(path, err)
 		return found
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/files/content"
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 	"github.com/lockstep-sync/lockstep/internal/files/place"
+	"github.com/lockstep-sync/lockstep/internal/files/scan"
 )
 
 const (
@@ -230,7 +231,10 @@ func (a *Agent) recordPlaced(tasks []place.Task, results []place.Result) error {
 		rec := record{Placed: r.Placed, Hash: t.Want.Hash}
 		rec.Version = t.Want.Version
 		if a.raced(&rec.Stat, &t.Want) {
-			a.board.hint(t.Path, time.Time{})
+			a.lookSoon(t.Path)
+		}
+		if dir, ok := manifest.Parent(t.Path); ok && leftThere(t, r) {
+			a.lookSoon(dir)
 		}
 		if t.Want.Kind == manifest.Absent {
 			rec = record{}
@@ -255,6 +259,16 @@ func (a *Agent) recordPlaced(tasks []place.Task, results []place.Result) error {
 		a.log.Warn("release staged contents", "err", err)
 	}
 	return nil
+}
+
+// leftThere says whether the placer left, at the path of t, what somebody else may have put there: with its record made
+// of that, a look at the path tells nothing any more, and the directory's times may have changed.
+func leftThere(t *place.Task, r *place.Result) bool {
+	now := &r.Placed.Stat
+	if now.Kind == manifest.Dir {
+		return t.Have.Stat.Kind == manifest.Dir // it keeps directories, whichever they are
+	}
+	return r.Code == place.Adopted && now.Kind != manifest.Absent && !scan.Same(*now, t.Have.Stat)
 }
 
 // raced says whether somebody changed what was just placed. Of a directory only its metadata would tell, so
@@ -327,6 +341,6 @@ func (a *Agent) backoff(tries int) time.Time {
 // if somebody changed them just then, and that is already on its way into the log, only a look tells.
 func (a *Agent) lookTouched(touched []place.Touched) {
 	for i := range touched {
-		a.board.hint(touched[i].Path, time.Time{})
+		a.lookSoon(touched[i].Path)
 	}
 }

@@ -159,7 +159,7 @@ func (r *reader) absent(f *finding) (*finding, verdict, error) {
 	}
 	if f.old.Version == 0 {
 		// What was here is kept elsewhere; the manifest says what comes.
-		return nil, verdict{adopt: true, had: f.old.Stat.Kind, place: true}, nil
+		return nil, verdict{adopt: true, had: f.old.Stat.Kind, place: true, entry: true}, nil
 	}
 	return f, verdict{}, nil
 }

@@ -11,6 +11,9 @@ func (b *board) rest() {
 	if len(b.flying) == 0 {
 		b.flying = map[string]struct{}{}
 	}
+	if len(b.laying) == 0 {
+		b.laying = map[string]struct{}{}
+	}
 	if len(b.looks) == 0 {
 		b.looks = nil
 	}

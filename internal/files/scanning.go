@@ -87,6 +87,7 @@ func (a *Agent) scan(ctx context.Context, dir string, hold *epoch) error {
 	if err := a.board.hintWait(ctx, dir, hold); err != nil {
 		return err
 	}
+	a.board.hintClaimed(dir, hold)
 	var gone []string
 	deleted := int64(0)
 	most := limit(a.guard.files.Load())
@@ -185,16 +186,22 @@ func (a *Agent) watchLoop(ctx context.Context) {
 	}
 }
 
+// lookSoon has path looked at, or all of the binding where there is no room for one more look.
+func (a *Agent) lookSoon(path string) { a.lookLater(path, time.Time{}) }
+
+// lookLater is lookSoon, at the earliest at `after`.
+func (a *Agent) lookLater(path string, after time.Time) {
+	if !a.board.hint(path, after) {
+		a.rescanAll()
+	}
+}
+
 func (a *Agent) event(e watch.Event, now time.Time) {
 	switch e.Kind {
 	case watch.Look:
-		if !a.board.hint(e.Path, time.Time{}) {
-			a.rescanAll()
-		}
+		a.lookSoon(e.Path)
 	case watch.Settle:
-		if !a.board.hint(e.Path, now.Add(settleTime)) {
-			a.rescanAll()
-		}
+		a.lookLater(e.Path, now.Add(settleTime))
 	case watch.Rescan:
 		a.scanSoon(e.Path)
 	case watch.Barrier:

@@ -97,12 +97,6 @@ func (a *Agent) Verify(ctx context.Context, repair bool) (Verification, error) {
 	return out, nil
 }
 
-func (a *Agent) lookSoon(path string) {
-	if !a.board.hint(path, time.Time{}) {
-		a.rescanAll()
-	}
-}
-
 // repair has a damaged file replaced by what the manifest says. If the path changes, or has changed since it was
 // read, it is looked at instead. An error means that the placed table failed.
 func (a *Agent) repair(path string, n *manifest.Node, out *Verification) error {

@@ -112,7 +112,7 @@ type largeFile struct {
 	size   int64
 	staged time.Time
 	uses   int
-	taken  bool
+	taken  bool // by the placer: it has the name with takenSuffix, or is in its place
 }
 
 // Traffic counts the bytes of contents since Open.
@@ -272,21 +272,9 @@ func (s *Store) openStaged(h manifest.Hash) (*os.File, error) {
 }
 
 // TakeStaged implements place.Contents. The content is the caller's from here on: only Open finds it still, as
-// long as the file is there.
-func (s *Store) TakeStaged(h manifest.Hash) (string, bool) {
-	path, ok := s.largePath(h)
-	if !ok {
-		return "", false
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	f := s.large[h]
-	if f == nil || f.taken {
-		return "", false
-	}
-	f.taken = true
-	return path, true
-}
+// long as the file is there. A content that was staged several times is not given away: what else names it may find
+// it nowhere else once that first place has something else.
+func (s *Store) TakeStaged(h manifest.Hash) (string, bool) { return s.takeLarge(h) }
 
 // Release says that each content is needed once less than before: it was placed, or what named it is void. A
 // content that was staged several times has to be released as often, or expires.

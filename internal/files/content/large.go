@@ -13,8 +13,12 @@ import (
 )
 
 // Staged large contents are files in WORK/large: the hash in hex when complete (and synced before they got that
-// name), <hash>.part or <hash>.<n>.part while they grow.
-const partSuffix = ".part"
+// name), <hash>.part or <hash>.<n>.part while they grow, <hash>.taken from TakeStaged on, so that the same content
+// can be staged anew while that one is on its way to its place.
+const (
+	partSuffix  = ".part"
+	takenSuffix = ".taken"
+)
 
 func (s *Store) largeDir() string { return filepath.Join(s.opts.Dir, "large") }
 
@@ -32,13 +36,19 @@ func (s *Store) findLarge() error {
 	}
 	now := s.opts.Now()
 	for _, e := range names {
+		name, taken := strings.CutSuffix(e.Name(), takenSuffix)
 		var h manifest.Hash
-		if n, err := hex.Decode(h[:], []byte(e.Name())); err != nil || n != len(h) {
+		if n, err := hex.Decode(h[:], []byte(name)); err != nil || n != len(h) {
 			continue
 		}
 		info, err := e.Info()
 		if err != nil {
 			return err
+		}
+		if taken { // and not placed before the process ended
+			if err := os.Rename(s.largeName(h)+takenSuffix, s.largeName(h)); err != nil {
+				return err
+			}
 		}
 		s.large[h] = &largeFile{size: info.Size(), staged: now, uses: 1}
 	}
@@ -48,22 +58,33 @@ func (s *Store) findLarge() error {
 // largePath returns the path of a complete staged file that is still there.
 func (s *Store) largePath(h manifest.Hash) (string, bool) {
 	s.mu.Lock()
-	_, ok := s.large[h]
-	s.mu.Unlock()
-	if !ok {
+	defer s.mu.Unlock()
+	f := s.large[h]
+	if f == nil {
 		return "", false
 	}
 	path := s.largeName(h)
-	if _, err := os.Lstat(path); err == nil {
-		return path, true
+	if f.taken {
+		path += takenSuffix
 	}
+	_, err := os.Lstat(path)
+	return path, err == nil
+}
+
+// takeLarge gives a complete file away for good, unless others will want the content too.
+func (s *Store) takeLarge(h manifest.Hash) (string, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	// Taken and renamed into place; unless it was staged anew since the look.
-	if f := s.large[h]; f != nil && f.taken {
-		delete(s.large, h)
+	f := s.large[h]
+	if f == nil || f.taken || f.uses > 1 {
+		return "", false
 	}
-	return "", false
+	path := s.largeName(h) + takenSuffix
+	if err := os.Rename(s.largeName(h), path); err != nil { // as good as not staged
+		return "", false
+	}
+	f.taken = true
+	return path, true
 }
 
 // touchLarge counts one more staging of a complete content.
@@ -82,7 +103,8 @@ func (s *Store) touchLarge(h manifest.Hash) bool {
 	return true
 }
 
-// adopt gives a finished part file its final name.
+// adopt gives a finished part file its final name. A file that was taken and not released yet counts as a use: its
+// release must not be taken for that of the new one.
 func (s *Store) adopt(part string, h manifest.Hash, size int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -90,7 +112,7 @@ func (s *Store) adopt(part string, h manifest.Hash, size int64) error {
 		return err
 	}
 	uses := 1
-	if f := s.large[h]; f != nil && !f.taken {
+	if f := s.large[h]; f != nil {
 		uses = f.uses + 1
 	}
 	s.large[h] = &largeFile{size: size, staged: s.opts.Now(), uses: uses}
@@ -106,7 +128,7 @@ func (s *Store) releaseLarge(hashes []manifest.Hash) error {
 		if f == nil {
 			continue
 		}
-		if f.uses--; f.uses > 0 && !f.taken {
+		if f.uses--; f.uses > 0 {
 			continue
 		}
 		errs = append(errs, s.removeLarge(h))
@@ -117,8 +139,10 @@ func (s *Store) releaseLarge(hashes []manifest.Hash) error {
 // removeLarge forgets and unlinks a complete file; mu is held.
 func (s *Store) removeLarge(h manifest.Hash) error {
 	delete(s.large, h)
-	if err := os.Remove(s.largeName(h)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("drop staged content: %w", err)
+	for _, path := range []string{s.largeName(h), s.largeName(h) + takenSuffix} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("drop staged content: %w", err)
+		}
 	}
 	return nil
 }

@@ -85,6 +85,83 @@ func TestTakeStaged(t *testing.T) {
 	}
 }
 
+// TestTakenIsThereAfterRestart: a process that ended before it could place what it took has it at the next start.
+func TestTakenIsThereAfterRestart(t *testing.T) {
+	r := newRig(t, 1)
+	m := r.members[1]
+	data := randomBytes(1 << 20)
+	h := m.stageLarge(data, 100)
+	if _, ok := m.TakeStaged(h); !ok {
+		t.Fatal("a staged content cannot be taken")
+	}
+	r.restart(1)
+	m.holds(data)
+	if _, ok := m.TakeStaged(h); !ok {
+		t.Error("it cannot be taken again")
+	}
+}
+
+// TestTakenOnlyOnce: a content that two paths wait for outlives the placing of the first, whenever it is staged for the
+// second: before the first takes it, while it has it, or after.
+func TestTakenOnlyOnce(t *testing.T) {
+	r := newRig(t, 1)
+	m := r.members[1]
+	place := func(h manifest.Hash) {
+		if path, ok := m.TakeStaged(h); ok {
+			if err := os.Rename(path, filepath.Join(m.tree, "f")); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	release := func(h manifest.Hash) {
+		if err := m.Release(h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, when := range []string{"before", "taken", "placed"} {
+		data := randomBytes(1 << 20)
+		h := m.stageLarge(data, 100)
+		switch when {
+		case "before":
+			if !m.touchLarge(h) {
+				t.Fatal("a staged content is not there")
+			}
+			place(h)
+		case "taken":
+			path, ok := m.TakeStaged(h)
+			if !ok || m.touchLarge(h) {
+				t.Fatalf("taken %v, and counted once more", ok)
+			}
+			m.stageLarge(data, 100)
+			if err := os.Rename(path, filepath.Join(m.tree, "f")); err != nil {
+				t.Fatal(err)
+			}
+		case "placed":
+			place(h)
+			if m.touchLarge(h) {
+				t.Fatal("counted once more when it was gone")
+			}
+			m.stageLarge(data, 100)
+		}
+		release(h)
+		if err := os.RemoveAll(filepath.Join(m.tree, "f")); err != nil {
+			t.Fatal(err)
+		}
+		m.holds(data)
+		if _, ok := m.TakeStaged(h); !ok {
+			t.Errorf("%s: the last one cannot be taken", when)
+		}
+		m.holds(data)
+		release(h)
+		if m.Has(h) {
+			t.Errorf("%s: released, it is there still", when)
+		}
+	}
+	if names, err := os.ReadDir(m.largeDir()); err != nil || len(names) != 0 {
+		t.Errorf("%v are left, %v", names, err)
+	}
+}
+
 func TestLargeAccounting(t *testing.T) {
 	r := newRig(t, 1)
 	m := r.members[1]
@@ -130,11 +207,14 @@ func TestPartFileIsNotTrusted(t *testing.T) {
 	data := randomBytes(8 << 20)
 	clear(data[4<<20 : 6<<20])
 	h := m.stageLarge(data, 100)
-	path, _ := m.TakeStaged(h)
+	path := m.largeName(h)
+	if err := m.Release(h); err != nil {
+		t.Fatal(err)
+	}
 	damaged := bytes.Clone(data)
 	damaged[5<<20] = 1 // where a hole belongs
 	clear(damaged[3<<20 : 3<<20+4096])
-	if err := errors.Join(os.Remove(path), os.WriteFile(path+partSuffix, damaged[:7<<20], 0o600)); err != nil {
+	if err := os.WriteFile(path+partSuffix, damaged[:7<<20], 0o600); err != nil {
 		t.Fatal(err)
 	}
 	before := m.Stats().Traffic.Received
