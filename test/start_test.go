@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -128,6 +129,18 @@ func TestStopWhileStarting(t *testing.T) {
 
 // TestStopWhileJoining: the node that is to let a server in accepts the connection and says nothing.
 func TestStopWhileJoining(t *testing.T) {
+	for name, sig := range map[string]syscall.Signal{"told": syscall.SIGTERM, "interrupted": syscall.SIGINT, "its terminal is closed": syscall.SIGHUP} {
+		t.Run(name, func(t *testing.T) {
+			if signal.Ignored(sig) {
+				t.Skipf("%v is ignored here, and so it is by what is started here", sig)
+			}
+			stopWhileJoining(t, sig)
+		})
+	}
+}
+
+func stopWhileJoining(t *testing.T, sig syscall.Signal) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -150,7 +163,7 @@ func TestStopWhileJoining(t *testing.T) {
 	}
 	defer met.Close()
 	began := time.Now()
-	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+	if err := cmd.Process.Signal(sig); err != nil {
 		t.Fatal(err)
 	}
 	err = cmd.Wait()

@@ -18,7 +18,11 @@ func main() { os.Exit(run()) }
 
 // run is main with an exit status; the command scripts run it, too.
 func run() int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ends := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // by nohup: then the end of the terminal means nothing
+		ends = append(ends, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), ends...)
 	defer stop()
 	return cli.Main(ctx, cli.Env{Args: os.Args[1:], Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, Build: build(), Serve: serve, OfflineRecover: offlineRecover, OfflineLog: offlineLog, Backup: backupFile})
 }
