@@ -242,7 +242,8 @@ func (a *Agent) recordPlaced(tasks []place.Task, results []place.Result) error {
 		if err := a.setRecord(e, t.Path, t.Have.Stat.Kind, rec); err != nil {
 			return err
 		}
-		if t.Want.Kind == manifest.File && t.Inline == nil && t.Want.Size > 0 {
+		// A change of metadata came without its content: what is staged of that is for another path.
+		if t.Want.Kind == manifest.File && t.Inline == nil && t.Want.Size > 0 && !t.SameContent {
 			release = append(release, t.Want.Hash)
 		}
 		if err := a.recordChunks(t); err != nil {

@@ -132,6 +132,31 @@ func TestReplacedBeforePlacing(t *testing.T) {
 	f.settled()
 }
 
+// TestStagedForAnother: a change of metadata is placed while the same content is staged for a path that waits. That is the
+// only place where it may be in the end.
+func TestStagedForAnother(t *testing.T) {
+	f := newFarm(t, 2)
+	f.up()
+	f.flush()
+	nd := f.nodes[0]
+	nd.write("f", "content of two")
+	f.flush()
+	rec, err := nd.agent.table.get("f")
+	must(t, err)
+	nd.agent.board.stop()
+	must(t, nd.agent.store.Put(rec.Hash, []byte("content of two")))
+	must(t, os.Chmod(f.nodes[1].path("f"), 0o600))
+	must(t, f.nodes[1].agent.Flush(t.Context()))
+	must(t, nd.agent.place(context.Background(), nd.agent.board.takeWants(placeMax)))
+	if in, err := os.Stat(nd.path("f")); err != nil || in.Mode() != 0o600 {
+		t.Fatalf("not placed: %v %v", in, err)
+	}
+	if !nd.agent.store.Has(rec.Hash) {
+		t.Error("what was staged for another path is gone")
+	}
+	f.settled()
+}
+
 // TestNotKeptChangesItsDirectory: what is not kept is not proposed, but the times of its directory are.
 func TestNotKeptChangesItsDirectory(t *testing.T) {
 	f := newFarm(t, 2)
