@@ -169,16 +169,32 @@ func (w *worker) metadata(j *job, cur vfs.Info) Result {
 	_, err := w.p.setMetadata(h.fd, h.info, &j.Want)
 	in := h.info
 	if err == nil {
+		w.p.at("metadata written", j.Path)
 		in, err = vfs.StatFd(h.fd)
 	}
 	if err != nil {
 		return j.fail("set metadata", err)
+	}
+	if w.p.edited(in, &j.Want) { // what is ours is described, so that it is seen as an edit
+		in.Mode, in.MTime, in.CTime = j.Want.Mode, j.Want.MTime, 0
+		if w.p.owner {
+			in.UID, in.GID = j.Want.UID, j.Want.GID
+		}
 	}
 	w.p.at("metadata set", j.Path)
 	if now, err := vfs.StatAt(w.fd, j.name); err != nil || now.Ino != in.Ino || in.Size != cur.Size {
 		return j.busy("it was replaced or written to")
 	}
 	return j.result(Done, in)
+}
+
+// edited says whether somebody has changed the metadata in, which were just set to those of want.
+func (p *Placer) edited(in vfs.Info, want *manifest.Node) bool {
+	p.learnMTime(in, want)
+	if !p.owner && in.Mode == want.Mode&^unix.S_ISGID {
+		in.Mode = want.Mode // the kernel drops it for a group that is not ours
+	}
+	return p.differs(in, want) != ""
 }
 
 // setMetadata brings owner, then mode (a change of owner clears setuid), then mtime of what fd is open on from

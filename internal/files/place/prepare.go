@@ -242,10 +242,17 @@ func (w *worker) finish(pre *prepared, j *job) error {
 // ready records how a prepared object looks.
 func (w *worker) ready(pre *prepared, want *manifest.Node) (err error) {
 	pre.info, err = vfs.StatFd(pre.fd)
-	if err == nil && pre.info.MTime != want.MTime && sameMTime(pre.info.MTime, want.MTime) {
-		w.p.learn(lackNanos)
+	if err == nil {
+		w.p.learnMTime(pre.info, want)
 	}
 	return err
+}
+
+// learnMTime takes note if the mtime that was just set has lost its nanoseconds.
+func (p *Placer) learnMTime(in vfs.Info, want *manifest.Node) {
+	if in.MTime != want.MTime && sameMTime(in.MTime, want.MTime) {
+		p.learn(lackNanos)
+	}
 }
 
 // prepareStaged takes a staged file as it is.
