@@ -2,6 +2,7 @@ package sim
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
 	"github.com/lockstep-sync/lockstep/internal/engine/replica"
@@ -118,6 +119,9 @@ func (c *client) askMember(open *request) {
 	to := c.leader
 	if to == 0 || open.payload == nil && c.w.dice.work.IntN(2) == 0 {
 		ms := c.gr.present()
+		if left := slices.DeleteFunc(slices.Clone(ms), func(m *member) bool { return m.gone }); len(left) > 0 {
+			ms = left // who was removed is not asked: of 16 there may be two that are left
+		}
 		to = ms[c.w.dice.work.IntN(len(ms))].id
 	}
 	m := c.gr.member(to)

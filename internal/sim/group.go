@@ -191,7 +191,7 @@ func (gr *group) settled() bool {
 	for _, id := range ids {
 		m := gr.member(id)
 		if !m.alive() {
-			if node, ok := gr.seats().NodeOf(id); ok && gr.w.hosts[node-1].lost {
+			if node, ok := gr.seats().NodeOf(id); ok && gr.w.hosts[node-1].lost || gr.outstays(m) {
 				continue // nobody has taken it out of the group yet
 			}
 			return false

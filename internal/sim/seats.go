@@ -62,7 +62,7 @@ func (m *member) seatsKnown() *control.Group {
 // yet, or somebody has still to do either.
 func (gr *group) returning() bool {
 	for _, h := range gr.w.hosts {
-		if m := h.members[gr.id-1]; m != nil && m.damaged && !m.gone && !h.lost {
+		if m := h.members[gr.id-1]; m != nil && m.damaged && !m.gone && !h.lost && !gr.outstays(m) {
 			return true
 		}
 	}
@@ -80,6 +80,15 @@ func (gr *group) returning() bool {
 		}
 	}
 	return false
+}
+
+// outstays says whether a replica that stepped aside and has no seat any more is kept in by a seat on a host that is lost for
+// good: whoever has that seat was to take its place (control.PlanMembership), and nobody has taken that one out of the group.
+func (gr *group) outstays(m *member) bool {
+	seats := gr.seats()
+	return m != nil && m.damaged && !seated(seats, m.id) && slices.ContainsFunc(seats.Members, func(seat control.Member) bool {
+		return gr.w.hosts[seat.Node-1].lost
+	})
 }
 
 func seated(g *control.Group, replica uint64) bool {
