@@ -71,19 +71,21 @@ func (a *application) divert(c *Change, blocked string) (Outcome, error) {
 	if c.Node.Kind == Dir {
 		return Outcome{Code: Superseded}, nil
 	}
-	aside, err := a.asideDir(blocked)
-	if err != nil {
-		return Outcome{}, err
-	}
 	moved := *c
-	moved.Path = aside + c.Path[len(blocked):]
-	if len(moved.Path) > MaxPath {
-		// Too long as it was: keep it next to the others under its last name.
-		_, name := split(c.Path)
-		moved.Path = Join(aside, name)
-	}
-	if _, err := a.makeParents(&moved); err != nil {
-		return Outcome{}, err
+	for blocked != "" { // again if something of this very command is in the way there
+		aside, err := a.asideDir(blocked)
+		if err != nil {
+			return Outcome{}, err
+		}
+		moved.Path = aside + moved.Path[len(blocked):]
+		if len(moved.Path) > MaxPath {
+			// Too long as it was: keep it next to the others under its last name.
+			_, name := split(c.Path)
+			moved.Path = Join(aside, name)
+		}
+		if blocked, err = a.makeParents(&moved); err != nil {
+			return Outcome{}, err
+		}
 	}
 	old, err := a.get(moved.Path)
 	if err != nil {

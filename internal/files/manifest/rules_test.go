@@ -230,6 +230,24 @@ func TestMovedAsideSaysFrom(t *testing.T) {
 	}
 }
 
+// TestBelowWhatWasDiverted: of one command, found while kinds were swapped, an entry is in the way of the next ones below it,
+// also where the command's entries are put aside. Nothing ends up below what is no directory, where nobody would find it.
+func TestBelowWhatWasDiverted(t *testing.T) {
+	r := newRig(t, Policy{})
+	r.apply("a", put("f", 0, file("blocks")))
+	contents := []string{"1", "2", "3"}
+	for i, o := range r.apply("b", put("f/x", 0, file("1")), put("f/x/y", 0, file("2")), put("f/x/y/z", 0, file("3"))) {
+		if o.Code != Conflicted || !r.get(o.Copy).Equal(file(contents[i])) {
+			t.Errorf("change %d: %+v, there: %+v", i, o, r.get(o.Copy))
+		}
+		for dir, ok := Parent(o.Copy); ok && dir != ""; dir, ok = Parent(dir) {
+			if n := r.get(dir); n.Kind != Dir {
+				t.Errorf("%s is below %s, which is %+v", o.Copy, dir, n)
+			}
+		}
+	}
+}
+
 func TestConflictNames(t *testing.T) {
 	long := strings.Repeat("ä", 127) // 254 bytes
 	for _, tc := range []struct{ path, node, want string }{
