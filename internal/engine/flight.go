@@ -25,9 +25,9 @@ const (
 // landed takes note of how many entries are still on their way.
 func (f *flight) landed(flying int, now time.Time) {
 	for len(f.sent) > flying {
-		way := now.Sub(f.sent[0])
+		way := max(0, now.Sub(f.sent[0])) // a clock that was set back tells of no way at all
 		f.sent = f.sent[1:]
-		if way <= f.best || now.Sub(f.bestAt) > flightMemory {
+		if age := now.Sub(f.bestAt); way <= f.best || age > flightMemory || age < 0 {
 			f.best, f.bestAt = way, now
 		}
 	}

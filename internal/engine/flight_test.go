@@ -45,6 +45,19 @@ func TestFlight(t *testing.T) {
 	f.landed(0, now)
 	f.left(100, now)
 	expect("the way was long for a while", small, true)
+	now = now.Add(-time.Hour)
+	f.landed(0, now)
+	expect("nothing is on its way, and the clock was set back", small, true)
+	f.left(1, now)
+	expect("one is on its way since", small, false)
+	now = now.Add(2 * flightStep)
+	f.landed(0, now)
+	now = now.Add(-time.Hour)
+	f.left(1, now)
+	now = now.Add(2 * flightStep)
+	f.landed(0, now)
+	f.left(2, now)
+	expect("two are on a way of 10 ms, as the clock has it now", small, true)
 }
 
 // TestProposalsShareEntries: what comes while an entry is on its way goes together, and one that gives up meanwhile
