@@ -21,6 +21,7 @@ type feed struct {
 	bytes    int
 	sending  bool
 	pinned   uint64   // the log is needed above it
+	next     uint64   // what was not sent yet
 	arrivals [2]int64 // when the latest in each direction arrives
 }
 
@@ -97,8 +98,7 @@ func (f *feed) plan(l catchup.Learner) {
 	m, w := f.src, f.o.h.w
 	first, err := m.log.FirstIndex()
 	must(err, "look at log")
-	commit, err := core.CommittedIn(m.log, m.rep.Applied(), m.g.Status().Applied)
-	must(err, "look at log")
+	commit := f.offered()
 	cached := ^uint64(0)
 	if w.shape.cached {
 		cached = first
@@ -117,7 +117,7 @@ func (f *feed) plan(l catchup.Learner) {
 	w.trace(traceFeed, f.o.h.id, m.h.id, uint64(p.Mode), p.From, p.To)
 	switch p.Mode {
 	case catchup.Diff:
-		f.live, f.pinned = true, p.From-1
+		f.live, f.pinned, f.next = true, p.From-1, p.From
 		m.feeds = append(m.feeds, f)
 		f.down(func() {})
 		f.diff(p.From, p.To)
@@ -152,15 +152,28 @@ func (f *feed) diff(from, to uint64) {
 		return
 	}
 	w.report.Fed += len(es)
+	f.next = from + uint64(len(es))
 	f.down(func() { f.o.apply(f, es) })
 	m.later(spread(w.dice.disk, 200*micro), func() { f.diff(from+uint64(len(es)), to) })
 }
 
-// beat says now and then that the source is there.
+// offered is how far the source can feed.
+func (f *feed) offered() uint64 {
+	m := f.src
+	commit, err := core.CommittedIn(m.log, m.rep.Applied(), m.g.Status().Applied)
+	must(err, "look at log")
+	return commit
+}
+
+// beat says now and then that the source is there, and sends what its state had before its log.
 func (f *feed) beat() {
 	f.src.later(feedBeat, func() {
 		if f.broken {
 			f.src.drop(f)
+			return
+		}
+		if to := f.offered(); !f.sending && len(f.entries) == 0 && f.next <= to {
+			f.diff(f.next, to)
 			return
 		}
 		f.down(func() {})
@@ -175,6 +188,7 @@ func (f *feed) flush() {
 	}
 	w := f.o.h.w
 	es := f.entries
+	f.next = es[len(es)-1].GetIndex() + 1
 	f.entries, f.bytes, f.sending = nil, 0, true
 	w.report.Fed += len(es)
 	f.down(func() { f.o.apply(f, es) })

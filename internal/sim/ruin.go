@@ -53,7 +53,16 @@ func (n *nemesis) ruin(w *world) {
 func (gr *group) ruined() bool {
 	cs := gr.ledger.confs[len(gr.ledger.confs)-1]
 	sound := func(id uint64) bool { return gr.member(id).sound() }
-	return !majority(cs.GetVoters(), sound) || !majority(cs.GetVotersOutgoing(), sound)
+	lost := func(voters, outgoing []uint64) bool { return !majority(voters, sound) || !majority(outgoing, sound) }
+	// The latest configuration may be known only to one that was damaged since: the others go by the one before.
+	up, stuck := 0, 0
+	gr.eachMember(func(m *member) {
+		up++
+		if s := m.g.Status(); lost(s.Voters, s.Outgoing) {
+			stuck++
+		}
+	})
+	return lost(cs.GetVoters(), cs.GetVotersOutgoing()) || up > 0 && stuck == up
 }
 
 // recoverAll has an operator recover the groups that are ruined; false if none is.
