@@ -3,7 +3,9 @@ package server
 import (
 	"bytes"
 	"errors"
+	"io/fs"
 	"os"
+	"strings"
 	"sync/atomic"
 
 	"github.com/lockstep-sync/lockstep/api"
@@ -65,10 +67,13 @@ func newScratch(cache int64, table uint64) (*scratch, error) {
 // fail notes what is an error of the next call as well.
 func (s *scratch) fail(err error) { s.failed.CompareAndSwap(nil, &scratchError{os.TempDir(), err}) }
 
-// blame returns why the scratch store failed, which is then why whoever used it has err.
+// blame returns why the scratch store failed, which is then why whoever used it has err, whatever that one made of it.
 func (s *scratch) blame(err error) error {
 	if why := s.failed.Load(); why != nil && err != nil {
 		return why
+	}
+	if at := (*fs.PathError)(nil); errors.As(err, &at) && strings.HasPrefix(at.Path, s.dir+string(os.PathSeparator)) {
+		return &scratchError{os.TempDir(), at}
 	}
 	return err
 }

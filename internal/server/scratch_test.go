@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -106,5 +108,29 @@ func TestReceivedTwice(t *testing.T) {
 	r.Close()
 	if !errors.Is(err, backup.ErrDamaged) {
 		t.Errorf("taken twice: %v", err)
+	}
+}
+
+// TestScratchIsBlamed: what a write to the store for temporary files fails for is not the backup's damage, also when the store
+// said so to its caller alone.
+func TestScratchIsBlamed(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	s, err := newScratch(namesCache, namesTable)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	write := &fs.PathError{Op: "write", Path: filepath.Join(s.dir, "000004.log"), Err: syscall.ENOSPC}
+	taken := fmt.Errorf("%w: the state of group web: %w", backup.ErrDamaged, write)
+	if failed := new(scratchError); !errors.As(s.blame(taken), &failed) || failed.asAPI("backup verify").Code != api.CodeFull {
+		t.Errorf("%v is blamed on %v", taken, s.blame(taken))
+	}
+	read := fmt.Errorf("%w: %w", backup.ErrDamaged, &fs.PathError{Op: "read", Path: "saved.lockstep", Err: syscall.EIO})
+	if got := s.blame(read); got != read {
+		t.Errorf("%v is blamed on %v", read, got)
 	}
 }
