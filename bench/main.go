@@ -15,8 +15,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/lockstep-sync/lockstep/internal/server"
 	"golang.org/x/sys/unix"
+
+	"github.com/lockstep-sync/lockstep/internal/server"
 )
 
 func main() {

@@ -43,10 +43,7 @@ func (nd *node) found(n int64) {
 // TestMovedOnItsWay: a directory is moved away, and another one takes its name, while what was found in it is on its way
 // into the log. Its records come after the scan that the move leads to, which so sees nothing that is gone.
 func TestMovedOnItsWay(t *testing.T) {
-	f := newFarm(t, 2)
-	f.up()
-	f.flush()
-	nd := f.nodes[0]
+	f, nd := twoInStep(t)
 	nd.setCut(true)
 	must(t, os.Mkdir(nd.path("c"), 0o755))
 	nd.write("c/f", "moved with its directory")
@@ -76,6 +73,15 @@ func (nd *node) claimLook(path string) {
 	b.claimLook(path, b.paths[path])
 }
 
+// twoInStep are two nodes with nothing in their directories, and the first of them.
+func twoInStep(t *testing.T) (*farm, *node) {
+	t.Helper()
+	f := newFarm(t, 2)
+	f.up()
+	f.flush()
+	return f, f.nodes[0]
+}
+
 // settled brings everything in step again after the boards were stopped, and compares.
 func (f *farm) settled() {
 	f.t.Helper()
@@ -89,10 +95,7 @@ func (f *farm) settled() {
 // TestRemovedAfterItLost: a change of a directory lost against its removal elsewhere, and it is removed here before the
 // placer could: the look at it finds nothing to propose, but the directory above has other times.
 func TestRemovedAfterItLost(t *testing.T) {
-	f := newFarm(t, 2)
-	f.up()
-	f.flush()
-	nd := f.nodes[0]
+	f, nd := twoInStep(t)
 	must(t, os.MkdirAll(nd.path("a/x"), 0o755))
 	f.flush()
 	nd.setCut(true)
@@ -116,10 +119,7 @@ func TestRemovedAfterItLost(t *testing.T) {
 // TestReplacedBeforePlacing: somebody makes a directory anew just before the placer sets its metadata, which makes the
 // record one of the new directory: the look at it finds nothing, but the directory above has other times.
 func TestReplacedBeforePlacing(t *testing.T) {
-	f := newFarm(t, 2)
-	f.up()
-	f.flush()
-	nd := f.nodes[0]
+	f, nd := twoInStep(t)
 	must(t, os.MkdirAll(nd.path("a/x"), 0o755))
 	f.flush()
 	nd.agent.board.stop()
@@ -135,10 +135,7 @@ func TestReplacedBeforePlacing(t *testing.T) {
 // TestStagedForAnother: a change of metadata is placed while the same content is staged for a path that waits. That is the
 // only place where it may be in the end.
 func TestStagedForAnother(t *testing.T) {
-	f := newFarm(t, 2)
-	f.up()
-	f.flush()
-	nd := f.nodes[0]
+	f, nd := twoInStep(t)
 	nd.write("f", "content of two")
 	f.flush()
 	rec, err := nd.agent.table.get("f")
@@ -159,10 +156,7 @@ func TestStagedForAnother(t *testing.T) {
 
 // TestNotKeptChangesItsDirectory: what is not kept is not proposed, but the times of its directory are.
 func TestNotKeptChangesItsDirectory(t *testing.T) {
-	f := newFarm(t, 2)
-	f.up()
-	f.flush()
-	nd := f.nodes[0]
+	f, nd := twoInStep(t)
 	must(t, os.Mkdir(nd.path("a"), 0o755))
 	f.flush()
 	must(t, unix.Mkfifo(nd.path("a/fifo"), 0o600))
