@@ -84,6 +84,20 @@ func (c *Client) Status(ctx context.Context) (api.Status, error) {
 	return call[api.Status](ctx, c, api.RouteStatus(), nil)
 }
 
+// Ready asks whether the node takes part in its cluster and has compared its directories with it. That it does not, or
+// has not, is no error.
+func (c *Client) Ready(ctx context.Context) (out api.Ready, err error) {
+	r := api.Route{Method: http.MethodGet, Path: "/readyz"}
+	resp, err := c.exchange(ctx, r, api.MediaJSON, nil, nil)
+	switch {
+	case err != nil:
+		return out, err
+	case resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusServiceUnavailable:
+		return out, c.refused(r, resp)
+	}
+	return out, c.decode(ctx, r, resp, &out)
+}
+
 func (c *Client) Nodes(ctx context.Context) ([]api.Node, error) {
 	return call[[]api.Node](ctx, c, api.RouteNodes(), nil)
 }
@@ -268,11 +282,16 @@ func call[T any](ctx context.Context, c *Client, r api.Route, body any, values .
 	if err != nil {
 		return out, err
 	}
+	return out, c.decode(ctx, r, resp, &out)
+}
+
+// decode reads an answer's body into out and closes it.
+func (c *Client) decode(ctx context.Context, r api.Route, resp *http.Response, out any) error {
 	defer resp.Body.Close()
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(&out); err != nil {
-		return out, c.broken(ctx, r, err)
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(out); err != nil {
+		return c.broken(ctx, r, err)
 	}
-	return out, nil
+	return nil
 }
 
 func stream[T any](ctx context.Context, c *Client, r api.Route, body any, progress func(api.Progress), values ...string) (T, error) {
@@ -310,6 +329,15 @@ func stream[T any](ctx context.Context, c *Client, r api.Route, body any, progre
 
 // send returns a response with status 200, or an error.
 func (c *Client) send(ctx context.Context, r api.Route, accept string, body any, values []string) (*http.Response, error) {
+	resp, err := c.exchange(ctx, r, accept, body, values)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		return nil, c.refused(r, resp)
+	}
+	return resp, err
+}
+
+// exchange returns a response with whatever status.
+func (c *Client) exchange(ctx context.Context, r api.Route, accept string, body any, values []string) (*http.Response, error) {
 	target := c.base + r.URL(values...)
 	var payload io.Reader
 	switch b := body.(type) {
@@ -337,15 +365,12 @@ func (c *Client) send(ctx context.Context, r api.Route, accept string, body any,
 	if err != nil {
 		return nil, c.broken(ctx, r, err)
 	}
-	if resp.StatusCode != http.StatusOK {
-		defer resp.Body.Close()
-		return nil, c.refused(r, resp)
-	}
 	return resp, nil
 }
 
-// refused reads the error that the node answered with.
+// refused reads the error that the node answered with, and closes the answer.
 func (c *Client) refused(r api.Route, resp *http.Response) error {
+	defer resp.Body.Close()
 	var e api.Error
 	js, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	if err == nil && json.Unmarshal(js, &e) == nil && e.Code != "" {

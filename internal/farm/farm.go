@@ -156,7 +156,7 @@ func (f *Farm) Run(n *Node, join string, extra ...string) error {
 	return err
 }
 
-// WaitUp waits until the node is ready and every node that runs sees it as up.
+// WaitUp waits until the node is ready. It asks often, and so for no more than that: a status is what all nodes have to say.
 func (f *Farm) WaitUp(ctx context.Context, n *Node) error {
 	return Poll(ctx, 10*time.Millisecond, func() error {
 		select {
@@ -165,12 +165,12 @@ func (f *Farm) WaitUp(ctx context.Context, n *Node) error {
 			return Final(fmt.Errorf("farm: %s ended: %v\n%s", n.Name, err, n.Log()))
 		default:
 		}
-		st, err := n.Client.Status(ctx)
+		now, err := n.Client.Ready(ctx)
 		if err != nil {
 			return err
 		}
-		if !st.Ready {
-			return fmt.Errorf("farm: %s is not ready: %v", n.Name, st.Warnings)
+		if !now.Ready {
+			return fmt.Errorf("farm: %s is not ready: %v", n.Name, now.Checks)
 		}
 		return nil
 	})

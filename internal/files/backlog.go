@@ -37,19 +37,14 @@ func (b *board) names(h manifest.Hash) bool {
 	return false
 }
 
-// backlog is how many paths wait to be placed, the bytes of their files, and since when the oldest waits.
-func (b *board) backlog() (paths int, bytes int64, since time.Time) {
+// backlog is how many changes wait to be placed, the bytes of their files, and since when the oldest waits.
+func (b *board) backlog() (changes int, bytes int64, since time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, st := range b.paths {
-		if st.want != nil || st.claim == placed {
-			paths++
-		}
-	}
-	if paths > 0 && len(b.placing.open) > 0 {
+	if b.wants > 0 && len(b.placing.open) > 0 {
 		since = b.placing.open[0].begun
 	}
-	return paths, b.behindSize, since
+	return b.wants, b.wantsSize, since
 }
 
 // unplaced returns the wants whose contents came with entries and are not on disk yet, and the index up to which

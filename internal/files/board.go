@@ -62,7 +62,8 @@ type board struct {
 	lost       uint64 // except for some of this one
 	inlineSize int    // bytes of content that wait with wants
 	behind     bool   // events were dropped: the manifest has to be walked
-	behindSize int64  // bytes of files that wait to be placed
+	wants      int    // that wait or that the placer has
+	wantsSize  int64  // bytes of their files
 }
 
 type claim uint8
@@ -360,7 +361,8 @@ func (w *want) inherit(old *want) {
 
 func (b *board) count(w *want, by int) {
 	b.inlineSize += by * len(w.Inline)
-	b.behindSize += int64(by) * w.Node.Size
+	b.wants += by
+	b.wantsSize += int64(by) * w.Node.Size
 }
 
 // takeWants claims up to n paths to place, without waiting.

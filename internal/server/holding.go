@@ -380,12 +380,8 @@ func (h *holding) ready() (bool, string) {
 	if err != nil {
 		return false, err.Error()
 	}
-	st, err := a.Status()
-	if err != nil {
-		return false, err.Error()
-	}
-	if st.Mode == "scan" {
-		return false, strings.TrimSuffix("the directory is being compared with the group: "+st.Why, ": ")
+	if mode, why := a.Mode(); mode == "scan" {
+		return false, strings.TrimSuffix("the directory is being compared with the group: "+why, ": ")
 	}
 	return true, ""
 }
