@@ -365,12 +365,12 @@ func (b *board) count(w *want, by int) {
 	b.wantsSize += int64(by) * w.Node.Size
 }
 
-// takeWants claims up to n paths to place, without waiting.
+// takeWants claims up to n paths to place, fewer once their files have placeBytes, without waiting.
 func (b *board) takeWants(n int) []*want {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var out []*want
-	for len(b.places) > 0 && len(out) < n {
+	for size := int64(0); len(b.places) > 0 && len(out) < n && size < placeBytes; {
 		path := b.places[0]
 		b.places = b.places[1:]
 		st := b.paths[path]
@@ -380,7 +380,7 @@ func (b *board) takeWants(n int) []*want {
 		}
 		st.claim = placed
 		b.laying[path] = struct{}{}
-		out = append(out, st.want)
+		out, size = append(out, st.want), size+st.want.Node.Size
 		st.placing, st.want = st.want, nil
 	}
 	return out

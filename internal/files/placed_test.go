@@ -32,6 +32,19 @@ func FuzzRecord(f *testing.F) {
 	})
 }
 
+// TestWantsOfLargeFiles: what is placed at a time is bounded by its bytes too.
+func TestWantsOfLargeFiles(t *testing.T) {
+	b := newBoard(time.Now)
+	for i := range 5 {
+		b.want(uint64(i+1), manifest.Changed{Path: string(rune('a' + i)), Node: manifest.Node{Kind: manifest.File, Size: placeBytes / 2}})
+	}
+	for _, want := range []int{2, 2, 1, 0} {
+		if got := len(b.takeWants(placeMax)); got != want {
+			t.Errorf("%d files of half of what fits were taken, not %d", got, want)
+		}
+	}
+}
+
 // TestBoard: one path is never with the pipeline and the placer at once (I2), and an older state never
 // displaces a newer one.
 func TestBoard(t *testing.T) {

