@@ -134,23 +134,29 @@ func (c *cluster) carryOut(n *node, e Effects) {
 
 func (n *node) release(t *testing.T) {
 	for len(n.heldAppend) > 0 && !n.holdAppend {
-		a := n.heldAppend[0]
-		n.heldAppend = n.heldAppend[1:]
-		if a.HardState != nil {
-			if err := n.log.SetHardState(a.HardState); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if err := n.log.Append(a.Entries); err != nil {
-			t.Fatal(err)
-		}
-		n.Appended(a)
+		n.write(t)
 	}
 	for len(n.heldApply) > 0 && !n.holdApply {
 		a := n.heldApply[0]
 		n.heldApply = n.heldApply[1:]
 		n.apply(t, a)
 	}
+}
+
+// write carries out the oldest append.
+func (n *node) write(t *testing.T) {
+	t.Helper()
+	a := n.heldAppend[0]
+	n.heldAppend = n.heldAppend[1:]
+	if a.HardState != nil {
+		if err := n.log.SetHardState(a.HardState); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := n.log.Append(a.Entries); err != nil {
+		t.Fatal(err)
+	}
+	n.Appended(a)
 }
 
 func (n *node) apply(t *testing.T, a *Apply) {

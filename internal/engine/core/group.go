@@ -154,8 +154,8 @@ func (g *Group) Receive(m *raftpb.Message) error {
 		return fmt.Errorf("receive %s from replica %d: not for peers", t, m.GetFrom())
 	case m.GetFrom() == 0 || m.GetFrom() == g.cfg.Replica || raft.IsLocalMsgTarget(m.GetFrom()):
 		return fmt.Errorf("receive %s: sender %d is reserved", t, m.GetFrom())
-	case t == raftpb.MsgReadIndex && g.role == Leader && !g.termBegun:
-		return nil // see issueReads; the follower asks again
+	case t == raftpb.MsgReadIndex && g.mayKnowLess():
+		return nil // the follower asks again
 	}
 	g.hear(m)
 	if g.unwelcome(m) {

@@ -237,40 +237,6 @@ func TestAnswersToAnEarlierRunsReadsAreIgnored(t *testing.T) {
 	}
 }
 
-// A single voter's raft would answer a read with the commit index that it found on disk, which may be older
-// than what it has acknowledged.
-func TestSingleVoterReadsAfterItsTermHasBegun(t *testing.T) {
-	c := newCluster(t, 1)
-	n := c.elect(1)
-	c.propose(n, AckQuorum, 10)
-	c.run()
-	at := c.want(10, Committed).Position.Index
-	hs, _, err := n.log.InitialState()
-	if err != nil {
-		t.Fatal(err)
-	}
-	hs.Commit = proto.Uint64(1)
-	c.open(1, 1)
-	n.holdAppend = true
-	n.Read(11)
-	for n.Status().Role != Leader {
-		if s := n.Status(); s.Role != Follower && len(n.heldAppend) > 0 { // votes only
-			n.holdAppend = false
-			n.release(t)
-			n.holdAppend = true
-		}
-		n.Tick()
-		c.run()
-	}
-	c.wantNone(11)
-	n.holdAppend = false
-	n.release(t)
-	c.run()
-	if a := c.want(11, Ready); a.Position.Index < at {
-		t.Fatalf("read at %d, acknowledged %d", a.Position.Index, at)
-	}
-}
-
 func change(typ raftpb.ConfChangeType, id uint64) *raftpb.ConfChangeV2 {
 	return &raftpb.ConfChangeV2{Changes: []*raftpb.ConfChangeSingle{{Type: typ.Enum(), NodeId: proto.Uint64(id)}}}
 }

@@ -43,10 +43,18 @@ func (r *reads) tick() { r.age++ }
 // again has every waiting read asked again at once: the leader has changed.
 func (r *reads) again() { r.age = readRetryTicks }
 
+// mayKnowLess says whether this replica leads, by raft's own word, and is not known to have committed in its term: what it
+// believes to be committed may then be older than what its predecessor has acknowledged. Raft itself makes an exception
+// for a group of one voter, whose commit index may be behind after a crash. The role of the last Effects does not tell: an
+// event since, as that its own vote is durable, may have made it leader.
+func (g *Group) mayKnowLess() bool {
+	s := g.rn.BasicStatus()
+	return s.RaftState == raft.StateLeader && (g.role != Leader || g.term != s.GetTerm() || !g.termBegun)
+}
+
 // readsDue says whether a round should begin. Without a leader raft would drop it. A leader waits for the first
-// commit of its term: before it, what it believes to be committed may be older than what its predecessor has
-// acknowledged (raft itself makes an exception for a group of one voter, whose commit index may be behind
-// after a crash).
+// commit of its term (see mayKnowLess). That it leads cannot have escaped here: it was a candidate first, whose vote
+// went out with Effects, and since then no leader is known.
 func (g *Group) readsDue() bool {
 	r := &g.reads
 	switch {

@@ -142,7 +142,7 @@ func (g *Group) Status() Status {
 		Commit:      raw.GetCommit(),
 		Applied:     g.applied,
 		Last:        g.last,
-		TermBegun:   g.termBegun,
+		TermBegun:   raw.RaftState == raft.StateLeader && !g.mayKnowLess(),
 		Voters:      slices.Sorted(maps.Keys(raw.Config.Voters[0])),
 		Learners:    slices.Sorted(maps.Keys(raw.Config.Learners)),
 		Outgoing:    slices.Sorted(maps.Keys(raw.Config.Voters[1])),
