@@ -22,15 +22,16 @@ func (b *board) placingEpoch(index uint64) *epoch {
 	return ep
 }
 
-// names says whether a content is named by something that waits to be placed.
+// names says whether a content is named by something that waits to be placed or that the placer has, or perhaps by what
+// a walk has not come to yet.
 func (b *board) names(h manifest.Hash) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.behind {
+	if b.behind || b.walking {
 		return true // perhaps
 	}
 	for _, st := range b.paths {
-		if st.want != nil && st.want.Node.Hash == h {
+		if st.want != nil && st.want.Node.Hash == h || st.placing != nil && st.placing.Node.Hash == h {
 			return true
 		}
 	}

@@ -62,6 +62,7 @@ type board struct {
 	lost       uint64 // except for some of this one
 	inlineSize int    // bytes of content that wait with wants
 	behind     bool   // events were dropped: the manifest has to be walked
+	walking    bool   // it is
 	wants      int    // that wait or that the placer has
 	wantsSize  int64  // bytes of their files
 }
@@ -460,7 +461,7 @@ func (b *board) beginWalk() (hold *epoch, index uint64) {
 	if !b.behind {
 		return nil, 0
 	}
-	b.behind = false
+	b.behind, b.walking = false, true
 	hold = b.placingEpoch(b.committed)
 	hold.left++
 	return hold, b.committed
@@ -470,6 +471,7 @@ func (b *board) endWalk(hold *epoch) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	hold.left--
+	b.walking = false
 	b.placing.settle()
 	b.wake.Broadcast()
 }
