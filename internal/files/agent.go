@@ -144,6 +144,7 @@ type Agent struct {
 	rechecks rechecks
 	durable  atomic.Uint64 // placed index of the last checkpoint
 	floor    atomic.Uint64 // see Floor
+	spent    spent
 }
 
 // New opens the binding: work area, contents, placer, placed table. It fails if Root is not the binding of

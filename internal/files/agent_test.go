@@ -426,6 +426,49 @@ func TestSystemCrash(t *testing.T) {
 	}
 }
 
+// TestPowerFailureAfterPlacing: a content that was placed and did not reach the disk there is still staged, and needs nobody
+// else. Once it is durable it is staged no more.
+func TestPowerFailureAfterPlacing(t *testing.T) {
+	f := newFarm(t, 2)
+	f.nodes[1].change = func(c *Config) { c.Checkpoint = time.Hour }
+	f.up()
+	f.flush()
+	data := strings.Repeat("good content ", 5000) // too much to come with its entry
+	f.nodes[0].write("f", data)
+	f.flush()
+	nd := f.nodes[1]
+	if got := nd.read("f"); got != data {
+		t.Fatalf("%d bytes were placed", len(got))
+	}
+	nd.agent.expire(time.Now()) // as every minute: gives up a pack that holds nothing any more
+	packs, kept := filepath.Join(nd.work, "packs"), filepath.Join(t.TempDir(), "packs")
+	must(t, os.CopyFS(kept, os.DirFS(packs))) // as the power failure leaves them
+	must(t, nd.agent.checkpoint(false))
+	if n := nd.agent.store.Stats().Packs.Contents; n != 0 {
+		t.Errorf("%d contents are staged although what was placed is durable", n)
+	}
+	f.nodes[0].down()
+	nd.stop()
+	must(t, <-nd.ended)
+	nd.ended <- nil
+	b := nd.table.Batch()
+	must(t, nd.agent.table.setNumber(b, metaPlaced, 0))
+	must(t, nd.agent.table.setNumber(b, metaBoot, 12345))
+	must(t, b.Commit())
+	nd.down()
+	must(t, os.RemoveAll(packs))
+	must(t, os.CopyFS(packs, os.DirFS(kept)))
+	must(t, os.Truncate(nd.path("f"), 0))
+	nd.boot = "b2"
+	nd.up()
+	eventually(t, func() string {
+		if got := nd.read("f"); got != data {
+			return fmt.Sprintf("the only member that is left has %d bytes", len(got))
+		}
+		return ""
+	})
+}
+
 func TestProblemsAndVerify(t *testing.T) {
 	f := newFarm(t, 2)
 	f.up()

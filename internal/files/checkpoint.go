@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/zeebo/blake3"
@@ -65,10 +66,13 @@ func (a *Agent) timeLoop(ctx context.Context) {
 func (a *Agent) checkpoint(clean bool) error {
 	index := a.board.placedIndex()
 	if index <= a.durable.Load() && !clean {
-		return a.spareLog()
+		if err := a.spareLog(); err != nil || a.spent.none() {
+			return err
+		}
+		return a.syncPlaced()
 	}
-	if err := unix.Syncfs(a.root.Fd()); err != nil {
-		return fmt.Errorf("checkpoint: syncfs: %w", err)
+	if err := a.syncPlaced(); err != nil {
+		return err
 	}
 	b := a.cfg.Table.Batch()
 	defer b.Discard()
@@ -94,6 +98,44 @@ func (a *Agent) checkpoint(clean bool) error {
 	return nil
 }
 
+// spent are contents that were placed since the last syncfs. Until the next one, a power failure leaves no copy of them but
+// the staged one.
+type spent struct {
+	mu   sync.Mutex
+	list []manifest.Hash
+}
+
+func (s *spent) add(hashes []manifest.Hash) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.list = append(s.list, hashes...)
+}
+
+func (s *spent) take() (list []manifest.Hash) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list, s.list = s.list, nil
+	return list
+}
+
+func (s *spent) none() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.list) == 0
+}
+
+// syncPlaced makes what was placed durable and lets go what was staged for it.
+func (a *Agent) syncPlaced() error {
+	list := a.spent.take()
+	if err := unix.Syncfs(a.root.Fd()); err != nil {
+		return fmt.Errorf("checkpoint: syncfs: %w", err)
+	}
+	if err := a.store.Drop(list...); err != nil {
+		a.log.Warn("drop staged contents", "err", err)
+	}
+	return nil
+}
+
 // spareLog lets the log go on being cut while something cannot be placed: what it would be needed for, the
 // contents that came with entries and are not on disk, is staged durably instead.
 func (a *Agent) spareLog() error {
@@ -104,8 +146,8 @@ func (a *Agent) spareLog() error {
 	if err != nil || upTo <= a.floor.Load() {
 		return err
 	}
-	if err := unix.Syncfs(a.root.Fd()); err != nil { // what was placed beyond the placed index
-		return fmt.Errorf("checkpoint: syncfs: %w", err)
+	if err := a.syncPlaced(); err != nil { // beyond the placed index
+		return err
 	}
 	a.floor.Store(upTo)
 	return nil

@@ -2,6 +2,7 @@ package files
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -35,7 +36,7 @@ func (a *Agent) Content(ctx context.Context, path string, n *manifest.Node) (r i
 	if err != nil {
 		return nil, false, err
 	}
-	if err := a.store.Release(n.Hash); err != nil {
+	if err := errors.Join(a.store.Release(n.Hash), a.store.Drop(n.Hash)); err != nil {
 		return nil, false, fmt.Errorf("release a fetched content: %w", err)
 	}
 	return r, ok, nil

@@ -221,7 +221,7 @@ func (a *Agent) fetch(ctx context.Context, tasks []place.Task, results []place.R
 	return kept
 }
 
-// recordPlaced records what is on disk now, in the batch that ends the announcement, and lets staged contents go.
+// recordPlaced records what is on disk now, in the batch that ends the announcement. Contents staged for it are spent.
 func (a *Agent) recordPlaced(tasks []place.Task, results []place.Result) error {
 	e := a.table.edit()
 	defer e.discard()
@@ -262,6 +262,7 @@ func (a *Agent) recordPlaced(tasks []place.Task, results []place.Result) error {
 	if err := a.store.Release(release...); err != nil {
 		a.log.Warn("release staged contents", "err", err)
 	}
+	a.spent.add(release)
 	return nil
 }
 

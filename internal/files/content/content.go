@@ -277,9 +277,17 @@ func (s *Store) openStaged(h manifest.Hash) (*os.File, error) {
 func (s *Store) TakeStaged(h manifest.Hash) (string, bool) { return s.takeLarge(h) }
 
 // Release says that each content is needed once less than before: it was placed, or what named it is void. A
-// content that was staged several times has to be released as often, or expires.
+// content that was staged several times has to be released as often, or expires. It stays until Drop, but for one that
+// was taken, which is in its place.
 func (s *Store) Release(hashes ...manifest.Hash) error {
-	return errors.Join(s.packs.Release(hashes...), s.releaseLarge(hashes))
+	s.packs.Release(hashes...)
+	return s.releaseLarge(hashes)
+}
+
+// Drop lets those of the contents go that were released as often as staged. A content that was placed may go once it is
+// durable in its place: until then what is staged may be the only copy that outlives a power failure.
+func (s *Store) Drop(hashes ...manifest.Hash) error {
+	return errors.Join(s.packs.Drop(hashes...), s.dropLarge(hashes))
 }
 
 // Expire drops contents that were last staged an hour ago or earlier and that stillNamed says false of, and

@@ -248,7 +248,7 @@ func BenchmarkPushLarge(b *testing.B) {
 			b.Fatal(err)
 		}
 		item := fileItem(path, data)
-		if err := r.members[2].Release(item.Hash); err != nil {
+		if err := errors.Join(r.members[2].Release(item.Hash), r.members[2].Drop(item.Hash)); err != nil {
 			b.Fatal(err)
 		}
 		b.StartTimer()
@@ -256,7 +256,7 @@ func BenchmarkPushLarge(b *testing.B) {
 			b.Fatal(err)
 		}
 		b.StopTimer()
-		if err := r.members[2].Release(item.Hash); err != nil {
+		if err := errors.Join(r.members[2].Release(item.Hash), r.members[2].Drop(item.Hash)); err != nil {
 			b.Fatal(err)
 		}
 		b.StartTimer()

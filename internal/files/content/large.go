@@ -76,7 +76,7 @@ func (s *Store) takeLarge(h manifest.Hash) (string, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f := s.large[h]
-	if f == nil || f.taken || f.uses > 1 {
+	if f == nil || f.taken || f.uses != 1 {
 		return "", false
 	}
 	path := s.largeName(h) + takenSuffix
@@ -128,10 +128,21 @@ func (s *Store) releaseLarge(hashes []manifest.Hash) error {
 		if f == nil {
 			continue
 		}
-		if f.uses--; f.uses > 0 {
-			continue
+		if f.uses = max(0, f.uses-1); f.uses == 0 && f.taken {
+			errs = append(errs, s.removeLarge(h))
 		}
-		errs = append(errs, s.removeLarge(h))
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Store) dropLarge(hashes []manifest.Hash) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for _, h := range hashes {
+		if f := s.large[h]; f != nil && f.uses == 0 {
+			errs = append(errs, s.removeLarge(h))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -114,7 +114,7 @@ func TestTakenOnlyOnce(t *testing.T) {
 		}
 	}
 	release := func(h manifest.Hash) {
-		if err := m.Release(h); err != nil {
+		if err := errors.Join(m.Release(h), m.Drop(h)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -171,7 +171,10 @@ func TestLargeAccounting(t *testing.T) {
 	if !m.touchLarge(a) {
 		t.Fatal("a staged content is not there")
 	}
-	if err := m.Release(a, b); err != nil {
+	if err := m.Release(a, b); err != nil || !m.Has(b) {
+		t.Fatalf("gone before it is durable in its place: %v", err)
+	}
+	if err := m.Drop(a, b); err != nil {
 		t.Fatal(err)
 	}
 	if !m.Has(a) || m.Has(b) {
@@ -208,7 +211,7 @@ func TestPartFileIsNotTrusted(t *testing.T) {
 	clear(data[4<<20 : 6<<20])
 	h := m.stageLarge(data, 100)
 	path := m.largeName(h)
-	if err := m.Release(h); err != nil {
+	if err := errors.Join(m.Release(h), m.Drop(h)); err != nil {
 		t.Fatal(err)
 	}
 	damaged := bytes.Clone(data)

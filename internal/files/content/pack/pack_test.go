@@ -264,7 +264,11 @@ func TestReleasedFilesGo(t *testing.T) {
 		t.Fatalf("only %d files", n)
 	}
 	stage(t, l, contents[7]) // wanted twice
-	if err := l.Release(hashes(contents)...); err != nil {
+	l.Release(hashes(contents)...)
+	if st := l.Stats(); st.Contents != 100 {
+		t.Errorf("released, not dropped: %+v", st)
+	}
+	if err := l.Drop(hashes(contents)...); err != nil {
 		t.Fatal(err)
 	}
 	if st := l.Stats(); st.Contents != 1 || st.Bytes != 4000 || st.Files != 2 || len(packFiles(t, dir)) != 2 {
@@ -273,7 +277,8 @@ func TestReleasedFilesGo(t *testing.T) {
 	if _, ok := l.Get(blake3.Sum256(contents[7])); !ok {
 		t.Error("a content staged twice went with the first release")
 	}
-	if err := l.Release(blake3.Sum256(contents[7])); err != nil {
+	l.Release(blake3.Sum256(contents[7]))
+	if err := l.Drop(blake3.Sum256(contents[7])); err != nil {
 		t.Fatal(err)
 	}
 	if err := l.Expire(start, func(manifest.Hash) bool { return false }); err != nil {
@@ -390,7 +395,8 @@ func TestReadersRaceWithReleaseAndRotation(t *testing.T) {
 				case 0:
 					stage(t, l, c)
 				case 1:
-					if err := l.Release(h); err != nil {
+					l.Release(h)
+					if err := l.Drop(h); err != nil {
 						t.Error(err)
 					}
 				default:

@@ -78,23 +78,27 @@ func (l *Log) forget(h manifest.Hash, at location) {
 	_ = l.remove(h, now)
 }
 
-// Release says that each of the contents is needed once less than before. One that was staged no more often
-// than released goes, and a full file goes with its last content.
-func (l *Log) Release(hashes ...manifest.Hash) error {
+// Release says that each of the contents is needed once less than before. None goes before Drop.
+func (l *Log) Release(hashes ...manifest.Hash) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, h := range hashes {
+		if at, ok := l.index[h]; ok && at.uses > 0 {
+			at.uses--
+			l.index[h] = at
+		}
+	}
+}
+
+// Drop lets those of the contents go that were released as often as staged, and a full file with its last one.
+func (l *Log) Drop(hashes ...manifest.Hash) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var errs []error
 	for _, h := range hashes {
-		at, ok := l.index[h]
-		if !ok {
-			continue
+		if at, ok := l.index[h]; ok && at.uses == 0 {
+			errs = append(errs, l.remove(h, at))
 		}
-		if at.uses > 1 {
-			at.uses--
-			l.index[h] = at
-			continue
-		}
-		errs = append(errs, l.remove(h, at))
 	}
 	return errors.Join(errs...)
 }
