@@ -57,6 +57,7 @@ func TestUnbindAndBindAgain(t *testing.T) {
 	}
 	write(t, n3, "d/f4", "edited while unbound")
 	write(t, n3, "d/own", "new while unbound")
+	write(t, n3, "d/f5", "put back from a copy") // whose last author was n3 itself
 	if _, err := n1.Client.DirBind(ctx, group, api.DirBind{Node: n3.Name, Path: n3.Tree}); err != nil {
 		t.Fatal(err)
 	}
@@ -75,6 +76,13 @@ func TestUnbindAndBindAgain(t *testing.T) {
 	b, err := os.ReadFile(copies[0])
 	if either[string(b)] = true; err != nil || !either["edited while unbound"] || !either[strings.Repeat("z", 4000)] {
 		t.Errorf("one of two contents is lost (%v)", err)
+	}
+	copies, err = filepath.Glob(filepath.Join(n1.Tree, "d/f5.conflict-*"))
+	if err != nil || len(copies) != 1 || read(t, n1, "d/f5") != strings.Repeat("z", 5000) {
+		t.Fatalf("d/f5 has %d bytes, conflict copies: %v %v", len(read(t, n1, "d/f5")), copies, err)
+	}
+	if b, err := os.ReadFile(copies[0]); err != nil || string(b) != "put back from a copy" {
+		t.Errorf("the copy of d/f5 holds %q (%v)", b, err)
 	}
 	write(t, n3, "d/again", "a member")
 	settle(t, ctx, f)

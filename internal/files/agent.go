@@ -125,7 +125,8 @@ type Agent struct {
 	root   *vfs.Root
 	kept   []place.Kept
 
-	wentBack bool // the system went down: the disk may be of an earlier moment than the group remembers
+	wentBack bool   // the system went down: the disk may be of an earlier moment than the group remembers
+	began    uint64 // what the group had committed before this binding proposed anything
 
 	begun    chan struct{}   // closed once the first scan is due: only then is there anything to wait for
 	ctx      context.Context // Run's, for what its goroutines wait for
@@ -387,6 +388,9 @@ func (a *Agent) prepare(ctx context.Context) error {
 	}
 	if _, err := a.cfg.Log.Barrier(ctx); err != nil {
 		return fmt.Errorf("wait for the group's state: %w", err)
+	}
+	if err := a.begin(); err != nil {
+		return err
 	}
 	if err := a.finishEdits(ctx); err != nil {
 		return err

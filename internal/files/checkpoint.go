@@ -24,6 +24,7 @@ import (
 const (
 	metaPlaced = "placed" // placed index that is durable on disk: everything up to it, contents too
 	metaBoot   = "boot"   // hash of the boot that last wrote here; 0 after a clean stop
+	metaBegan  = "began"  // index that the group had committed when the binding was taken up first
 )
 
 // tick is how often what waits for a time is looked at.

@@ -43,16 +43,18 @@ func (a *Agent) consult(found []finding) ([]finding, error) {
 // standing is what stands at a path in the manifest.
 type standing struct {
 	manifest.Node
-	own bool // the content came from this node
+	own bool // the content came from a node of this name
 }
 
 // follows bases an edit on what stands, if that came from this disk: what is found there now is what became of it. The
 // placed record does not say so when the process died between the commit and the record, or before the record was
 // safe; by its version the node's own earlier edit would pass for somebody else's, and the newer one would lose. After
-// the system went down the disk itself may have gone back, and only the record tells.
+// the system went down the disk itself may have gone back, and only the record tells. What a node of this name brought
+// before this binding began came from another directory, or from an earlier moment of this one: what differs is merged.
 func (a *Agent) follows(f *finding, stands standing) {
 	never := f.old.Stat.Kind == manifest.Absent
-	if a.wentBack || !stands.own || stands.Version <= f.old.Version || f.old.Version == 0 && !never {
+	ours := stands.own && stands.Version > a.began
+	if a.wentBack || !ours || stands.Version <= f.old.Version || f.old.Version == 0 && !never {
 		return
 	}
 	f.change.Base, f.old.Version, f.old.Hash = stands.Version, stands.Version, stands.Hash

@@ -2,6 +2,7 @@ package files
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"slices"
 
@@ -14,6 +15,32 @@ import (
 // looks like a new one at the next start. As long as it stands, see follows. When others have replaced it since, the log
 // tells: it has the edit, and a change that somebody based on it, which nobody can do before it was accepted. So the record
 // is written now as it would have been then, and what the others made of it takes its place without a conflict.
+
+// begin finds out, and at the first start of a binding records durably, what the group had committed before the binding
+// proposed anything. The state includes that.
+func (a *Agent) begin() error {
+	v, known, err := a.cfg.Table.Get(metaKey(metaBegan))
+	if err == nil && known && len(v) == 8 {
+		a.began = binary.LittleEndian.Uint64(v)
+		return nil
+	}
+	a.began = a.cfg.Log.Applied()
+	b := a.cfg.Table.Batch()
+	defer b.Discard()
+	if err == nil {
+		err = a.table.setNumber(b, metaBegan, a.began)
+	}
+	if err == nil {
+		err = b.Commit()
+	}
+	if err == nil {
+		err = a.cfg.Table.Sync()
+	}
+	if err != nil {
+		return fmt.Errorf("record where the binding begins: %w", err)
+	}
+	return nil
+}
 
 // ownEdits finds edits of one node in the log. It is a pure function of the entries that are shown to it.
 type ownEdits struct {
