@@ -266,7 +266,7 @@ func TestNewMemberGetsASnapshotAndObserverAFeed(t *testing.T) {
 	four := boot(t, m, 4, nil, logstore.NewMemory(), kv.NewMemory())
 	id := uint64(4)
 	cc := &raftpb.ConfChangeV2{Changes: []*raftpb.ConfChangeSingle{{Type: raftpb.ConfChangeAddLearnerNode.Enum(), NodeId: &id}}}
-	if a := leader.group.Change(ctx, cc); a.Code != core.Committed {
+	if a := leader.group.Change(ctx, leader.group.Fresh().Term, cc); a.Code != core.Committed {
 		t.Fatalf("add learner: %v", a.Code)
 	}
 	at := leader.group.Applied().Index

@@ -55,7 +55,7 @@ func addVoter(ctx context.Context, t *testing.T, leader *Group, id uint64) {
 	for _, kind := range []raftpb.ConfChangeType{raftpb.ConfChangeAddLearnerNode, raftpb.ConfChangeAddNode} {
 		cc := &raftpb.ConfChangeV2{Changes: []*raftpb.ConfChangeSingle{{Type: kind.Enum(), NodeId: &id}}}
 		for {
-			a := leader.Change(ctx, cc)
+			a := leader.Change(ctx, leader.Fresh().Term, cc)
 			if a.Code == core.Committed {
 				break
 			}
@@ -235,7 +235,7 @@ func TestTwoRecoveriesAreStrangers(t *testing.T) {
 
 	// One adds two as a member and so speaks to it.
 	id := uint64(2)
-	g1.Change(ctx, &raftpb.ConfChangeV2{Changes: []*raftpb.ConfChangeSingle{{Type: raftpb.ConfChangeAddLearnerNode.Enum(), NodeId: &id}}})
+	g1.Change(ctx, g1.Fresh().Term, &raftpb.ConfChangeV2{Changes: []*raftpb.ConfChangeSingle{{Type: raftpb.ConfChangeAddLearnerNode.Enum(), NodeId: &id}}})
 	for f := range one.forked {
 		if f.Superseded || f.Node != 2 {
 			t.Fatalf("one was told %+v", f)

@@ -146,10 +146,15 @@ func (g *Group) WaitApplied(ctx context.Context, index uint64) error {
 	}
 }
 
-// Change proposes a configuration change on the leader; one at a time.
-func (g *Group) Change(ctx context.Context, cc *raftpb.ConfChangeV2) core.Answer {
+// Change proposes a configuration change on the leader of a term; one at a time. In another term the answer is NotLeader,
+// even if it is led here again: somebody else may have changed the configuration meanwhile.
+func (g *Group) Change(ctx context.Context, term uint64, cc *raftpb.ConfChangeV2) core.Answer {
 	w := &waiter{proposal: core.Proposal{ID: g.eng.ids.Add(1)}, done: make(chan core.Answer, 1)}
 	if !g.box.call(func() {
+		if _, leader, now := g.core.Lead(); now != term {
+			w.done <- core.Answer{ID: w.proposal.ID, Code: core.NotLeader, Leader: leader}
+			return
+		}
 		g.waiters[w.proposal.ID] = w
 		g.core.Change(w.proposal.ID, cc)
 	}) {

@@ -153,12 +153,48 @@ func (n *node) groupHere(id uint64) *engine.Group {
 }
 
 // drive takes the next step of a group that is led here.
+//
+// What the control group's state was when this node came to lead may be older than what the leaders before have already
+// brought the configuration to: voters that they took in would look like such that were left out since. So the step that
+// this node's copy calls for only says that there may be something to do. What is done follows from a copy that was made
+// current after this leadership had begun, and is done by this leadership or not at all: then the configuration is of no
+// newer state than the copy.
 func (n *node) drive(ctx context.Context, cs *control.State, g *control.Group, grp *engine.Group) {
-	st := grp.Fresh()
-	if st.Transferee != 0 || !st.TermBegun {
+	term, step := nextStep(cs, g, grp)
+	ctl := n.ctl.member()
+	if step.Why == "" || ctl == nil {
 		return
 	}
-	step := control.PlanMembership(g, control.Lead{
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if _, err := ctl.Barrier(ctx); err != nil {
+		n.log.Debug("membership: the control group's state may be old", "group", g.Name, "change", step.Why, "err", err)
+		return
+	}
+	cs = n.ctl.state()
+	g, ok := cs.Group(g.ID)
+	if !ok {
+		return
+	}
+	_, step = nextStep(cs, g, grp)
+	switch {
+	case step.Transfer != 0:
+		err := grp.Transfer(ctx, step.Transfer)
+		n.log.Info("leadership", "group", g.Name, "change", step.Why, "err", err)
+	case step.Change != nil:
+		a := grp.Change(ctx, term, step.Change)
+		n.log.Info("membership", "group", g.Name, "change", step.Why, "answer", a.Code.String())
+	}
+}
+
+// nextStep is what a replica that leads does next to bring its group's configuration to what a state of the control group
+// wants, and the term in which it leads. A replica that follows another history does nothing.
+func nextStep(cs *control.State, g *control.Group, grp *engine.Group) (term uint64, _ control.Step) {
+	st := grp.Fresh()
+	if st.Role != core.Leader || st.Transferee != 0 || !st.TermBegun || memberLine(grp, g).History != g.History {
+		return st.Term, control.Step{}
+	}
+	return st.Term, control.PlanMembership(g, control.Lead{
 		Self:     grp.Replica(),
 		Conf:     &raftpb.ConfState{Voters: st.Voters, Learners: st.Learners, VotersOutgoing: st.Outgoing},
 		Progress: func(replica uint64) control.Progress { return progressOf(st, replica) },
@@ -168,16 +204,6 @@ func (n *node) drive(ctx context.Context, cs *control.State, g *control.Group, g
 			return ok && (p.Drain || p.Removed)
 		},
 	})
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	switch {
-	case step.Transfer != 0:
-		err := grp.Transfer(ctx, step.Transfer)
-		n.log.Info("leadership", "group", g.Name, "change", step.Why, "err", err)
-	case step.Change != nil:
-		a := grp.Change(ctx, step.Change)
-		n.log.Info("membership", "group", g.Name, "change", step.Why, "answer", a.Code.String())
-	}
 }
 
 func progressOf(st core.Status, replica uint64) control.Progress {

@@ -190,7 +190,7 @@ func (gr *bubbleGroup) readmit(ctx context.Context) {
 				kind = raftpb.ConfChangeAddNode
 			}
 			ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-			g.Change(ctx, &raftpb.ConfChangeV2{Changes: []*raftpb.ConfChangeSingle{{Type: kind.Enum(), NodeId: proto.Uint64(id)}}})
+			g.Change(ctx, st.Term, &raftpb.ConfChangeV2{Changes: []*raftpb.ConfChangeSingle{{Type: kind.Enum(), NodeId: proto.Uint64(id)}}})
 			cancel()
 			return
 		}

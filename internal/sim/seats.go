@@ -51,7 +51,8 @@ func (gr *group) unseat(replica uint64) {
 	})
 }
 
-// seatsKnown are the seats as the member's host knows them; the record is followed at some distance.
+// seatsKnown are the seats as the member's host knows them; the record is followed at some distance. The server looks once
+// more before it acts; that what was acknowledged stays must not hang on it.
 func (m *member) seatsKnown() *control.Group {
 	states := m.gr.record.states
 	m.seatsRead += m.h.w.dice.clock.IntN(len(states) - m.seatsRead)
