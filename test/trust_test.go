@@ -101,6 +101,53 @@ func TestAcceptedWritesThatAreLostAreTold(t *testing.T) {
 	}
 }
 
+// TestTokensAreKeptAcrossAFork: a leader accepts writes that its followers, which are lost, never get. The group is
+// recovered from its log, which commits them, and their tokens say so.
+func TestTokensAreKeptAcrossAFork(t *testing.T) {
+	ctx, f := start(t, 3)
+	settle(t, ctx, f)
+	leader, err := f.Leader(ctx, group)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range others(f, leader) {
+		if err := n.Kill(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p, err := leader.Client.GroupProbe(ctx, group, api.GroupProbeRequest{Ack: "local"})
+	if err != nil || p.Answer != api.AnswerAccepted {
+		t.Fatalf("probe: %+v, %v", p, err)
+	}
+	if err := leader.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	run(t, f, nil, "offline", "recover", "--data", leader.Data, "--yes-lose-data", leader.Name)
+	if err := f.Run(leader, ""); err != nil {
+		t.Fatal(err)
+	}
+	var done api.GroupRecovered
+	if err := farm.Poll(ctx, 50*time.Millisecond, func() (err error) {
+		done, err = leader.Client.GroupRecover(ctx, group, api.GroupRecover{Confirm: group})
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if done.Fork >= p.Index || done.Last < p.Index {
+		t.Fatalf("accepted at %d, and the fork is at %d, the end at %d", p.Index, done.Fork, done.Last)
+	}
+	var got api.GroupToken
+	err = farm.Poll(ctx, 50*time.Millisecond, func() (err error) {
+		if got, err = leader.Client.GroupToken(ctx, group, p.Token); err == nil && got.Fate == api.FateUnknown {
+			err = fmt.Errorf("not decided: %s", got.Why)
+		}
+		return err
+	})
+	if err != nil || got.Fate != api.FateCommitted {
+		t.Errorf("%+v, %v: what was accepted at %d is committed in the new history", got, err, p.Index)
+	}
+}
+
 // TestTheInSyncSetFollowsItsMembers: a member that dies leaves the set, is not counted, and joins when it is back.
 func TestTheInSyncSetFollowsItsMembers(t *testing.T) {
 	ctx, f := start(t, 3)

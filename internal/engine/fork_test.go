@@ -294,6 +294,14 @@ func TestRecoverKeepsTheTail(t *testing.T) {
 	if _, ok, err := kvGet(g, "p/not known"); !ok || err != nil {
 		t.Errorf("the entry that was not known to be committed is lost: %v", err)
 	}
+	for _, c := range []struct {
+		at   core.Position
+		want core.Fate
+	}{{core.Position{Term: 3, Index: 3}, core.FateCommitted}, {core.Position{Term: 2, Index: 3}, core.FateLost}} {
+		if got := g.Fate(ctx, c.at); got != c.want {
+			t.Errorf("what a leader of before accepted as %v is %s, want %s", c.at, got, c.want)
+		}
+	}
 }
 
 // TestRefusesProposalsOfAnotherHistory: a version or index of one history means nothing in another.

@@ -205,7 +205,23 @@ type fateAnswer struct {
 	Why  string `json:"why"`
 }
 
-// fateHere decides by what this node has applied. A line that was cut off takes with it what came behind the cut.
+// fateByLine decides what the line of log alone tells. The seed of a fork keeps and commits what its log held, up to the
+// entry before Start, so that far the terms decide (false); from there on indexes are of the new line's own entries.
+func fateByLine(line replica.Line, t writeToken) (fateAnswer, bool) {
+	switch {
+	case t.history == line.History:
+		return fateAnswer{}, false
+	case t.history != line.Before || line.Before == [16]byte{}:
+		return fateAnswer{api.FateUnknown, "it is of a history that this group does not remember"}, true
+	case t.at.Index <= line.Fork.Index || t.at.Index < line.Start:
+		return fateAnswer{}, false
+	case line.Start == 0:
+		return fateAnswer{api.FateUnknown, fmt.Sprintf("its history was given up somewhere behind entry %d", line.Fork.Index)}, true
+	}
+	return fateAnswer{api.FateLost, fmt.Sprintf("its history was given up behind entry %d", line.Start-1)}, true
+}
+
+// fateHere decides by what this node has applied.
 func (n *node) fateHere(ctx context.Context, req groupRequest) (fateAnswer, error) {
 	t, err := parseWriteToken(req.Path)
 	if err != nil {
@@ -224,12 +240,8 @@ func (n *node) fateHere(ctx context.Context, req groupRequest) (fateAnswer, erro
 		return fateAnswer{}, errNoSuchGroup
 	}
 	line := memberLine(m, g)
-	switch {
-	case t.history == line.History:
-	case t.history != line.Before || line.Before == [16]byte{}:
-		return fateAnswer{api.FateUnknown, "it is of a history that this group does not remember"}, nil
-	case t.at.Index > line.Fork.Index:
-		return fateAnswer{api.FateLost, fmt.Sprintf("its history was given up behind entry %d", line.Fork.Index)}, nil
+	if a, sure := fateByLine(line, t); sure {
+		return a, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, fatePatience)
 	defer cancel()
@@ -237,6 +249,9 @@ func (n *node) fateHere(ctx context.Context, req groupRequest) (fateAnswer, erro
 	case core.FateCommitted:
 		return fateAnswer{api.FateCommitted, fmt.Sprintf("committed as entry %d of term %d", t.at.Index, t.at.Term)}, nil
 	case core.FateLost:
+		if t.history != line.History {
+			return fateAnswer{api.FateLost, fmt.Sprintf("its history was given up, and what went on had another entry %d than that of term %d", t.at.Index, t.at.Term)}, nil
+		}
 		return fateAnswer{api.FateLost, fmt.Sprintf("another leader was elected before a majority had entry %d of term %d", t.at.Index, t.at.Term)}, nil
 	case core.FateForgotten:
 		return fateAnswer{api.FateUnknown, "too many leaderships ago: it is no longer remembered"}, nil

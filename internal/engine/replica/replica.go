@@ -81,9 +81,10 @@ type Line struct {
 	// Before is the history that this one was cut from, behind Fork, the last entry that both share. Zero: none.
 	Before [16]byte
 	Fork   core.Position
-	// Start is the last index whose entry may be of a time before the fork; Seed is the replica that the fork made
-	// the only voter. Configuration changes up to Start are void: the configuration is Seed alone after the fork,
-	// and only what comes behind Start changes it. 0: there was no fork, or it is not known.
+	// Start is the index of the first entry of the line's own, behind the tail Fork.Index+1..Start-1, which Seed had in
+	// its log at the fork and has committed since; Seed is the replica that the fork made the only voter. Configuration
+	// changes up to Start are void: the configuration is Seed alone after the fork, and only what comes behind Start
+	// changes it. 0: there was no fork, or it is not known.
 	Start, Seed uint64
 }
 
