@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -360,4 +361,83 @@ func TestReplicasAreComparedAtIntervals(t *testing.T) {
 		t.Fatal(err)
 	}
 	verdict(leader.group.Applied().Index - 1)
+}
+
+// held keeps a replica's applier waiting, as if its disk were slow, until release is called; then it runs f before it goes on.
+func held(t *testing.T, g *Group, f func()) (release func()) {
+	t.Helper()
+	gate, entered := make(chan struct{}), make(chan struct{})
+	if !g.jobs.call(func() { close(entered); <-gate; f() }) {
+		t.Fatal("the replica has ended")
+	}
+	<-entered
+	release = sync.OnceFunc(func() { close(gate) })
+	t.Cleanup(release)
+	return release
+}
+
+// accuse has a replica learn that all others have another state. For its applier.
+func accuse(g *Group, agree ...uint64) {
+	mark := g.Applied().Index
+	g.book.begin(mark)
+	g.book.finish(mark, machine.Digest{1}, nil)
+	g.book.judged(replica.Verdict{Mark: mark, Digest: machine.Digest{2}, Agree: agree})
+	g.compare()
+}
+
+// until waits for a state of the core.
+func until(t *testing.T, ctx context.Context, g *Group, what string, ok func(core.Status) bool) {
+	t.Helper()
+	for !ok(g.Fresh()) {
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			t.Fatalf("%s: %+v", what, g.Fresh())
+		}
+	}
+}
+
+// What is under way when the quarantine begins is not answered from the state that is doubtful, whether or not that was
+// replaced before the answer is out.
+func TestQuarantineStopsWhatIsUnderWay(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	m, members, _ := written(t, ctx, 5)
+	leader := leaderOf(t, ctx, members)
+	id := leader.group.Replica()
+	var agree []uint64
+	for other := range members {
+		if other != id {
+			agree = append(agree, other)
+		}
+	}
+	m.refuse(ServiceSnapshot, true)
+	type outcome struct {
+		a   core.Answer
+		err error
+	}
+	release := held(t, leader.group, func() { accuse(leader.group, agree...) })
+	before := leader.group.Fresh()
+	writes, reads := make(chan outcome, 3), make(chan outcome, 1)
+	for _, ack := range []core.Ack{core.AckQuorum, core.AckAll} {
+		go func() {
+			writes <- outcome{a: leader.group.Propose(ctx, core.Proposal{Client: [16]byte{8, byte(ack)}, Seq: 1, Floor: 1, Ack: ack, Payload: []byte("w")})}
+		}()
+	}
+	until(t, ctx, leader.group, "two writes are committed", func(s core.Status) bool { return s.Proposals > before.Proposals && s.Commit >= before.Commit+1 })
+	go func() {
+		_, err := leader.group.Barrier(ctx)
+		reads <- outcome{err: err}
+	}()
+	until(t, ctx, leader.group, "a read waits for the state", func(s core.Status) bool { return s.Reads == 1 })
+	release()
+	for range 2 {
+		if o := <-writes; o.a.Code != core.Unknown || o.a.Result != nil {
+			t.Errorf("a write was answered %v with %x by a doubtful state", o.a.Code, o.a.Result)
+		}
+	}
+	if o := <-reads; !errors.Is(o.err, ErrQuarantined) {
+		t.Errorf("a read was answered by a doubtful state: %v", o.err)
+	}
+	m.refuse(ServiceSnapshot, false)
 }

@@ -77,9 +77,10 @@ type Group struct {
 	src     *source
 
 	book       *digestBook
-	checks     checks       // owned by the loop
-	checkEvery atomic.Int64 // a duration
-	leaderless atomic.Int64 // since when no leader is known, Unix ns; 0: one is
+	distrusted atomic.Uint64 // how often the state was put in quarantine
+	checks     checks        // owned by the loop
+	checkEvery atomic.Int64  // a duration
+	leaderless atomic.Int64  // since when no leader is known, Unix ns; 0: one is
 	alarm      atomic.Pointer[string]
 
 	stopping context.Context

@@ -299,14 +299,15 @@ func (o *Observer) Digest() (d machine.Digest, at core.Position, err error) {
 // all may be slow.
 const askPatience = time.Second
 
-// Barrier returns an index that covers everything committed before the call, once the local state does.
+// Barrier returns an index that covers everything committed before the call, once the local state does. ErrQuarantined:
+// the local state is not what the others have.
 func (o *Observer) Barrier(ctx context.Context) (uint64, error) {
 	var pause backoff
 	for try := 0; ; try++ {
 		if voters := o.cfg.Members.Voters(); len(voters) > 0 {
 			index, err := o.eng.readAt(ctx, voters[try%len(voters)], wireGroup(o.cfg.ID, o.rep.Line().History), askPatience*time.Duration(1+try/len(voters)))
 			if err == nil {
-				return index, o.WaitApplied(ctx, index)
+				return o.answerRead(ctx, index)
 			}
 		}
 		pause.wait(ctx, nil)
@@ -314,6 +315,17 @@ func (o *Observer) Barrier(ctx context.Context) (uint64, error) {
 			return 0, fmt.Errorf("engine: group %d: no linearizable read: %w", o.cfg.ID, ctx.Err())
 		}
 	}
+}
+
+// answerRead waits until the state covers index, and looks then whether it is to be trusted.
+func (o *Observer) answerRead(ctx context.Context, index uint64) (uint64, error) {
+	if err := o.WaitApplied(ctx, index); err != nil {
+		return 0, err
+	}
+	if o.rep.Quarantine() != nil {
+		return 0, ErrQuarantined
+	}
+	return index, nil
 }
 
 // WaitApplied returns once the state covers index.

@@ -21,7 +21,9 @@ type waiter struct {
 const allPatience = 10 * time.Second
 
 // Propose asks this replica, which should be the leader, to commit p (its ID is assigned here). The answer says
-// what is known; when ctx ends first it is Unknown (or CommittedQuorumOnly for AckAll).
+// what is known; when ctx ends first it is Unknown (or CommittedQuorumOnly for AckAll). What a state says that is found
+// to be doubtful before the answer is out is not passed on: results, and by the table of sessions what is accepted, are
+// Unknown then, and the session asks the next leader. The engine's own commands ask nothing of the state.
 func (g *Group) Propose(ctx context.Context, p core.Proposal) core.Answer {
 	if p.Ack == core.AckAll {
 		var cancel context.CancelFunc
@@ -29,6 +31,7 @@ func (g *Group) Propose(ctx context.Context, p core.Proposal) core.Answer {
 		defer cancel()
 	}
 	p.ID = g.eng.ids.Add(1)
+	before := g.distrusted.Load()
 	if g.rep.Quarantine() != nil { // what its machine says is not the group's word
 		return core.Answer{ID: p.ID, Code: core.Busy}
 	}
@@ -36,7 +39,12 @@ func (g *Group) Propose(ctx context.Context, p core.Proposal) core.Answer {
 	if !g.box.propose(w) {
 		return core.Answer{ID: p.ID, Code: core.Unknown}
 	}
-	return g.await(ctx, w)
+	a := g.await(ctx, w)
+	// Counted rather than looked at: the state may have been replaced since.
+	if !p.Engine && decided(a.Code) && g.distrusted.Load() != before {
+		return core.Answer{ID: p.ID, Code: core.Unknown, Position: a.Position}
+	}
+	return a
 }
 
 func (g *Group) await(ctx context.Context, w *waiter) core.Answer {
@@ -98,7 +106,7 @@ func (g *Group) answer(a core.Answer) {
 }
 
 // Barrier returns an index such that the local state, which covers it, includes everything that was committed
-// anywhere in the group before the call (raft's ReadIndex).
+// anywhere in the group before the call (raft's ReadIndex). ErrQuarantined: the local state is not what the others have.
 func (g *Group) Barrier(ctx context.Context) (uint64, error) {
 	for {
 		if g.rep.Quarantine() != nil {
@@ -114,6 +122,8 @@ func (g *Group) Barrier(ctx context.Context) (uint64, error) {
 		}
 		a := g.await(ctx, w)
 		switch {
+		case a.Code == core.Ready && g.rep.Quarantine() != nil: // found while the read was under way
+			return 0, ErrQuarantined
 		case a.Code == core.Ready:
 			return a.Position.Index, nil
 		case ctx.Err() != nil:

@@ -122,6 +122,7 @@ func (g *Group) compare() {
 		g.eng.failed(err)
 		return
 	}
+	g.distrusted.Add(1) // before anything replaces the state, see Propose
 	g.src.cutAll()
 	g.tasks.Go(g.heal)
 }
