@@ -142,10 +142,11 @@ type Agent struct {
 	watchMu sync.Mutex
 	watcher watch.Watcher
 
-	rechecks rechecks
-	durable  atomic.Uint64 // placed index of the last checkpoint
-	floor    atomic.Uint64 // see Floor
-	spent    spent
+	rechecks    rechecks
+	durable     atomic.Uint64 // placed index of the last checkpoint
+	checkpoints atomic.Uint64 // how many were begun, as far as the placed table remembers
+	floor       atomic.Uint64 // see Floor
+	spent       spent
 }
 
 // New opens the binding: work area, contents, placer, placed table. It fails if Root is not the binding of
@@ -239,6 +240,11 @@ func (a *Agent) open() (err error) {
 	if err != nil {
 		return err
 	}
+	synced, err := a.table.number(metaSynced)
+	if err != nil {
+		return err
+	}
+	a.checkpoints.Store(synced)
 	a.durable.Store(durable)
 	a.floor.Store(durable)
 	return nil

@@ -409,6 +409,7 @@ func TestSystemCrash(t *testing.T) {
 	must(t, err)
 	b := nd.table.Batch()
 	must(t, nd.agent.table.setNumber(b, metaPlaced, 0))
+	must(t, nd.agent.table.setNumber(b, metaSynced, 0))
 	must(t, nd.agent.table.setNumber(b, metaBoot, 12345))
 	must(t, b.Commit())
 	nd.down()
@@ -453,6 +454,7 @@ func TestPowerFailureAfterPlacing(t *testing.T) {
 	nd.ended <- nil
 	b := nd.table.Batch()
 	must(t, nd.agent.table.setNumber(b, metaPlaced, 0))
+	must(t, nd.agent.table.setNumber(b, metaSynced, 0))
 	must(t, nd.agent.table.setNumber(b, metaBoot, 12345))
 	must(t, b.Commit())
 	nd.down()

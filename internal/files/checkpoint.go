@@ -23,6 +23,7 @@ import (
 // Positions and marks in the placed table.
 const (
 	metaPlaced = "placed" // placed index that is durable on disk: everything up to it, contents too
+	metaSynced = "synced" // number of the last checkpoint whose syncfs is over
 	metaBoot   = "boot"   // hash of the boot that last wrote here; 0 after a clean stop
 	metaBegan  = "began"  // index that the group had committed when the binding was taken up first
 )
@@ -72,13 +73,14 @@ func (a *Agent) checkpoint(clean bool) error {
 		}
 		return a.syncPlaced()
 	}
+	number := a.checkpoints.Add(1) // before the sync: what is recorded from here on may be too late for it
 	if err := a.syncPlaced(); err != nil {
 		return err
 	}
 	b := a.cfg.Table.Batch()
 	defer b.Discard()
 	index = max(index, a.durable.Load())
-	if err := a.table.setNumber(b, metaPlaced, index); err != nil {
+	if err := errors.Join(a.table.setNumber(b, metaPlaced, index), a.table.setNumber(b, metaSynced, number)); err != nil {
 		return fmt.Errorf("checkpoint: %w", err)
 	}
 	boot := a.bootNumber()
@@ -204,7 +206,7 @@ func (a *Agent) distrust(ctx context.Context) error {
 	if now := a.bootNumber(); boot == 0 || boot == now && now != 1 {
 		return a.markRunning()
 	}
-	floor, err := a.table.number(metaPlaced)
+	synced, err := a.table.number(metaSynced)
 	if err != nil {
 		return err
 	}
@@ -216,7 +218,8 @@ func (a *Agent) distrust(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if rec.Stat.Kind != manifest.File || rec.Version <= floor && rec.Version != 0 {
+		// Its version says nothing: a file may be placed again as it was, or be found rewritten as it was.
+		if rec.Stat.Kind != manifest.File || rec.After < synced && rec.Version != 0 {
 			return nil
 		}
 		return a.verifyOne(e, path, rec)

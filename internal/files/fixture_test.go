@@ -13,7 +13,7 @@ import (
 func TestFixture(t *testing.T) {
 	made := map[string]record{
 		"file": {Placed: place.Placed{Version: 900, Stat: place.Stat{Kind: manifest.File, Mode: 0o644, UID: 1000, GID: 1001, Size: 1 << 33,
-			MTime: 1_700_000_000_000_000_001, CTime: 1_700_000_000_000_000_900, Ino: 6, Dev: 7, Nlink: 1}}, Hash: manifest.Hash{1, 2}},
+			MTime: 1_700_000_000_000_000_001, CTime: 1_700_000_000_000_000_900, Ino: 6, Dev: 7, Nlink: 1}}, Hash: manifest.Hash{1, 2}, After: 300},
 		"directory": {Placed: place.Placed{Version: 1, Stat: place.Stat{Kind: manifest.Dir, Mode: 0o755, MTime: -4, CTime: 5, Ino: 8, Dev: 7, Nlink: 2}}},
 		"other":     {Placed: place.Placed{Stat: place.Stat{Other: true}}},
 	}

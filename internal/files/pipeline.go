@@ -150,6 +150,7 @@ func (a *Agent) setRecord(e *edits, path string, had manifest.Kind, r record) er
 	}
 	if r.Stat.Kind == manifest.File {
 		a.guard.files.Add(1)
+		r.After = a.checkpoints.Load()
 	}
 	return e.set(path, r)
 }

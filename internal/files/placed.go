@@ -15,7 +15,8 @@ import (
 // its content's hash (files).
 type record struct {
 	place.Placed
-	Hash manifest.Hash
+	Hash  manifest.Hash
+	After uint64 // files: checkpoints begun before this was recorded; one that came later made the content durable
 }
 
 // node is the record as the manifest would say it.
@@ -66,7 +67,7 @@ func encodeRecord(b []byte, r *record) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(s.MTime))
 	b = binary.AppendVarint(b, s.CTime-s.MTime)
 	if s.Kind == manifest.File {
-		b = append(b, r.Hash[:]...)
+		b = append(binary.AppendUvarint(b, r.After), r.Hash[:]...)
 	}
 	return b
 }
@@ -100,7 +101,7 @@ func decodeRecord(b []byte) (r record, err error) {
 	}
 	s.CTime = s.MTime + delta
 	if b = b[8+n:]; s.Kind == manifest.File {
-		if len(b) != len(r.Hash) {
+		if r.After = next(); err != nil || len(b) != len(r.Hash) {
 			return record{}, errRecord
 		}
 		copy(r.Hash[:], b)

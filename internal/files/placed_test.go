@@ -9,7 +9,7 @@ import (
 )
 
 func FuzzRecord(f *testing.F) {
-	file := record{Placed: place.Placed{Version: 9, Stat: place.Stat{Kind: manifest.File, Mode: 0o644, UID: 1, GID: 2, Size: 3, MTime: -4, CTime: 5, Ino: 6, Dev: 7, Nlink: 1}}, Hash: manifest.Hash{1, 2}}
+	file := record{Placed: place.Placed{Version: 9, Stat: place.Stat{Kind: manifest.File, Mode: 0o644, UID: 1, GID: 2, Size: 3, MTime: -4, CTime: 5, Ino: 6, Dev: 7, Nlink: 1}}, Hash: manifest.Hash{1, 2}, After: 300}
 	other := record{Placed: place.Placed{Stat: place.Stat{Other: true}}}
 	for _, r := range []record{file, other} {
 		b := encodeRecord(nil, &r)

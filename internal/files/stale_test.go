@@ -1,9 +1,11 @@
 package files
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // TestStaleDirectory: a directory that was never in step, or not since it was put back to an earlier moment, is merged by
@@ -85,4 +87,74 @@ func TestOwnEditOfANewBinding(t *testing.T) {
 	nd.up()
 	f.flush()
 	alone(f, "f", "second")
+}
+
+// TestPlacedAgainBeforeTheSystemWentDown: a file that was placed again as it was, or rewritten as it was, since the last
+// checkpoint is not trusted either, although its version is older than that.
+func TestPlacedAgainBeforeTheSystemWentDown(t *testing.T) {
+	good := "good content"
+	for name, again := range map[string]func(nd *node){
+		"repaired": func(nd *node) {
+			nd.agent.board.stop()
+			damage(nd, "f", "bad  content")
+			nd.agent.board.resume()
+			v, err := nd.agent.Verify(t.Context(), true)
+			if err != nil || v.Repaired != 1 {
+				t.Fatalf("%+v %v", v, err)
+			}
+		},
+		"rewritten": func(nd *node) {
+			in, err := os.Stat(nd.path("f"))
+			must(t, err)
+			nd.write("tmp", good)
+			must(t, os.Chtimes(nd.path("tmp"), in.ModTime(), in.ModTime()))
+			must(t, os.Rename(nd.path("tmp"), nd.path("f")))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFarm(t, 2)
+			nd := f.nodes[1]
+			nd.change = func(c *Config) { c.Checkpoint = time.Hour }
+			f.up()
+			f.nodes[0].write("f", good)
+			f.flush()
+			nd.down() // a checkpoint covers it
+			nd.up()
+			f.flush()
+			before, err := nd.agent.table.get("f")
+			must(t, err)
+			again(nd)
+			eventually(t, func() string {
+				rec, err := nd.agent.table.get("f")
+				if err != nil || rec.Version != before.Version || rec.Stat.Ino == before.Stat.Ino || nd.read("f") != good {
+					return fmt.Sprintf("f is not as it was: %+v %v", rec, err)
+				}
+				return ""
+			})
+			f.flush()
+			powerFails(nd)
+			must(t, os.Truncate(nd.path("f"), 5)) // so much of it reached the disk
+			nd.up()
+			f.flush()
+			f.same()
+			for _, at := range f.nodes {
+				if got := at.read("f"); got != good {
+					t.Errorf("%s: what did not reach a disk has won: %q", at.name, got)
+				}
+			}
+		})
+	}
+}
+
+// powerFails ends the agent as if the system went down now: the placed table is as it is, with all of its records, and there
+// was no last checkpoint.
+func powerFails(nd *node) {
+	t := nd.f.t
+	t.Helper()
+	now := newMemory()
+	b := now.Batch()
+	must(t, nd.table.View().Scan(nil, nil, func(k, v []byte) error { return b.Set(k, v) }))
+	must(t, b.Commit())
+	nd.down()
+	nd.table, nd.boot = now, "b2"
 }

@@ -120,6 +120,7 @@ func crash(nd *node) {
 	nd.ended <- nil
 	b := nd.table.Batch()
 	must(t, nd.agent.table.setNumber(b, metaPlaced, 0))
+	must(t, nd.agent.table.setNumber(b, metaSynced, 0))
 	must(t, nd.agent.table.setNumber(b, metaBoot, 12345))
 	must(t, b.Commit())
 	nd.down()
@@ -272,6 +273,7 @@ func TestOwnEditAfterLostRecord(t *testing.T) {
 		putRecord(nd, "f", old)
 		b := nd.table.Batch() // the last checkpoint was before the third: what it covers is not verified
 		must(t, table{nd.table}.setNumber(b, metaPlaced, old.Version))
+		must(t, table{nd.table}.setNumber(b, metaSynced, old.After+1))
 		must(t, b.Commit())
 		nd.write("f", "torn")
 		nd.up()
