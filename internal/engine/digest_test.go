@@ -441,3 +441,50 @@ func TestQuarantineStopsWhatIsUnderWay(t *testing.T) {
 	}
 	m.refuse(ServiceSnapshot, false)
 }
+
+// What is written while the replicas are compared was not compared: it is looked at next, although nothing follows.
+func TestWritesDuringAComparisonAreComparedNext(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	_, members, s := written(t, ctx, 3)
+	leader := leaderOf(t, ctx, members)
+	scheduled := func() (ok bool) { // the schedule of this term has begun
+		reply := make(chan bool, 1)
+		leader.group.box.call(func() { reply <- leader.group.checks.term == leader.group.core.Status().Term })
+		return <-reply
+	}
+	until(t, ctx, leader.group, "the schedule begins", func(core.Status) bool { return scheduled() })
+	var slow *Group
+	for _, m := range members {
+		if m != leader {
+			slow = m.group
+		}
+	}
+	before := leader.group.Applied().Index
+	release := held(t, slow, func() {})
+	ended := make(chan struct{})
+	go func() { defer close(ended); leader.group.check(false) }()
+	if err := leader.group.WaitApplied(ctx, before+1); err != nil {
+		t.Fatal(err)
+	}
+	a, err := s.Propose(ctx, core.AckQuorum, []byte("behind the mark"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	release()
+	<-ended
+	leader.group.SetCheckEvery(time.Millisecond)
+	for {
+		leader.group.book.mu.Lock()
+		v := leader.group.book.verdict
+		leader.group.book.mu.Unlock()
+		if v != nil && v.Mark > a.Position.Index {
+			return
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			t.Fatalf("the write at %d is not compared; the latest verdict: %+v", a.Position.Index, v)
+		}
+	}
+}

@@ -33,7 +33,7 @@ const whyReplaced = "its state differed from that of the majority"
 type checks struct {
 	term    uint64
 	last    time.Time // when the latest began
-	index   uint64    // up to where everything was compared
+	index   uint64    // the mark of the latest that found everybody equal; what came behind it was not compared
 	count   uint64
 	running bool
 }
@@ -67,7 +67,7 @@ func (g *Group) scheduleCheck() {
 	every := time.Duration(g.checkEvery.Load())
 	// A clock that went back must not put comparisons off.
 	due := now.Sub(c.last) >= every || now.Before(c.last)
-	if !due || c.running || g.rep.Applied().Index <= c.index || g.rep.Quarantine() != nil {
+	if !due || c.running || g.rep.Written() <= c.index || g.rep.Quarantine() != nil {
 		return
 	}
 	c.last, c.running = now, true
@@ -85,8 +85,8 @@ func (g *Group) check(deep bool) {
 	}
 	g.box.call(func() {
 		g.checks.running = false
-		if err == nil && len(found.Odd) == 0 {
-			g.checks.index = g.rep.Applied().Index
+		if err == nil && found.Verdict != nil && len(found.Odd) == 0 {
+			g.checks.index = found.Mark
 		}
 	})
 }

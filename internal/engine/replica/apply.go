@@ -135,7 +135,11 @@ func (a *applier) entry(e *raftpb.Entry) ([][]byte, error) {
 	}
 	a.next.at = at
 	a.next.terms = a.next.terms.Note(at)
-	if e.GetType() != raftpb.EntryNormal || len(e.GetData()) == 0 {
+	if e.GetType() != raftpb.EntryNormal {
+		a.next.written = at.Index
+		return nil, nil
+	}
+	if len(e.GetData()) == 0 {
 		return nil, nil
 	}
 	batch, err := a.decode(e)
@@ -186,6 +190,7 @@ func (a *applier) proposal(p *core.Proposal, ordinal int) ([]byte, error) {
 	if p.Engine {
 		return a.engine(p.Payload), nil
 	}
+	a.next.written = a.next.at.Index
 	cmd := machine.Command{Index: a.next.at.Index, Time: a.next.time, Level: a.next.level, Payload: p.Payload}
 	if p.Client == ([16]byte{}) {
 		result, err := a.r.machine.Apply(a.tx, cmd)

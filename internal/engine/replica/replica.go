@@ -70,6 +70,8 @@ type state struct {
 	level      uint64 // at least core.FirstLevel
 	terms      core.Terms
 	quarantine *Quarantine // nil: the state is trusted
+
+	written uint64 // see Written; not kept: where the state was when it was loaded
 }
 
 const stateVersion = 2
@@ -167,6 +169,7 @@ func (r *Replica) load() error {
 	if st.quarantine, err = readQuarantine(r.store); err != nil {
 		return err
 	}
+	st.written = st.at.Index
 	r.state = st
 	r.publish()
 	if err := r.machine.Restored(kv.PrefixedReader(r.store, st.slot.machine()), st.at.Index); err != nil {
@@ -191,7 +194,7 @@ func (r *Replica) InitLine(meta *raftpb.SnapshotMetadata, line Line) error {
 	}
 	st := r.state
 	st.at = core.Position{Term: meta.GetTerm(), Index: meta.GetIndex()}
-	st.conf, st.line = meta.GetConfState(), line
+	st.conf, st.line, st.written = meta.GetConfState(), line, st.at.Index
 	st.terms = st.terms.Note(st.at)
 	if err := r.force(st); err != nil {
 		return fmt.Errorf("initialise replica: %w", err)
@@ -255,6 +258,10 @@ func (r *Replica) Size() (uint64, error) {
 
 // Applied is the position that the state covers.
 func (r *Replica) Applied() core.Position { return r.public.Load().at }
+
+// Written is the last index up to Applied that may hold more than the engine's own commands: behind it replicas that were
+// equal are.
+func (r *Replica) Written() uint64 { return r.public.Load().written }
 
 // ConfState is the configuration in force at Applied; nil if it is not known.
 func (r *Replica) ConfState() *raftpb.ConfState { return r.public.Load().conf }

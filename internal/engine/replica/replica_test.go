@@ -260,6 +260,31 @@ func TestReplayAfterACrashEndsInTheSameState(t *testing.T) {
 	}
 }
 
+// TestWrittenLeavesOutTheEnginesOwn: marks and verdicts give no reason for the next ones.
+func TestWrittenLeavesOutTheEnginesOwn(t *testing.T) {
+	r, store := newReplica(t)
+	own := core.Proposal{Engine: true, Payload: Mark{}.Encode()}
+	for i, c := range []struct {
+		entry *raftpb.Entry
+		want  uint64
+	}{
+		{entry(2, 1, write(1, 1, 1, "a")), 2},
+		{entry(3, 2, own), 2},
+		{&raftpb.Entry{Index: proto.Uint64(4), Term: proto.Uint64(2)}, 2},
+		{entry(5, 3, own, write(1, 2, 1, "b"), own), 5},
+		{confEntry(6), 6},
+		{entry(7, 4, own), 6},
+	} {
+		mustApply(t, r, []*raftpb.Entry{c.entry})
+		if got := r.Written(); got != c.want {
+			t.Errorf("entry %d: written up to %d, want %d", i, got, c.want)
+		}
+	}
+	if again := open(t, store); again.Written() != 7 {
+		t.Errorf("opened again at %d: what is not known counts as written", again.Written())
+	}
+}
+
 func TestEntriesThatAreCoveredAreSkippedExceptForTheirConfiguration(t *testing.T) {
 	r, _ := newReplica(t)
 	mustApply(t, r, []*raftpb.Entry{confEntry(2), entry(3, 1, write(1, 1, 1, "a"))})
