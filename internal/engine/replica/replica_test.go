@@ -270,7 +270,7 @@ func TestWrittenLeavesOutTheEnginesOwn(t *testing.T) {
 	}{
 		{entry(2, 1, write(1, 1, 1, "a")), 2},
 		{entry(3, 2, own), 2},
-		{&raftpb.Entry{Index: proto.Uint64(4), Term: proto.Uint64(2)}, 2},
+		{&raftpb.Entry{Index: proto.Uint64(4), Term: proto.Uint64(1)}, 2},
 		{entry(5, 3, own, write(1, 2, 1, "b"), own), 5},
 		{confEntry(6), 6},
 		{entry(7, 4, own), 6},
