@@ -22,6 +22,10 @@ import (
 // quarantine and heals (quarantine.go). Where no digest has a majority nobody does anything but raise an alarm:
 // nothing is ever repaired towards a minority.
 //
+// The configuration may change between mark, verdict and the verdict's place in the log. The leader judges by the one in
+// force when the digests are there, and each voter again by the one in force at the verdict's entry; observers, which
+// know no configuration, believe the leader.
+//
 // Marks and verdicts change nothing that is replicated, so replaying them is harmless: a mark is computed again, a
 // verdict compared again, and with equal states both come to nothing.
 
@@ -100,6 +104,18 @@ func (b *digestBook) finish(mark uint64, d machine.Digest, err error) {
 	}
 	b.mu.Unlock()
 	b.changed.broadcast()
+}
+
+// judged takes a verdict, unless those that agree are no majority of the configuration in force at its entry. On the
+// applier.
+func (g *Group) judged(v replica.Verdict) {
+	conf := g.rep.ConfState()
+	if !majority(conf.GetVoters(), conf.GetVotersOutgoing(), v.Agree) {
+		g.lg.Info("verdict on states ignored: the voters have changed meanwhile", "mark", v.Mark, "agree", v.Agree, "voters", conf.GetVoters())
+		return
+	}
+	g.book.judged(v)
+	g.compare()
 }
 
 func (b *digestBook) judged(v replica.Verdict) {
@@ -198,9 +214,10 @@ func (g *Group) Check(ctx context.Context, deep bool) (Checkup, error) {
 		return Checkup{}, fmt.Errorf("engine: group %d: compare replicas: the mark was answered %s", g.cfg.ID, a.Code)
 	}
 	c := Checkup{Mark: a.Position.Index, Digests: map[uint64]machine.Digest{}, Missing: map[uint64]error{}}
-	st := g.Core()
-	g.collect(ctx, &c, slices.Concat(st.Voters, st.Learners), deep)
-	c.Verdict, c.Odd = judge(c.Mark, st.Voters, c.Digests)
+	st := g.Fresh()
+	g.collect(ctx, &c, slices.Compact(slices.Sorted(slices.Values(slices.Concat(st.Voters, st.Outgoing, st.Learners)))), deep)
+	st = g.Fresh() // it may have changed while they were asked
+	c.Verdict, c.Odd = judge(c.Mark, st.Voters, st.Outgoing, c.Digests)
 	g.raise(&c)
 	if c.Verdict == nil {
 		return c, nil
@@ -255,21 +272,15 @@ func (g *Group) askDigest(ctx context.Context, r, mark uint64) (d machine.Digest
 	return machine.Digest(reply), nil
 }
 
-// judge finds the digest that a majority of all voters has, and who has another one. Without a majority there is no
-// verdict, and everybody is odd if not all that answered agree.
-func judge(mark uint64, voters []uint64, digests map[uint64]machine.Digest) (*replica.Verdict, []uint64) {
+// judge finds the digest that a majority of all voters has, of those of a configuration that is being left as well, and
+// who has another one. Without it there is no verdict, and everybody is odd if not all that answered agree.
+func judge(mark uint64, voters, outgoing []uint64, digests map[uint64]machine.Digest) (*replica.Verdict, []uint64) {
 	have := map[machine.Digest][]uint64{}
 	for _, r := range slices.Sorted(maps.Keys(digests)) {
 		have[digests[r]] = append(have[digests[r]], r)
 	}
 	for d, replicas := range have {
-		votes := 0
-		for _, r := range replicas {
-			if slices.Contains(voters, r) {
-				votes++
-			}
-		}
-		if votes <= len(voters)/2 {
+		if !majority(voters, outgoing, replicas) {
 			continue
 		}
 		odd := slices.DeleteFunc(slices.Sorted(maps.Keys(digests)), func(r uint64) bool { return digests[r] == d })
@@ -279,4 +290,18 @@ func judge(mark uint64, voters []uint64, digests map[uint64]machine.Digest) (*re
 		return nil, nil
 	}
 	return nil, slices.Sorted(maps.Keys(digests))
+}
+
+// majority says whether replicas are a majority of voters, and of outgoing if there are any.
+func majority(voters, outgoing, replicas []uint64) bool {
+	most := func(of []uint64) bool {
+		votes := 0
+		for _, v := range of {
+			if slices.Contains(replicas, v) {
+				votes++
+			}
+		}
+		return votes > len(of)/2
+	}
+	return most(voters) && (len(outgoing) == 0 || most(outgoing))
 }

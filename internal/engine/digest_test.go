@@ -45,10 +45,29 @@ func TestJudge(t *testing.T) {
 		"three of five, of three":    {[]uint64{1, 2, 3, 4, 5}, found{1: a, 2: a, 3: a}, []uint64{1, 2, 3}, nil},
 		"the only voter":             {[]uint64{1}, found{1: a}, []uint64{1}, nil},
 	} {
-		v, odd := judge(7, x.voters, x.found)
+		v, odd := judge(7, x.voters, nil, x.found)
 		if (v == nil) != (x.agree == nil) || v != nil && (!slices.Equal(v.Agree, x.agree) || v.Digest != x.found[x.agree[0]] || v.Mark != 7) ||
 			!slices.Equal(odd, x.odd) {
 			t.Errorf("%s: verdict %+v, odd %v", name, v, odd)
+		}
+	}
+}
+
+// TestJudgeJoint: in a joint configuration both halves must agree.
+func TestJudgeJoint(t *testing.T) {
+	a, b := machine.Digest{1}, machine.Digest{2}
+	for name, x := range map[string]struct {
+		voters, outgoing []uint64
+		found            map[uint64]machine.Digest
+		agree            []uint64 // nil: no verdict
+	}{
+		"both":                           {[]uint64{1, 2, 4}, []uint64{1, 2, 3}, map[uint64]machine.Digest{1: a, 2: a, 3: b, 4: b}, []uint64{1, 2}},
+		"of the new one only":            {[]uint64{1, 4, 5}, []uint64{1, 2, 3}, map[uint64]machine.Digest{1: a, 4: a, 5: a, 2: b, 3: b}, nil},
+		"of the old one only":            {[]uint64{1, 2, 3, 4, 5}, []uint64{1, 2, 3}, map[uint64]machine.Digest{1: a, 2: a, 3: b}, nil},
+		"the old ones have not answered": {[]uint64{1, 4, 5}, []uint64{1, 2, 3}, map[uint64]machine.Digest{1: a, 4: a, 5: a}, nil},
+	} {
+		if v, _ := judge(7, x.voters, x.outgoing, x.found); (v == nil) != (x.agree == nil) || v != nil && !slices.Equal(v.Agree, x.agree) {
+			t.Errorf("%s: verdict %+v", name, v)
 		}
 	}
 }
@@ -485,6 +504,74 @@ func TestWritesDuringAComparisonAreComparedNext(t *testing.T) {
 		case <-time.After(5 * time.Millisecond):
 		case <-ctx.Done():
 			t.Fatalf("the write at %d is not compared; the latest verdict: %+v", a.Position.Index, v)
+		}
+	}
+}
+
+// Two of three agree, and before the third has answered there are five: two are no majority of those.
+func TestAGroupThatGrewIsNotJudgedByTheOldOne(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	m, members, _ := written(t, ctx, 5)
+	leader := leaderOf(t, ctx, members)
+	var odd *member
+	for _, o := range members {
+		if o != leader {
+			odd = o
+		}
+	}
+	damage(t, odd.state, 999)
+	before := leader.group.Applied().Index
+	release := held(t, odd.group, func() {})
+	type outcome struct {
+		c   Checkup
+		err error
+	}
+	checked := make(chan outcome, 1)
+	go func() {
+		c, err := leader.group.Check(ctx, false)
+		checked <- outcome{c, err}
+	}()
+	if err := leader.group.WaitApplied(ctx, before+1); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []uint64{4, 5} {
+		members[id] = boot(t, m, id, nil, logstore.NewMemory(), kv.NewMemory())
+		addVoter(ctx, t, leader.group, id)
+	}
+	release()
+	o := <-checked
+	if o.err != nil || o.c.Verdict != nil || len(o.c.Odd) != 3 {
+		t.Errorf("%+v, %v: two of five are no majority", o.c, o.err)
+	}
+	if err := odd.group.WaitApplied(ctx, leader.group.Applied().Index); err != nil {
+		t.Fatal(err)
+	}
+	if q := odd.group.Quarantine(); q != nil {
+		t.Errorf("quarantine by a minority: %+v", q)
+	}
+	if o.c.Verdict == nil && leader.group.Alarm() == "" {
+		t.Error("no alarm")
+	}
+}
+
+// A verdict that the configuration has overtaken on its way into the log is nobody's.
+func TestAVerdictOfAMinorityIsIgnored(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	_, members, _ := written(t, ctx, 5)
+	leader := leaderOf(t, ctx, members)
+	a := leader.group.proposeOwn(ctx, replica.Mark{}.Encode())
+	v := replica.Verdict{Mark: a.Position.Index, Digest: machine.Digest{7}, Agree: []uint64{leader.group.Replica(), 8, 9}}
+	if a = leader.group.proposeOwn(ctx, v.Encode()); a.Code != core.Committed {
+		t.Fatalf("%v", a.Code)
+	}
+	for id, o := range members {
+		if err := o.group.WaitApplied(ctx, a.Position.Index); err != nil {
+			t.Fatal(err)
+		}
+		if q := o.group.Quarantine(); q != nil {
+			t.Errorf("replica %d is in quarantine because of one voter of three: %+v", id, q)
 		}
 	}
 }

@@ -163,7 +163,7 @@ func (e *Engine) openGroup(cfg GroupConfig) (*Group, error) {
 	g.newsDue = time.AfterFunc(newsPatience, func() { g.box.call(g.sendOverdue) })
 	rep.Watch(replica.Hooks{
 		Marked: func(m replica.Mark) { g.book.marked(m, g.tasks.Go, func() { g.jobs.call(g.compare) }) },
-		Judged: func(v replica.Verdict) { g.book.judged(v); g.compare() },
+		Judged: g.judged,
 	})
 	g.SetCheckEvery(DefaultCheckEvery)
 	g.stopping, g.stop = context.WithCancel(context.Background())
