@@ -238,7 +238,7 @@ func TestQuarantineIsKeptAndRefuses(t *testing.T) {
 		if a := g.Propose(ctx, core.Proposal{Payload: []byte("x")}); a.Code != core.Busy {
 			t.Errorf("it takes proposals: %v", a.Code)
 		}
-		if _, err := g.serveSnapshot(9, nil); !errors.Is(err, ErrQuarantined) {
+		if err := g.serveSnapshot(9, nil, nil); !errors.Is(err, ErrQuarantined) {
 			t.Errorf("it gives its state away: %v", err)
 		}
 		w, _, err := g.src.admit(hello{Group: testGroup, Whole: true}, &child{node: 9})

@@ -259,7 +259,7 @@ func TestStuckChild(t *testing.T) {
 		f.fedBy(11, 1, 1)
 		f.write(2, 100)
 		wait(2 * ackPatience)
-		if n := f.groups[1].src.needed(f.index); n != f.index {
+		if n := f.groups[1].pins.lowest(f.index); n != f.index {
 			t.Errorf("after %v it still holds the log at %d", 2*ackPatience, n)
 		}
 		close(held)

@@ -169,8 +169,8 @@ func (e *Engine) openGroup(cfg GroupConfig) (*Group, error) {
 	g.stopping, g.stop = context.WithCancel(context.Background())
 	g.src = &source{
 		eng: e, group: cfg.ID, voter: true, lg: g.lg, rep: rep, differ: cfg.Differ, moved: g.moved,
-		log:     logPrefix{log, rep.Applied, func() uint64 { return g.Core().Applied }},
-		between: g.onApplier, path: g.path, news: g.news, stopping: g.stopping,
+		log:  logPrefix{log, &g.pins, rep.Applied, func() uint64 { return g.Core().Applied }},
+		pins: &g.pins, between: g.onApplier, path: g.path, news: g.news, stopping: g.stopping,
 	}
 	g.catchup.start(rep.Applied().Index)
 	g.SetNodes(cfg.Nodes)

@@ -90,7 +90,7 @@ func (e *Engine) Observe(cfg ObserverConfig) (*Observer, error) {
 	o.stopping, o.stop = context.WithCancel(context.Background())
 	o.src = &source{
 		eng: e, group: cfg.ID, lg: o.lg, rep: rep, log: o.tail, differ: cfg.Differ, moved: o.moved,
-		between: o.between, path: o.path, news: o.news, stopping: o.stopping,
+		pins: &pinSet{}, between: o.between, path: o.path, news: o.news, stopping: o.stopping,
 	}
 	o.catchup.start(rep.Applied().Index)
 	if err := e.enterObserver(o); err != nil {

@@ -12,15 +12,15 @@ import (
 // replayBytes is how much of the log is read at a time.
 const replayBytes = 1 << 20
 
-// Replay shows the payloads of the committed entries in (after, upTo] that are still in the log, in order: what a
+// Replay shows the payloads of the committed entries in (after, upTo] that are still in the log and not being cut, in order: what a
 // machine's owner needs again of them after a crash. upTo is at most the applied index.
 func (g *Group) Replay(ctx context.Context, after, upTo uint64, fn func(index uint64, payload []byte) error) error {
-	defer g.pins.add(after)()
+	defer g.pins.add(after).release()
 	first, err := g.log.FirstIndex()
 	if err != nil {
 		return fmt.Errorf("engine: replay group %d: %w", g.cfg.ID, err)
 	}
-	for at := max(after+1, first); at <= upTo; {
+	for at := max(after+1, g.pins.first(first)); at <= upTo; {
 		if err := ctx.Err(); err != nil {
 			return err
 		}

@@ -55,37 +55,6 @@ func differOr(d Differ) Differ {
 	return d
 }
 
-// pinSet holds the log positions that snapshots in flight still need entries after.
-type pinSet struct {
-	mu   sync.Mutex
-	pins map[*uint64]struct{}
-}
-
-func (p *pinSet) add(index uint64) (release func()) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.pins == nil {
-		p.pins = map[*uint64]struct{}{}
-	}
-	pin := &index
-	p.pins[pin] = struct{}{}
-	return func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		delete(p.pins, pin)
-	}
-}
-
-// floor is the lowest pinned index, or max.
-func (p *pinSet) floor(max uint64) uint64 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for pin := range p.pins {
-		max = min(max, *pin)
-	}
-	return max
-}
-
 // offerSnapshot sends raft's MsgSnap (a position, no data). Raft then feeds the follower nothing until it hears
 // how the pull ended: from ServeSnapshot, or from here if the follower never comes.
 func (g *Group) offerSnapshot(m *raftpb.Message) {
@@ -99,9 +68,9 @@ func (g *Group) offerSnapshot(m *raftpb.Message) {
 	g.offers[to] = true
 	g.lg.Info("offering a snapshot", "to", to, "index", index)
 	g.eng.cfg.Transport.Send(node, wireGroup(g.cfg.ID, g.Line().History), []*raftpb.Message{m})
-	release := g.pins.add(index)
+	pin := g.pins.add(index)
 	g.tasks.Go(func() {
-		defer release()
+		defer pin.release()
 		select {
 		case <-time.After(snapshotPatience):
 		case <-g.stopping.Done():
@@ -217,8 +186,11 @@ func (e *Engine) ServeSnapshot(ctx context.Context, from uint64, conn net.Conn) 
 	if !ok || !ours(tag, g.Line().History) {
 		return
 	}
-	release, err := g.serveSnapshot(from, conn)
-	defer release()
+	// What follows the state, which is no older than what is applied now, stays in the log until raft feeds the member
+	// from there.
+	pin := g.pins.add(g.rep.Applied().Index)
+	defer pin.release()
+	err := g.serveSnapshot(from, pin, conn)
 	if err != nil {
 		g.lg.Warn("snapshot not sent", "to", from, "err", err)
 	}
@@ -229,33 +201,33 @@ func (e *Engine) ServeSnapshot(ctx context.Context, from uint64, conn net.Conn) 
 			}
 		}
 	})
-	if err == nil { // what follows the state stays in the log until raft feeds the member from there
+	if err == nil {
 		conn.Close()
 		g.untilFed(from)
 	}
 }
 
-// serveSnapshot sends the state and waits until it is installed. What follows it stays in the log until release.
-func (g *Group) serveSnapshot(to uint64, conn net.Conn) (release func(), err error) {
+// serveSnapshot sends the state, to whose position it moves pin, and waits until it is installed.
+func (g *Group) serveSnapshot(to uint64, pin *pin, conn net.Conn) error {
 	if g.rep.Quarantine() != nil {
-		return func() {}, ErrQuarantined
+		return ErrQuarantined
 	}
 	defer g.pulls.begin(to)()
 	view := g.rep.StateView()
 	defer view.Close()
 	at, err := g.rep.PositionOf(view)
 	if err != nil {
-		return func() {}, err
+		return err
 	}
-	release = g.pins.add(at.Index)
+	pin.move(at.Index)
 	in := bufio.NewReader(&strict{conn, confirmAfter})
 	if err := serveState(g.rep, g.cfg.Differ, view, readWriter{in, g.eng.pace.wrap(conn, g.stopping)}); err != nil {
-		return release, err
+		return err
 	}
 	if _, err := in.ReadByte(); err != nil {
-		return release, fmt.Errorf("wait for the installation: %w", err)
+		return fmt.Errorf("wait for the installation: %w", err)
 	}
-	return release, nil
+	return nil
 }
 
 // untilFed returns once the replica on a node is fed by entries, or after snapshotPatience.

@@ -41,7 +41,7 @@ var errSlow = errors.New("engine: the observer is too slow; it comes back for wh
 //
 // Invariants
 //   - A decision and the child's registration happen between the same two batches (E4). From then on, until the child
-//     leaves, what it does not have durably counts in needed: a log is not cut there.
+//     leaves, what it does not have durably is pinned: a log is not cut there. What a decision goes by is pinned before.
 //   - A child is sent committed, applied entries only, in order and without a gap from what it has.
 //   - Nobody waits for a child but the goroutine that serves it.
 type source struct {
@@ -51,6 +51,7 @@ type source struct {
 	lg      *slog.Logger
 	rep     *replica.Replica
 	log     prefix
+	pins    *pinSet // of log; nobody cuts an observer's tail by them
 	differ  Differ
 	moved   *signal                  // broadcast when applied or the path have changed
 	between func(func() error) error // runs f between two applied batches
@@ -76,8 +77,8 @@ type child struct {
 	next uint64 // to be sent
 	idle int    // beats during which it owed acknowledgements and sent none
 
-	// Under source.mu.
-	acked, durable uint64
+	pin   *pin   // above what it has durably
+	acked uint64 // under source.mu
 }
 
 // serve serves one learner until it leaves, is cut off, or the member stops.
@@ -118,6 +119,12 @@ func (s *source) serve(ctx context.Context, from uint64, h hello, in *feedReader
 // live. view is the state at w.At if that is to be sent.
 func (s *source) admit(h hello, c *child) (w welcome, view kv.View, err error) {
 	err = s.between(func() error {
+		pin := s.pins.add(h.Index)
+		defer func() {
+			if c.pin == nil {
+				pin.release()
+			}
+		}()
 		offer, err := s.offer()
 		if err != nil {
 			return err
@@ -136,13 +143,15 @@ func (s *source) admit(h hello, c *child) (w welcome, view kv.View, err error) {
 		default:
 			return nil
 		}
-		c.next, c.acked, c.durable = at+1, at, at
+		c.next, c.acked = at+1, at
 		c.limit = max(feedLag, 2*w.Plan.Bytes)
 		if !s.enter(c) {
 			w.Plan = catchup.Plan{Mode: catchup.Behind, Rule: "R1", Why: fmt.Sprintf("this source feeds %d already", maxChildren)}
 			w.Whole = false
 			return nil
 		}
+		pin.move(at)
+		c.pin = pin
 		if w.Whole {
 			view = s.rep.StateView()
 		}
@@ -199,6 +208,9 @@ func (s *source) leave(c *child) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.children, c)
+	if c.pin != nil {
+		c.pin.release()
+	}
 }
 
 // count is how many observers are fed from here.
@@ -206,16 +218,6 @@ func (s *source) count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.children)
-}
-
-// needed is the lowest index that a child has durably, or limit: what is above it may be asked for again.
-func (s *source) needed(limit uint64) uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for c := range s.children {
-		limit = min(limit, c.durable)
-	}
-	return limit
 }
 
 // lacking is the lowest index that a child still has to be sent or to acknowledge, or limit.
@@ -398,8 +400,9 @@ func (s *source) readAck(c *child, in io.Reader) error {
 		return err
 	}
 	s.mu.Lock()
-	c.acked, c.durable = max(c.acked, applied), max(c.durable, durable)
+	c.acked = max(c.acked, applied)
 	s.mu.Unlock()
+	c.pin.move(durable)
 	select {
 	case c.acks <- struct{}{}:
 	default:

@@ -96,7 +96,7 @@ func TestBarrier(t *testing.T) {
 		f.reaches(11)
 		f.until("the live entries are acknowledged as durable", func() bool {
 			for _, g := range f.groups {
-				if g.src.count() > 0 && g.src.needed(f.index) == f.index {
+				if g.src.count() > 0 && g.pins.lowest(f.index) == f.index {
 					return true
 				}
 			}

@@ -28,11 +28,15 @@ type prefix interface {
 // logPrefix is a voter's log, as far as it is committed.
 type logPrefix struct {
 	log     logstore.Log
+	pins    *pinSet
 	state   func() core.Position
 	applied func() uint64 // by raft, from this log
 }
 
-func (p logPrefix) first() (uint64, error) { return p.log.FirstIndex() }
+func (p logPrefix) first() (uint64, error) {
+	first, err := p.log.FirstIndex()
+	return p.pins.first(first), err
+}
 
 func (p logPrefix) last() uint64 {
 	i, err := core.CommittedIn(p.log, p.state(), p.applied())

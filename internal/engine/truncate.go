@@ -36,11 +36,10 @@ func (g *Group) truncate() {
 	// A state that is being installed is ahead of the log, and it stays ahead of what raft has applied if its term is over
 	// when raft hears of it: then raft still asks for the entries that the state covers.
 	to = min(to, last, g.rep.Applied().Index, g.Core().Applied, g.followersHave())
-	to = g.src.needed(g.pins.floor(to))
 	if g.cfg.Floor != nil {
 		to = min(to, g.cfg.Floor())
 	}
-	if to < first {
+	if to = g.pins.cut(to); to < first {
 		return
 	}
 	g.tasks.Go(func() { g.compact(to) })
