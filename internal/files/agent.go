@@ -436,6 +436,13 @@ func (a *Agent) keepInline(changes []manifest.Changed) bool {
 	return all
 }
 
+// keepStranded stages the contents whose paths are to have something else by now.
+func (a *Agent) keepStranded() {
+	if !a.keepInline(a.board.takeStranded()) {
+		a.board.lose()
+	}
+}
+
 // replay stages the contents that rode in entries which the state includes but the disk perhaps does not.
 func (a *Agent) replay(ctx context.Context) error {
 	r, ok := a.cfg.Log.(Replayer)

@@ -101,3 +101,31 @@ func (b *board) staged(wants []*want) {
 		}
 	}
 }
+
+// strand keeps the contents that came with entries to a path and give way to w, which was read from the manifest: of the
+// events after them, which would say who has them now, some may have been dropped, or are still to come.
+func (b *board) strand(w *want) {
+	st := b.paths[w.Path]
+	if st == nil {
+		return
+	}
+	for _, old := range []*want{st.want, st.placing} {
+		if old != nil && old.Inline != nil && old.index <= w.index && (w.Node.Kind != manifest.File || w.Node.Hash != old.Node.Hash) {
+			b.stranded = append(b.stranded, old.Changed)
+		}
+	}
+}
+
+func (b *board) takeStranded() (out []manifest.Changed) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	out, b.stranded = b.stranded, nil
+	return out
+}
+
+// lose says that contents which came with entries could not be staged: the log is needed until everything is placed.
+func (b *board) lose() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.lost = max(b.lost, b.committed)
+}

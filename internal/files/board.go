@@ -56,15 +56,16 @@ type board struct {
 	looking    epochs // marks are flush numbers
 	flush      uint64
 	placing    epochs
-	compacted  int    // epochs of placing that the last compaction left
-	committed  uint64 // index up to which Changed was called
-	taken      uint64 // index up to which contents that came with entries are in wants, on disk or staged,
-	lost       uint64 // except for some of this one
-	inlineSize int    // bytes of content that wait with wants
-	behind     bool   // events were dropped: the manifest has to be walked
-	walking    bool   // it is
-	wants      int    // that wait or that the placer has
-	wantsSize  int64  // bytes of their files
+	compacted  int                // epochs of placing that the last compaction left
+	committed  uint64             // index up to which Changed was called
+	taken      uint64             // index up to which contents that came with entries are in wants, on disk or staged,
+	lost       uint64             // except for some of this one
+	inlineSize int                // bytes of content that wait with wants
+	behind     bool               // events were dropped: the manifest has to be walked
+	walking    bool               // it is
+	stranded   []manifest.Changed // with contents that no want has any more
+	wants      int                // that wait or that the placer has
+	wantsSize  int64              // bytes of their files
 }
 
 type claim uint8
@@ -323,7 +324,9 @@ func (b *board) commit(index uint64, changes []manifest.Changed) bool {
 func (b *board) want(index uint64, c manifest.Changed) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.wantLocked(&want{Changed: c, index: index}, b.placingEpoch(index))
+	w := &want{Changed: c, index: index}
+	b.strand(w)
+	b.wantLocked(w, b.placingEpoch(index))
 }
 
 // wantHeld is want for a walk: hold, which began it, does not end before the path is on disk. A newer epoch, of what was
@@ -331,12 +334,18 @@ func (b *board) want(index uint64, c manifest.Changed) {
 func (b *board) wantHeld(hold *epoch, index uint64, c manifest.Changed) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.wantLocked(&want{Changed: c, index: index}, hold)
+	w := &want{Changed: c, index: index}
+	b.strand(w)
+	b.wantLocked(w, hold)
 }
 
 func (b *board) wantLocked(w *want, ep *epoch) {
 	ep.left++
 	w.epochs = append(w.epochs, ep)
+	if from := b.paths[w.From]; w.From != "" && from != nil { // what it had may be here only, and another want replaces it
+		w.inherit(from.want)
+		w.inherit(from.placing)
+	}
 	st := b.state(w.Path)
 	if old := st.want; old != nil {
 		if old.index > w.index { // an event came while the manifest was read for this one
@@ -355,7 +364,7 @@ func (b *board) wantLocked(w *want, ep *epoch) {
 
 // inherit takes over the content that came with an older want, if it is the same: it may be nowhere else yet.
 func (w *want) inherit(old *want) {
-	if w.Inline == nil && w.Node.Kind == manifest.File && w.Node.Hash == old.Node.Hash {
+	if old != nil && w.Inline == nil && w.Node.Kind == manifest.File && w.Node.Hash == old.Node.Hash {
 		w.Inline = old.Inline
 	}
 }

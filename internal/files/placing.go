@@ -109,17 +109,34 @@ func (a *Agent) answerRechecks() error {
 		}
 		a.board.want(committed, manifest.Changed{Path: c.path, Node: n})
 	}
+	a.keepStranded()
 	return nil
 }
 
 // place carries out what was claimed. An error means that the placed table failed.
 func (a *Agent) place(ctx context.Context, wants []*want) error {
-	tasks := make([]place.Task, 0, len(wants))
-	todo := wants[:0]
+	todo, err := a.toPlace(wants)
+	for err == nil && len(todo) > 0 {
+		var free []laying
+		if free, todo, err = a.lastCopies(todo); err != nil {
+			return err
+		}
+		if len(free) == 0 {
+			a.holdBack(todo)
+			return nil
+		}
+		err = a.apply(ctx, free)
+	}
+	return err
+}
+
+// toPlace looks up what is there, and ends the wants with which nothing is to be done.
+func (a *Agent) toPlace(wants []*want) ([]laying, error) {
+	todo := make([]laying, 0, len(wants))
 	for _, w := range wants {
 		rec, err := a.table.get(w.Path)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		// A record newer than what is wanted is of a change of this node: its event comes, or has come.
 		if rec.Version > w.index || a.asWanted(&rec, &w.Node) {
@@ -127,11 +144,17 @@ func (a *Agent) place(ctx context.Context, wants []*want) error {
 			continue
 		}
 		same := rec.Stat.Kind == manifest.File && w.Node.Kind == manifest.File && rec.Hash == w.Node.Hash
-		tasks = append(tasks, place.Task{Path: w.Path, Want: w.Node, Have: rec.Placed, Inline: w.Inline, SameContent: same, From: w.From})
-		todo = append(todo, w)
+		t := place.Task{Path: w.Path, Want: w.Node, Have: rec.Placed, Inline: w.Inline, SameContent: same, From: w.From}
+		todo = append(todo, laying{want: w, task: t, held: rec.Hash})
 	}
-	if len(tasks) == 0 {
-		return nil
+	return todo, nil
+}
+
+// apply places todo, fetches what is missing for that, and records the outcome.
+func (a *Agent) apply(ctx context.Context, todo []laying) error {
+	tasks := make([]place.Task, len(todo))
+	for i := range todo {
+		tasks[i] = todo[i].task
 	}
 	if err := a.announce(tasks); err != nil {
 		return err
@@ -151,8 +174,8 @@ func (a *Agent) place(ctx context.Context, wants []*want) error {
 	if err := a.recordPlaced(tasks, results); err != nil {
 		return err
 	}
-	for i, w := range todo {
-		a.placedOne(ctx, w, &results[i])
+	for i := range todo {
+		a.placedOne(ctx, todo[i].want, &results[i])
 	}
 	a.lookTouched(touched)
 	return nil

@@ -2,6 +2,7 @@ package files
 
 import (
 	"bytes"
+	"encoding/binary"
 
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 	"github.com/lockstep-sync/lockstep/internal/kv"
@@ -12,12 +13,36 @@ const walkStep = 4096
 
 // walk compares the whole manifest with the placed table, piece by piece, and asks for what differs. Events
 // go on meanwhile; hold keeps the placed index from passing the place where the walk began.
+//
+// A placed file that is to be replaced or removed may be the only one with a content that is wanted at a path which the walk
+// comes to later (I10). So at the first such file it goes through everything twice before it goes on: to learn which
+// contents are going, and to ask for the paths that lack one of them.
 type walk struct {
 	a     *Agent
 	hold  *epoch
 	index uint64
-	after string // last path of the manifest that was compared
-	begun bool
+	pass  pass
+	after [passes]string      // last path of the manifest that was compared in each
+	going map[uint64]struct{} // beginnings of the hashes of contents that are going; nil: not known yet
+}
+
+type pass uint8
+
+const (
+	compareAll pass = iota
+	learnGoing
+	askFirst
+	passes
+)
+
+// piece is the next part of the manifest against the placed table.
+type piece struct {
+	last  bool
+	order []string                 // paths of the manifest
+	nodes map[string]manifest.Node // of those that are not placed as wanted
+	gone  []string                 // paths that are placed only
+	same  map[string]bool          // paths of nodes that hold the content already
+	going []manifest.Hash          // contents of files that are to have another one, or none
 }
 
 // beginWalk starts a walk if one is due.
@@ -31,67 +56,109 @@ func (a *Agent) beginWalk() *walk {
 
 // step compares the next piece. done: that was the last.
 func (w *walk) step() (done bool, err error) {
-	v, err := w.a.cfg.Log.View()
+	p, err := w.next(w.after[w.pass])
 	if err != nil {
 		return false, err
 	}
-	defer v.Close()
-	nodes := make(map[string]manifest.Node, walkStep)
-	if !w.begun {
-		if root, ok, err := manifest.Get(v, ""); err != nil {
-			return false, err
-		} else if ok {
-			nodes[""] = root
+	was := w.pass
+	switch was {
+	case compareAll:
+		if len(p.going) > 0 && w.going == nil {
+			w.going, w.pass = map[uint64]struct{}{}, learnGoing
+			return false, nil // this piece comes again
+		}
+		for _, path := range p.gone {
+			w.a.board.wantHeld(w.hold, w.index, manifest.Changed{Path: path})
+		}
+		w.ask(p, func(string, *manifest.Node) bool { return true })
+		w.a.keepStranded()
+		done = p.last
+	case learnGoing:
+		for _, h := range p.going {
+			w.going[beginning(h)] = struct{}{}
+		}
+		if p.last {
+			w.pass = askFirst
+		}
+	case askFirst:
+		w.ask(p, func(path string, n *manifest.Node) bool {
+			_, going := w.going[beginning(n.Hash)]
+			return going && n.Kind == manifest.File && !p.same[path]
+		})
+		w.a.keepStranded()
+		if p.last {
+			w.pass = compareAll
 		}
 	}
-	from := []byte(nil)
-	if w.after != "" {
-		from = append(manifest.AppendKey(nil, w.after), 0)
+	if len(p.order) > 0 {
+		w.after[was] = p.order[len(p.order)-1]
 	}
-	order := make([]string, 0, walkStep)
-	err = manifest.Walk(v, "", w.after, func(path string, n manifest.Node) error {
-		order = append(order, path)
-		nodes[path] = n
-		if len(order) == walkStep {
+	return done, nil
+}
+
+func beginning(h manifest.Hash) uint64 { return binary.LittleEndian.Uint64(h[:]) }
+
+// ask asks for those of the piece that which chooses.
+func (w *walk) ask(p *piece, which func(path string, n *manifest.Node) bool) {
+	for _, path := range p.order { // what is left was never placed, or is not as wanted
+		if n, ok := p.nodes[path]; ok && which(path, &n) {
+			w.a.board.wantHeld(w.hold, w.index, manifest.Changed{Path: path, Node: n})
+		}
+	}
+}
+
+// next reads what follows the path after, "" for the beginning.
+func (w *walk) next(after string) (*piece, error) {
+	v, err := w.a.cfg.Log.View()
+	if err != nil {
+		return nil, err
+	}
+	defer v.Close()
+	p := &piece{order: make([]string, 0, walkStep+1), nodes: make(map[string]manifest.Node, walkStep), same: map[string]bool{}}
+	var from []byte
+	if after != "" {
+		from = append(manifest.AppendKey(nil, after), 0)
+	} else if root, ok, err := manifest.Get(v, ""); err != nil {
+		return nil, err
+	} else if ok {
+		p.order, p.nodes[""] = append(p.order, ""), root
+	}
+	below := 0
+	err = manifest.Walk(v, "", after, func(path string, n manifest.Node) error {
+		p.order, p.nodes[path] = append(p.order, path), n
+		if below++; below == walkStep {
 			return kv.ErrStop
 		}
 		return nil
 	})
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	var to []byte
-	if done = len(order) < walkStep; !done {
-		w.after = order[len(order)-1]
-		to = manifest.AppendKey(nil, w.after)
+	if p.last = below < walkStep; !p.last {
+		to = manifest.AppendKey(nil, p.order[len(p.order)-1])
 	}
-	if err := w.compare(from, to, nodes); err != nil {
-		return false, err
-	}
-	w.begun = true
-	if n, ok := nodes[""]; ok {
-		w.a.board.wantHeld(w.hold, w.index, manifest.Changed{Path: "", Node: n})
-	}
-	for _, path := range order { // what is left was never placed, or is not as wanted
-		if n, ok := nodes[path]; ok {
-			w.a.board.wantHeld(w.hold, w.index, manifest.Changed{Path: path, Node: n})
-		}
-	}
-	return done, nil
+	return p, w.compare(p, from, to)
 }
 
-// compare takes from nodes what is placed as wanted, and asks for the removal of what is placed only.
-func (w *walk) compare(from, to []byte, nodes map[string]manifest.Node) error {
+// compare adds what the placed table says between the keys from and to; nil: to its end.
+func (w *walk) compare(p *piece, from, to []byte) error {
 	return w.a.table.walk(w.a.cfg.Table, from, func(key []byte, path string, rec record) error {
 		if to != nil && bytes.Compare(key, to) > 0 {
 			return kv.ErrStop
 		}
-		n, ok := nodes[path]
+		n, ok := p.nodes[path]
 		switch {
 		case !ok && path != "": // the root is never removed
-			w.a.board.wantHeld(w.hold, w.index, manifest.Changed{Path: path})
+			p.gone = append(p.gone, path)
 		case ok && w.a.asWanted(&rec, &n):
-			delete(nodes, path)
+			delete(p.nodes, path)
+			return nil
+		}
+		if replaces(&rec.Stat, rec.Hash, &n) {
+			p.going = append(p.going, rec.Hash)
+		} else if rec.Stat.Kind == manifest.File {
+			p.same[path] = true
 		}
 		return nil
 	})
