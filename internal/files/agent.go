@@ -129,6 +129,7 @@ type Agent struct {
 	began    uint64 // what the group had committed before this binding proposed anything
 
 	begun    chan struct{}   // closed once the first scan is due: only then is there anything to wait for
+	over     chan struct{}   // closed when Run ends: then nothing is to be waited for any more
 	ctx      context.Context // Run's, for what its goroutines wait for
 	fail     context.CancelCauseFunc
 	results  chan []finding
@@ -155,7 +156,7 @@ func New(cfg Config) (*Agent, error) {
 	defaults(&cfg)
 	a := &Agent{
 		cfg: cfg, log: cfg.Logger, table: table{cfg.Table}, board: newBoard(cfg.Now),
-		results: make(chan []finding, 64), rescan: make(chan struct{}, 1), begun: make(chan struct{}),
+		results: make(chan []finding, 64), rescan: make(chan struct{}, 1), begun: make(chan struct{}), over: make(chan struct{}),
 	}
 	// What the group has applied so far is not known to be on disk: until all of it was compared, what is committed
 	// from now on must not move the placed index past it.
@@ -344,6 +345,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer a.fail(nil)
 	unblock := context.AfterFunc(ctx, a.board.close)
 	defer unblock()
+	defer a.board.close()
+	defer close(a.over)
 	if err := a.prepare(ctx); err != nil {
 		a.closeWatcher()
 		if ctx.Err() != nil && context.Cause(ctx) == ctx.Err() {

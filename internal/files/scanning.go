@@ -232,7 +232,7 @@ func (b *barrierWaits) reached(id uint64) {
 	b.seen[id] = true
 }
 
-func (b *barrierWaits) wait(ctx context.Context, id uint64) error {
+func (b *barrierWaits) wait(ctx context.Context, over <-chan struct{}, id uint64) error {
 	b.mu.Lock()
 	if b.seen[id] {
 		delete(b.seen, id)
@@ -245,22 +245,28 @@ func (b *barrierWaits) wait(ctx context.Context, id uint64) error {
 	ch := make(chan struct{})
 	b.waiting[id] = ch
 	b.mu.Unlock()
+	err := errEnded
 	select {
 	case <-ch:
 		return nil
+	case <-over:
 	case <-ctx.Done():
-		b.mu.Lock()
-		delete(b.waiting, id)
-		b.mu.Unlock()
-		return ctx.Err()
+		err = ctx.Err()
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.waiting, id)
+	return err
 }
 
 // Flush returns when everything that changed on the disk before the call has been committed or found to need
-// no commit. It fails with ErrStopped while a guard holds the binding, and with ctx's error.
+// no commit. It fails with ErrStopped while a guard holds the binding, with ctx's error, and when the agent ends: what it
+// has not committed then the next one finds.
 func (a *Agent) Flush(ctx context.Context) error {
 	select {
 	case <-a.begun:
+	case <-a.over:
+		return fmt.Errorf("flush: %w", errEnded)
 	case <-ctx.Done():
 		return fmt.Errorf("flush: %w", ctx.Err())
 	}
@@ -272,7 +278,7 @@ func (a *Agent) Flush(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("flush: %w", err)
 	}
-	if err := a.barriers.wait(ctx, id); err != nil {
+	if err := a.barriers.wait(ctx, a.over, id); err != nil {
 		return fmt.Errorf("flush: %w", err)
 	}
 	if err := a.board.settled(ctx); err != nil {

@@ -250,7 +250,7 @@ func (n *node) confirmHere(_ context.Context, req groupRequest) (none, error) {
 }
 
 // DirWait has every node that is up commit what is on its disk now, and then waits until the nodes that were
-// asked for have placed all of it.
+// asked for have placed all of it. If the members change meanwhile, it waits for those of now.
 func (n *node) DirWait(ctx context.Context, group string, req api.DirWaitFor, progress func(api.Progress)) (api.DirWait, error) {
 	g, err := n.dirNamed("dir wait", group)
 	if err != nil {
@@ -258,6 +258,35 @@ func (n *node) DirWait(ctx context.Context, group string, req api.DirWaitFor, pr
 	}
 	began := time.Now()
 	out := api.DirWait{Group: g.Name, Reached: []string{}, Missing: []string{}}
+	out.Position, out.Missing = n.flushAll(ctx, g, progress)
+	if len(out.Missing) > 0 {
+		out.Seconds = time.Since(began).Seconds()
+		return out, nil
+	}
+	for {
+		targets, enough, err := n.waitTargets(g, req)
+		if err != nil {
+			return out, err
+		}
+		steady := func() bool {
+			now, ok := n.ctl.state().Group(g.ID)
+			return ok && !now.Deleted && sameTargets(g, now, req)
+		}
+		out.Reached, out.Missing = n.parted(targets, n.awaitPlaced(ctx, g, targets, enough, out.Position, steady, progress))
+		out.Done = len(out.Reached) >= enough
+		out.Seconds = time.Since(began).Seconds()
+		if ctx.Err() != nil || steady() {
+			return out, nil
+		}
+		if g, err = n.dirNamed("dir wait", group); err != nil {
+			return out, err
+		}
+	}
+}
+
+// flushAll has the members that are up commit what is on their disks now, and says what index covers that, and who could
+// not in time.
+func (n *node) flushAll(ctx context.Context, g *control.Group, progress func(api.Progress)) (position uint64, stuck []string) {
 	looking := newPatience("taking in what is on disk: waiting", n.names(g.Members), len(g.Members), progress)
 	flushed := each(g.Members, func(m control.Member) flush {
 		f := n.flushAt(ctx, g, m)
@@ -267,33 +296,42 @@ func (n *node) DirWait(ctx context.Context, group string, req api.DirWaitFor, pr
 	looking.end()
 	through := make([]bool, len(flushed))
 	for i, f := range flushed {
-		out.Position = max(out.Position, f.index)
+		position = max(position, f.index)
 		through[i] = !f.stuck
 	}
-	_, out.Missing = n.parted(g.Members, through)
-	if len(out.Missing) > 0 {
-		out.Seconds = time.Since(began).Seconds()
-		return out, nil
-	}
-	targets, enough, err := n.waitTargets(g, req)
-	if err != nil {
-		return out, err
-	}
+	_, stuck = n.parted(g.Members, through)
+	return position, stuck
+}
+
+// awaitPlaced waits until enough of the targets have placed everything up to index, ctx ends, or others are to be waited
+// for; it says which have.
+func (n *node) awaitPlaced(ctx context.Context, g *control.Group, targets []control.Member, enough int, index uint64, steady func() bool,
+	progress func(api.Progress)) []bool {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	waiting := newPatience("waiting", n.names(targets), enough, progress)
-	done := each(targets, func(m control.Member) bool {
-		ok := n.waitPlaced(ctx, g, m, out.Position)
+	defer waiting.end()
+	return each(targets, func(m control.Member) bool {
+		ok := n.waitPlaced(ctx, g, m, index, steady)
 		if ok && waiting.reached(n.nameOf(m.Node)) >= enough {
 			cancel()
 		}
 		return ok
 	})
-	waiting.end()
-	out.Reached, out.Missing = n.parted(targets, done)
-	out.Done = len(out.Reached) >= enough
-	out.Seconds = time.Since(began).Seconds()
-	return out, nil
+}
+
+// sameTargets says whether a wait is for the same members at two times. Somebody who has left, or votes no more, is not
+// waited for: what is said in the end is true of the members of then.
+func sameTargets(before, now *control.Group, req api.DirWaitFor) bool {
+	relevant := func(g *control.Group) []control.Member {
+		if req.Mode == api.WaitQuorum {
+			return g.Voters()
+		}
+		return g.Members
+	}
+	return slices.EqualFunc(relevant(before), relevant(now), func(a, b control.Member) bool {
+		return a.Node == b.Node && a.Binding == b.Binding
+	})
 }
 
 // parted are the names of the members that are done and of those that are not, each sorted.
@@ -340,7 +378,7 @@ func (n *node) waitTargets(g *control.Group, req api.DirWaitFor) (targets []cont
 
 // flush is how far a node's own changes are committed.
 type flush struct {
-	index uint64 // covers what was on its disk; 0: the node is down
+	index uint64 // covers what was on its disk; 0: the node is down, or no member any more
 	stuck bool   // it is up, but its changes were not committed in time
 }
 
@@ -355,7 +393,7 @@ func (n *node) flushAt(ctx context.Context, g *control.Group, m control.Member) 
 			return flush{index: a.Index}
 		}
 		n.log.Debug("flush", "peer", n.nameOf(m.Node), "err", err)
-		if ctx.Err() == nil && !n.isUp(ctx, m.Node) {
+		if ctx.Err() == nil && (!n.memberStill(g.ID, m) || !n.isUp(ctx, m.Node)) {
 			return flush{}
 		}
 		select {
@@ -366,14 +404,27 @@ func (n *node) flushAt(ctx context.Context, g *control.Group, m control.Member) 
 	}
 }
 
-// waitPlaced asks a node again and again, since it may be down for a while.
-func (n *node) waitPlaced(ctx context.Context, g *control.Group, m control.Member, index uint64) bool {
+// memberStill says whether a binding is one of the group's, as far as this node knows.
+func (n *node) memberStill(group uint64, m control.Member) bool {
+	g, ok := n.ctl.state().Group(group)
+	if !ok || g.Deleted {
+		return false
+	}
+	now, ok := g.Member(m.Node)
+	return ok && now.Binding == m.Binding
+}
+
+// waitPlaced asks a node again and again, since it may be down for a while, as long as the wait goes on.
+func (n *node) waitPlaced(ctx context.Context, g *control.Group, m control.Member, index uint64, goesOn func() bool) bool {
 	pause := time.NewTicker(100 * time.Millisecond)
 	defer pause.Stop()
 	for {
 		_, err := call(ctx, n, m.Node, methodPlaced, groupRequest{Group: g.ID, Index: index}, n.placedHere)
 		if err == nil {
 			return true
+		}
+		if !goesOn() {
+			return false
 		}
 		select {
 		case <-ctx.Done():
@@ -427,7 +478,7 @@ func (n *node) placedAtMajority(ctx context.Context, g *control.Group, members [
 	enough := int64(len(members)/2 + 1)
 	var reached atomic.Int64
 	each(members, func(m control.Member) bool {
-		ok := n.waitPlaced(ctx, g, m, index)
+		ok := n.waitPlaced(ctx, g, m, index, func() bool { return n.memberStill(g.ID, m) })
 		if ok && reached.Add(1) >= enough {
 			cancel()
 		}
