@@ -55,7 +55,7 @@ type Group struct {
 	held    []*waiter // proposals that wait for the entries on their way
 	flight  flight
 	commits commitNews
-	offers  map[uint64]bool // followers that were told to pull a snapshot
+	offers  map[uint64]*pin // followers that were told to pull a snapshot, and what is pinned for each
 	pulling bool            // this replica is installing one
 	decided bool            // how it catches up with the present leader
 	ticks   int
@@ -152,7 +152,7 @@ func (e *Engine) openGroup(cfg GroupConfig) (*Group, error) {
 		box:     newMailbox(),
 		jobs:    newApplyQueue(),
 		waiters: map[uint64]*waiter{},
-		offers:  map[uint64]bool{},
+		offers:  map[uint64]*pin{},
 		ended:   make(chan struct{}),
 		changed: newSignal(),
 		reign:   newReign(),

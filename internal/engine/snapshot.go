@@ -65,10 +65,10 @@ func (g *Group) offerSnapshot(m *raftpb.Message) {
 		g.core.SnapshotSent(to, false)
 		return
 	}
-	g.offers[to] = true
 	g.lg.Info("offering a snapshot", "to", to, "index", index)
 	g.eng.cfg.Transport.Send(node, wireGroup(g.cfg.ID, g.Line().History), []*raftpb.Message{m})
 	pin := g.pins.add(index)
+	g.offers[to] = pin
 	g.tasks.Go(func() {
 		defer pin.release()
 		select {
@@ -77,16 +77,27 @@ func (g *Group) offerSnapshot(m *raftpb.Message) {
 			return
 		}
 		if !g.pulls.any(node) {
-			g.box.call(func() { g.offerEnded(to, false) })
+			g.box.call(func() {
+				if g.offers[to] == pin { // another one has a time of its own
+					g.offerEnded(to, false)
+				}
+			})
 		}
 	})
 }
 
-// offerEnded tells raft once how an offer ended.
+// offerEnded tells raft how the offer that is open ended.
 func (g *Group) offerEnded(to uint64, ok bool) {
-	if g.offers[to] {
-		delete(g.offers, to)
-		g.core.SnapshotSent(to, ok)
+	delete(g.offers, to)
+	g.core.SnapshotSent(to, ok)
+}
+
+// pulled ends what was offered to a node: it has come for the state.
+func (g *Group) pulled(node uint64, err error) {
+	for to := range g.offers {
+		if n, ok := g.NodeOf(to); ok && n == node {
+			g.offerEnded(to, err == nil)
+		}
 	}
 }
 
@@ -194,13 +205,7 @@ func (e *Engine) ServeSnapshot(ctx context.Context, from uint64, conn net.Conn) 
 	if err != nil {
 		g.lg.Warn("snapshot not sent", "to", from, "err", err)
 	}
-	g.box.call(func() {
-		for to := range g.offers {
-			if n, ok := g.NodeOf(to); ok && n == from {
-				g.offerEnded(to, err == nil)
-			}
-		}
-	})
+	g.box.call(func() { g.pulled(from, err) })
 	if err == nil {
 		conn.Close()
 		g.untilFed(from)
