@@ -45,8 +45,9 @@ const (
 
 // Log is the group as the agent sees it.
 type Log interface {
-	// Propose has payload applied exactly once, retrying what is UNKNOWN itself until ctx ends.
-	Propose(ctx context.Context, payload []byte) (index uint64, result []byte, err error)
+	// Propose has payload applied exactly once, retrying what is UNKNOWN itself until ctx ends. Lacking are members that
+	// should have held the contents that it names (Holders.All) and did not in time: a quorum is all that it can have.
+	Propose(ctx context.Context, payload []byte, lacking []uint64) (index uint64, result []byte, err error)
 	// Barrier is linearizable: when it returns, the local state includes everything committed before the call.
 	Barrier(ctx context.Context) (index uint64, err error)
 	// Applied is the index that the local state includes.
@@ -77,8 +78,8 @@ type Peers interface {
 	List() []Peer
 	// Dial opens a stream to the member's ServeContent for this group.
 	Dial(ctx context.Context, id uint64) (net.Conn, error)
-	// Acks is how many other members must hold a content durably before an entry may name it.
-	Acks() int
+	// Holders may answer differently every time: while contents wait, it is asked again.
+	Holders() Holders
 }
 
 // Watcher opens a watch.Watcher; watch.Open is one.

@@ -19,9 +19,9 @@ type failing struct {
 	asked atomic.Int64
 }
 
-func (l *failing) Propose(ctx context.Context, payload []byte) (uint64, []byte, error) {
+func (l *failing) Propose(ctx context.Context, payload []byte, lacking []uint64) (uint64, []byte, error) {
 	if !l.fail.Load() {
-		return l.node.Propose(ctx, payload)
+		return l.node.Propose(ctx, payload, lacking)
 	}
 	l.asked.Add(1)
 	return 0, nil, errors.New("not now")

@@ -238,12 +238,7 @@ func (a *Agent) propose(ctx context.Context, found []finding) {
 			return
 		}
 		if ctx.Err() == nil {
-			var known *api.Error
-			hint := ""
-			if errors.As(err, &known) {
-				hint = known.Hint
-			}
-			a.status.problemHint(aboutProposed, fmt.Errorf("changes of this node wait: %w", err), hint)
+			a.waits(err)
 		}
 		if try == 0 && ctx.Err() == nil {
 			a.log.Warn("propose", "group", a.cfg.GroupID, "err", err)
@@ -254,6 +249,16 @@ func (a *Agent) propose(ctx context.Context, found []finding) {
 			return
 		}
 	}
+}
+
+// waits says in the status why changes are not committed, and what to do about it.
+func (a *Agent) waits(err error) {
+	var known *api.Error
+	hint := ""
+	if errors.As(err, &known) {
+		hint = known.Hint
+	}
+	a.status.problemHint(aboutProposed, fmt.Errorf("changes of this node wait: %w", err), hint)
 }
 
 // pause waits; false if ctx ended first.
@@ -270,7 +275,7 @@ func (a *Agent) pause(ctx context.Context, d time.Duration) bool {
 
 // proposeOnce does it once. With an error it returns what is still to be proposed.
 func (a *Agent) proposeOnce(ctx context.Context, found []finding) ([]finding, error) {
-	found, err := a.ship(ctx, found)
+	found, lacking, err := a.ship(ctx, found)
 	if err != nil || len(found) == 0 {
 		return found, err
 	}
@@ -278,7 +283,7 @@ func (a *Agent) proposeOnce(ctx context.Context, found []finding) ([]finding, er
 	for i := range found {
 		b.Changes[i] = found[i].change
 	}
-	index, result, err := a.cfg.Log.Propose(ctx, manifest.EncodeBatch(b))
+	index, result, err := a.cfg.Log.Propose(ctx, manifest.EncodeBatch(b), lacking)
 	if err != nil {
 		return found, err
 	}

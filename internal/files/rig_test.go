@@ -169,7 +169,7 @@ func (nd *node) apply(c machine.Command) ([]byte, error) {
 	return res, nil
 }
 
-func (nd *node) Propose(ctx context.Context, payload []byte) (uint64, []byte, error) {
+func (nd *node) Propose(ctx context.Context, payload []byte, _ []uint64) (uint64, []byte, error) {
 	if err := nd.connected(ctx); err != nil {
 		return 0, nil, err
 	}
@@ -255,11 +255,8 @@ func (nd *node) List() (out []Peer) {
 	return out
 }
 
-func (nd *node) Acks() int {
-	if len(nd.f.nodes) == 1 {
-		return 0
-	}
-	return len(nd.f.nodes) / 2
+func (nd *node) Holders() Holders {
+	return Holders{Voters: ids(nd.List()), Quorum: len(nd.f.nodes) / 2}
 }
 
 func (nd *node) Dial(ctx context.Context, id uint64) (net.Conn, error) {

@@ -3,7 +3,6 @@ package files
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"sync"
 	"time"
@@ -28,20 +27,6 @@ type line struct {
 	queue  chan *shipment
 }
 
-// shipment is the contents of one batch on their way to all members.
-type shipment struct {
-	items []content.Item
-	need  int // members that must have all
-
-	mu     sync.Mutex
-	have   int           // members that do
-	asked  int           // members that have not answered yet
-	failed map[int]error // items that changed or cannot be read: the author's fault, not a member's
-	err    error         // the last member's that failed
-	done   chan struct{} // closed when enough have it, or too few can
-	closed bool
-}
-
 func newShipping(a *Agent) *shipping { return &shipping{a: a, lines: map[uint64]*line{}} }
 
 // close ends all pushes. Nothing may be shipped any more.
@@ -64,52 +49,17 @@ func (s *shipping) line(id uint64) *line {
 		s.lines[id] = l
 		s.running.Go(func() {
 			for sh := range l.queue {
-				sh.answer(l.pusher.Push(s.a.ctx, sh.items))
+				sh.answer(id, l.pusher.Push(s.a.ctx, sh.items))
 			}
 		})
 	}
 	return l
 }
 
-// answer takes one member's result.
-func (sh *shipment) answer(err error) {
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	sh.asked--
-	var some *content.PushError
-	switch {
-	case err == nil:
-		sh.have++
-	case errors.As(err, &some) && sh.ours(some):
-		sh.have++
-	default:
-		sh.err = err
-	}
-	if !sh.closed && (sh.have >= sh.need || sh.have+sh.asked < sh.need) {
-		sh.closed = true
-		close(sh.done)
-	}
-}
-
-// ours takes over the items that failed on our side and reports whether those were all.
-func (sh *shipment) ours(e *content.PushError) bool {
-	all := true
-	for i, err := range e.Failed {
-		if errors.Is(err, content.ErrNoSpace) || errors.Is(err, content.ErrMember) {
-			all = false
-			continue
-		}
-		sh.failed[i] = err
-	}
-	if !all {
-		sh.err = e
-	}
-	return all
-}
-
 // ship decides how each finding's content travels: in the entry, or staged on the members first. It returns
-// the findings that may be proposed now; with an error, none of those returned was given back.
-func (a *Agent) ship(ctx context.Context, found []finding) ([]finding, error) {
+// the findings that may be proposed now, and the members that should have had the contents and have them not; with an
+// error, none of those returned was given back.
+func (a *Agent) ship(ctx context.Context, found []finding) (kept []finding, lacking []uint64, err error) {
 	inline := a.cfg.Log.Backlog() <= inlineQueue
 	room := inlineBatch
 	var items []content.Item
@@ -134,13 +84,13 @@ func (a *Agent) ship(ctx context.Context, found []finding) ([]finding, error) {
 		index = append(index, i)
 	}
 	if len(items) == 0 {
-		return found, nil
+		return found, nil, nil
 	}
-	failed, err := a.pushAll(ctx, items)
+	failed, lacking, err := a.pushAll(ctx, items)
 	if err != nil {
-		return found, err
+		return found, nil, err
 	}
-	return a.dropFailed(found, index, failed), nil
+	return a.dropFailed(found, index, failed), lacking, nil
 }
 
 func (a *Agent) item(f *finding) content.Item {
@@ -183,56 +133,24 @@ func (a *Agent) dropFailed(found []finding, index []int, failed map[int]error) [
 	return kept
 }
 
-// pushAll stages items on the members that are up and waits until enough of them have them durably.
-func (a *Agent) pushAll(ctx context.Context, items []content.Item) (failed map[int]error, err error) {
-	var up []Peer
-	for _, p := range a.cfg.Peers.List() {
-		if p.Up {
-			up = append(up, p)
-		}
+// pushAll stages items on the members that are up and waits until those that must have them durably do (staging.run).
+// Slower ones go on.
+func (a *Agent) pushAll(ctx context.Context, items []content.Item) (failed map[int]error, lacking []uint64, err error) {
+	said := false
+	st := &staging{
+		sh: newShipment(items), peers: a.cfg.Peers,
+		line: func(member uint64) chan<- *shipment { return a.shipping.line(member).queue },
+		says: func(err error) { said = true; a.waits(err) },
 	}
-	// Even where no ack is asked for, one copy beside the author's makes the entry worth having.
-	need := max(a.cfg.Peers.Acks(), min(1, len(up)))
-	if need == 0 {
-		return nil, nil
+	if lacking, err = st.run(ctx); err != nil {
+		return nil, nil, err
 	}
-	if len(up) < need {
-		return nil, fmt.Errorf("stage contents: %d members are up, %d have to hold them", len(up), need)
+	if said {
+		a.status.solved(aboutProposed)
 	}
-	sh := &shipment{items: items, need: need, asked: len(up), failed: map[int]error{}, done: make(chan struct{})}
-	for _, p := range up {
-		select {
-		case a.shipping.line(p.ID).queue <- sh:
-		default:
-			sh.skip(ctx, a, p.ID, len(up))
-		}
-	}
-	select {
-	case <-sh.done:
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	if sh.have < need {
-		return nil, fmt.Errorf("stage contents: %d of %d members have them: %w", sh.have, need, sh.err)
-	}
-	return maps.Clone(sh.failed), nil // slower members go on
-}
-
-var errSlow = errors.New("the member is behind with what was pushed before")
-
-// skip leaves out a member whose line is full, unless it is needed: then it waits for room.
-func (sh *shipment) skip(ctx context.Context, a *Agent, id uint64, up int) {
-	if up > sh.need {
-		sh.answer(errSlow)
-		return
-	}
-	select {
-	case a.shipping.line(id).queue <- sh:
-	case <-ctx.Done():
-		sh.answer(ctx.Err())
-	}
+	st.sh.mu.Lock()
+	defer st.sh.mu.Unlock()
+	return maps.Clone(st.sh.failed), lacking, nil
 }
 
 // expire drops what was staged and is named by nothing that waits to be placed (I4).

@@ -22,7 +22,7 @@ func TestStuckPathSparesTheLog(t *testing.T) {
 	f.flush()
 	nothing := manifest.Node{Kind: manifest.File, Mode: 0o644, UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), Size: 5, Hash: manifest.Hash{1}}
 	propose := func(changes ...manifest.Change) uint64 {
-		index, _, err := nd.Propose(t.Context(), manifest.EncodeBatch(manifest.Batch{Author: "gone", Changes: changes}))
+		index, _, err := nd.Propose(t.Context(), manifest.EncodeBatch(manifest.Batch{Author: "gone", Changes: changes}), nil)
 		must(t, err)
 		return index
 	}

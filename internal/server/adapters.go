@@ -26,15 +26,34 @@ func (v groupVoters) Voters() []uint64 { return v.n.votersOf(v.group) }
 // groupLog is the group as its agent sees it.
 type groupLog struct{ h *holding }
 
-func (l groupLog) Propose(ctx context.Context, payload []byte) (uint64, []byte, error) {
-	a, err := l.h.session.Propose(ctx, l.ack(), payload)
-	if a.Code == core.CommittedQuorumOnly {
+func (l groupLog) Propose(ctx context.Context, payload []byte, lacking []uint64) (uint64, []byte, error) {
+	ack := l.ack()
+	if len(lacking) > 0 {
+		ack = core.AckQuorum // to wait for everybody a second time could not make it more
+	}
+	a, err := l.h.session.Propose(ctx, ack, payload)
+	switch {
+	case err == nil && len(lacking) > 0:
+		l.h.noteQuorumOnly(l.h.replicasOf(lacking))
+	case a.Code == core.CommittedQuorumOnly:
 		l.h.noteQuorumOnly(a.Missing)
 	}
 	if err != nil {
 		err = l.h.n.noRoom(ctx, "write", l.h.group.Name, l.h.group.ID, err)
 	}
 	return a.Position.Index, a.Result, err
+}
+
+// replicasOf are the group's replicas on some nodes.
+func (h *holding) replicasOf(nodes []uint64) (replicas []uint64) {
+	if g, ok := h.n.ctl.state().Group(h.group.ID); ok {
+		for _, m := range g.Members {
+			if contains(nodes, m.Node) {
+				replicas = append(replicas, m.Replica)
+			}
+		}
+	}
+	return replicas
 }
 
 // ack is at least quorum: what a binding must know of its change is the machine's result.
@@ -97,22 +116,39 @@ func (p groupPeers) Dial(ctx context.Context, node uint64) (net.Conn, error) {
 	return conn, nil
 }
 
-// Acks is how many others must hold a content before an entry may name it: a quorum's worth with this node, or
-// everybody.
-func (p groupPeers) Acks() int {
+// Holders implements files.Peers.
+func (p groupPeers) Holders() files.Holders {
 	g, ok := p.h.n.ctl.state().Group(p.h.group.ID)
 	if !ok {
-		return 0
+		return files.Holders{}
 	}
-	switch g.Ack {
-	case "local":
-		return 0
-	case "all":
-		return len(g.Members) - 1
+	return holdersOf(g, p.h.n.self)
+}
+
+// holdersOf is who must hold a content of self's before an entry may name it: as many voters as are a quorum with self, if
+// it votes; with ack all the in-sync set as well. Members that do not vote get contents too, but stand in for nobody. A
+// replica of the set that has lost its seat is on its way out of the set, and not waited for.
+func holdersOf(g *control.Group, self uint64) (h files.Holders) {
+	if g.Ack == "local" {
+		return h
 	}
-	others := len(g.Voters())/2 + 1
-	if m, ok := g.Member(p.h.n.self); ok && m.Role == control.RoleVoter {
-		others--
+	h.Quorum = len(g.Voters())/2 + 1
+	for _, m := range g.Voters() {
+		if m.Node == self {
+			h.Quorum--
+		} else {
+			h.Voters = append(h.Voters, m.Node)
+		}
 	}
-	return others
+	if g.Ack != "all" {
+		return h
+	}
+	for _, m := range g.Members {
+		if m.Node != self && contains(g.InSync.Replicas, m.Replica) {
+			h.All = append(h.All, m.Node)
+		}
+	}
+	h.Hint = fmt.Sprintf("whoever is down or behind for more than %s leaves the in-sync set (lockstep group show %s); lockstep group set %s --ack quorum waits for a majority only",
+		g.InSyncBound(), g.Name, g.Name)
+	return h
 }
