@@ -14,7 +14,7 @@ import (
 // commit proposes changes in the name of author, whether nd is up or not.
 func (nd *node) commit(author string, changes ...manifest.Change) uint64 {
 	nd.f.t.Helper()
-	index, _, err := nd.Propose(nd.f.t.Context(), manifest.EncodeBatch(manifest.Batch{Author: author, Changes: changes}))
+	index, _, err := nd.Propose(nd.f.t.Context(), manifest.EncodeBatch(manifest.Batch{Author: author, Changes: changes}), nil)
 	must(nd.f.t, err)
 	return index
 }
