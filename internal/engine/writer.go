@@ -20,7 +20,8 @@ type writer struct {
 	queue []writeJob
 	ended bool
 	wake  chan struct{}
-	// held are commit indexes for which raft asked no durability; they ride along with the next write.
+	// held are commit indexes for which raft asked no durability; they ride along with the next write, unless a maintenance
+	// call comes first: the log may then be another one, of which the vote beside the commit index is not true.
 	held map[uint64]*raftpb.HardState
 }
 
@@ -116,6 +117,7 @@ func (w *writer) carryOut(jobs []writeJob) error {
 		if err := w.write(jobs[start:i]); err != nil {
 			return err
 		}
+		clear(w.held)
 		j.result <- j.call(w.store)
 		start = i + 1
 	}
