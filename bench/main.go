@@ -110,6 +110,7 @@ func run(dir, only, binary string, runs int, seed uint64) error {
 		}
 		defer os.RemoveAll(dir)
 	}
+	fmt.Printf("contents of seed %d (the same again with -seed=%d)\n", seed, seed)
 	wanted := func(name string) bool { return only == "" || slices.Contains(strings.Split(only, ","), name) }
 	if wanted("engine") {
 		if err := benchEngine(dir, runs); err != nil {
