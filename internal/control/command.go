@@ -23,6 +23,7 @@ type Command struct {
 	SetGroup    *SetGroup    `json:"set_group,omitempty"`
 	SetInSync   *SetInSync   `json:"set_in_sync,omitempty"`
 	ForkGroup   *ForkGroup   `json:"fork_group,omitempty"`
+	RefuseFork  *RefuseFork  `json:"refuse_fork,omitempty"`
 	Members     *Members     `json:"members,omitempty"`
 	Seats       *Seats       `json:"seats,omitempty"`
 	Drain       *Drain       `json:"drain,omitempty"`

@@ -45,6 +45,8 @@ func (x *execution) run(c *Command) (Result, error) {
 		return x.unbind(c.Unbind)
 	case c.ForkGroup != nil:
 		return x.forkGroup(c.ForkGroup)
+	case c.RefuseFork != nil:
+		return x.refuseFork(c.RefuseFork)
 	case c.SetGroup != nil:
 		return x.setGroup(c.SetGroup)
 	case c.SetCluster != nil:

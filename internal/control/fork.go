@@ -32,12 +32,38 @@ type Fork struct {
 // ForkGroup puts a group on a new history. It is refused unless the group's history is still Was, so that of two
 // recoveries asked for at once the second is told. The history of the control group itself, which was recovered on
 // a stopped node, is only recorded by it; doing that again changes nothing.
+//
+// A recovery is also refused unless the in-sync set is still at version InSync, which every fork raises. So a command
+// that is executed late, by a later leader of the control group, does nothing once the set has changed or RefuseFork has
+// raised the version; until the seed sees it raised, it runs nothing of the group.
 type ForkGroup struct {
 	Group string   `json:"group"`
 	Was   [16]byte `json:"was"`  // the group's history as the proposer knows it; not for a group being made
 	To    [16]byte `json:"to"`   // the new history
 	Fork  Fork     `json:"fork"` // Seed and Time are filled in
 	Node  string   `json:"node"` // who begins
+	// InSync is the version of the in-sync set that the seed saw after it had stopped its replica (ForkRecover).
+	InSync uint64 `json:"in_sync,omitempty"`
+}
+
+// RefuseFork sees to it that no recovery is executed any more that was asked for at version InSync of the in-sync set: it
+// raises the version, if nothing else has. The members of the set stay.
+type RefuseFork struct {
+	Group  uint64 `json:"group"`
+	InSync uint64 `json:"in_sync"`
+}
+
+func (x *execution) refuseFork(c *RefuseFork) (Result, error) {
+	g, ok := x.s.Group(c.Group)
+	if !ok || g.Deleted {
+		return refuse(api.CodeNotFound, "group recover", fmt.Sprint(c.Group), "no such group", "nothing is to be done"), nil
+	}
+	if g.InSync.Version > c.InSync {
+		return Result{Group: g.ID}, nil
+	}
+	g.InSync.Version = c.InSync + 1
+	x.what = fmt.Sprintf("group %s: a recovery whose fate was not known does not happen", g.Name)
+	return Result{Group: g.ID}, x.putGroup(g)
 }
 
 // Origin is the first history that the group is known to have had: it stands in the root marker of its bindings.
@@ -67,6 +93,11 @@ func (x *execution) forkGroup(c *ForkGroup) (Result, error) {
 		return refuse(api.CodeConflict, op, c.Group, "somebody else has recovered or restored it meanwhile",
 			"lockstep group show "+c.Group+" says how it stands"), nil
 	}
+	if g.ID != ControlGroup && c.Fork.Cause == ForkRecover && g.InSync.Version != c.InSync {
+		return refuse(api.CodeConflict, op, c.Group,
+			fmt.Sprintf("its in-sync set is at version %d, the recovery was asked for at %d", g.InSync.Version, c.InSync),
+			"see what it does: lockstep group show "+c.Group+"; if it still has no majority, recover it again"), nil
+	}
 	if e := x.fork(op, g, c); e != nil {
 		return Result{Error: e}, nil
 	}
@@ -92,6 +123,8 @@ func (x *execution) fork(op string, g *Group, c *ForkGroup) *api.Error {
 	}
 	g.seat(i)
 	g.Origin = g.origin()
+	g.leaveBehind(g.History)
+	g.leaveBehind(c.Fork.Before)
 	g.History, g.Initial = c.To, nil // nobody starts this history with an empty log
 	f := c.Fork
 	f.Seed, f.Time, f.Members = g.Members[i].Replica, x.now, nil
@@ -102,6 +135,25 @@ func (x *execution) fork(op string, g *Group, c *ForkGroup) *api.Error {
 	g.InSync = InSync{Version: g.InSync.Version + 1, Replicas: []uint64{f.Seed}, History: c.To, Since: x.now,
 		Why: "the group began a new history with " + n.Name}
 	return nil
+}
+
+// maxPast bounds Group.Past. A node that was away for so many forks keeps what it has and says so.
+const maxPast = 64
+
+func (g *Group) leaveBehind(history [16]byte) {
+	if slices.Contains(g.Past, history) {
+		return
+	}
+	g.Past = append(g.Past, history)
+	if len(g.Past) > maxPast {
+		g.Past = g.Past[len(g.Past)-maxPast:]
+	}
+}
+
+// Knows tells whether a history is the group's or one that was given up for it. One that is neither was begun by a
+// decision that this state of the control group does not have.
+func (g *Group) Knows(history [16]byte) bool {
+	return history == g.History || slices.Contains(g.Past, history)
 }
 
 // seat makes a member a voter; if there are too many then, the last other one observes from now on.

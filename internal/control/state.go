@@ -100,6 +100,7 @@ type Group struct {
 	History     [16]byte      `json:"history"`
 	Origin      [16]byte      `json:"origin,omitzero"` // the first history, if it was forked
 	Fork        *Fork         `json:"fork,omitempty"`  // the last one
+	Past        [][16]byte    `json:"past,omitempty"`  // histories that forks left behind, oldest first, maxPast at most
 	Created     time.Time     `json:"created"`
 	InSync      InSync        `json:"in_sync,omitzero"`
 	InSyncAfter time.Duration `json:"in_sync_after,omitempty"` // 0: DefaultInSyncAfter
