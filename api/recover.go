@@ -4,6 +4,8 @@ package api
 type GroupRecover struct {
 	Confirm string `json:"confirm"`           // the group's name: what others had beyond the survivors is lost
 	DryRun  bool   `json:"dry_run,omitempty"` // only say what would happen
+	// From is the node to begin with: one whose history the control group does not know. Empty: the survivor that has most.
+	From string `json:"from,omitempty"`
 }
 
 // GroupRecovered is what a recovery did, or would do.

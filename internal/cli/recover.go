@@ -25,7 +25,7 @@ type OfflineRecover struct {
 
 func (a *app) groupRecover() *cobra.Command {
 	var unsafe, dry bool
-	var confirm string
+	var confirm, from string
 	c := &cobra.Command{
 		Use:   "recover GROUP --unsafe --yes-lose-data GROUP",
 		Short: "Go on with what survives when a group's majority is gone for good",
@@ -34,7 +34,9 @@ log goes farthest becomes the only voter, under a new history. All that it has i
 others had is lost. Members that come back later are told and follow; files of theirs that differ are
 kept as conflict copies.
 
-Refused while enough members answer. If the control group has lost its majority, too, recover that
+Refused while enough members answer. If the control group was itself recovered from an older copy, it
+may not know the history that a node has; that node then keeps what it has and warns. With --from, the
+group goes on with that node's copy, whatever the others have. If the control group has lost its majority, too, recover that
 first: lockstep offline recover.`,
 		Example: "  lockstep group recover web --unsafe --dry-run\n  lockstep group recover web --unsafe --yes-lose-data web",
 		Args:    wants,
@@ -46,12 +48,13 @@ first: lockstep offline recover.`,
 			if dry && confirm == "" {
 				confirm = args[0]
 			}
-			r, err := c.GroupRecover(ctx, args[0], api.GroupRecover{Confirm: confirm, DryRun: dry})
+			r, err := c.GroupRecover(ctx, args[0], api.GroupRecover{Confirm: confirm, DryRun: dry, From: from})
 			return recovered(r), err
 		}),
 	}
 	c.Flags().BoolVar(&unsafe, "unsafe", false, "yes, without a majority")
 	c.Flags().StringVar(&confirm, "yes-lose-data", "", "the group's name again, as a confirmation")
+	c.Flags().StringVar(&from, "from", "", "begin with this node, whose history the control group does not know")
 	c.Flags().BoolVar(&dry, "dry-run", false, "only say what would happen")
 	return c
 }

@@ -103,25 +103,38 @@ func (n *node) agree(ctx context.Context, st *control.State) error {
 	errs := []error{n.followLevel(st.Level())}
 	for i := range st.Groups {
 		g := &st.Groups[i]
-		m, mine := g.Member(n.self)
 		if g.ID == control.ControlGroup {
-			if mine {
+			if m, mine := g.Member(n.self); mine {
 				errs = append(errs, n.holdControl(ctx, g, m))
 			}
 			continue
 		}
-		if err := n.resume(ctx, g); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		if g.Deleted || !mine {
-			errs = append(errs, n.leave(ctx, g))
-			continue
-		}
-		errs = append(errs, n.hold(ctx, g, m))
+		errs = append(errs, n.agreeOn(ctx, g.ID))
 	}
+	errs = append(errs, n.refuseForks(ctx))
 	errs = append(errs, n.hints.setPeers(n.peerAddresses(st)), n.tidyUploads())
 	return errors.Join(errs...)
+}
+
+// agreeOn brings this node's part of a group of files to what the control group wants now: the state that the pass began
+// with may be older than a fork that was decided since.
+func (n *node) agreeOn(ctx context.Context, group uint64) error {
+	n.taking.Lock()
+	defer n.taking.Unlock()
+	g, ok := n.ctl.state().Group(group)
+	if !ok {
+		return nil
+	}
+	if free, err := n.unseal(g); err != nil || !free {
+		return err
+	}
+	if err := n.resume(ctx, g); err != nil {
+		return err
+	}
+	if m, mine := g.Member(n.self); mine && !g.Deleted {
+		return n.hold(ctx, g, m)
+	}
+	return n.leave(ctx, g)
 }
 
 // driveInterval is how often a leader compares its group's configuration with what the control group wants.

@@ -52,6 +52,9 @@ func (n *node) align(g *control.Group, m control.Member) error {
 	if err != nil || st.At.Index > 0 && st.Line.History == g.History {
 		return err
 	}
+	if err := known(g, st); err != nil {
+		return err
+	}
 	restored := g.Fork != nil && g.Fork.Cause == control.ForkRestore
 	switch {
 	case restored && g.Fork.Seed == m.Replica:
@@ -68,6 +71,9 @@ func (n *node) align(g *control.Group, m control.Member) error {
 	seeds := g.Fork != nil && st.At.Index > 0 && g.Fork.Seed == m.Replica && g.Fork.Before == st.Line.History && g.Fork.Cause == control.ForkRecover
 	switch {
 	case seeds:
+		if err := n.wentOn(g); err != nil {
+			return err
+		}
 		if err := files.ForgetAbove(table, line.Start-1); err != nil {
 			return err
 		}
@@ -135,33 +141,6 @@ func (n *node) pause(h *holding) error {
 	return nil
 }
 
-// seal keeps a group that is held here from running until release is called.
-func (n *node) seal(group uint64) (release func(), err error) {
-	n.mu.Lock()
-	h, ok := n.holdings[group]
-	if _, damaged := n.suspects[group]; n.sealed[group] || !ok && !damaged {
-		n.mu.Unlock()
-		return nil, &api.Error{Code: api.CodeConflict, Op: "group recover", Subject: fmt.Sprint(group),
-			Why: "the group does not run here, or somebody else is recovering it", Hint: "try again in a second"}
-	}
-	n.sealed[group] = true
-	n.mu.Unlock()
-	release = func() {
-		n.mu.Lock()
-		delete(n.sealed, group)
-		n.mu.Unlock()
-		n.ctl.nudge()
-	}
-	if ok {
-		err = n.pause(h)
-	}
-	if err != nil {
-		release()
-		return nil, err
-	}
-	return release, nil
-}
-
 // logEndAnswer is what a member says of its log.
 type logEndAnswer struct {
 	History [16]byte      `json:"history"`
@@ -171,12 +150,13 @@ type logEndAnswer struct {
 	Voters  []uint64      `json:"voters,omitempty"`  // of the configuration in force there, outgoing ones included
 	Leads   bool          `json:"leads,omitempty"`   // and has committed something in its term
 	Damaged bool          `json:"damaged,omitempty"` // its log is: it does not vote, and ends where its state does
+	Astray  bool          `json:"astray,omitempty"`  // the control group does not know its history: it does not vote
 }
 
 func (n *node) logEndHere(_ context.Context, req groupRequest) (out logEndAnswer, err error) {
 	if s, ok := n.suspected(req.Group); ok {
 		st, end, err := n.eng.StoppedEnd(req.Group)
-		return logEndAnswer{History: st.Line.History, Replica: s.replica, Commit: end.Commit, Last: end.Last, Damaged: true}, err
+		return logEndAnswer{History: st.Line.History, Replica: s.replica, Commit: end.Commit, Last: end.Last, Damaged: !s.astray, Astray: s.astray}, err
 	}
 	h, err := n.holding(req.Group)
 	if err != nil {
@@ -215,7 +195,7 @@ func (n *node) GroupRecover(ctx context.Context, group string, req api.GroupReco
 		return api.GroupRecovered{}, &api.Error{Code: api.CodeUsage, Op: op, Subject: group,
 			Why: "what other members had and this one had not is lost", Hint: "if that is meant: --yes-lose-data " + group}
 	}
-	out, seed, err := n.planRecovery(ctx, op, g)
+	out, seed, err := n.planRecovery(ctx, op, g, req.From)
 	if err != nil || req.DryRun {
 		out.DryRun = req.DryRun
 		return out, err
@@ -231,8 +211,9 @@ func (n *node) GroupRecover(ctx context.Context, group string, req api.GroupReco
 }
 
 // planRecovery asks who is there, refuses if they are enough to go on, and chooses who begins: of the members on the
-// group's history the one whose log goes farthest, as an election would.
-func (n *node) planRecovery(ctx context.Context, op string, g *control.Group) (out api.GroupRecovered, seed uint64, err error) {
+// group's history the one whose log goes farthest, as an election would. One that has gone astray begins whatever the
+// others have, if it was named (from).
+func (n *node) planRecovery(ctx context.Context, op string, g *control.Group, from string) (out api.GroupRecovered, seed uint64, err error) {
 	type found struct {
 		logEndAnswer
 		err error
@@ -253,6 +234,14 @@ func (n *node) planRecovery(ctx context.Context, op string, g *control.Group) (o
 		}
 		out.Survivors, ends[i] = append(out.Survivors, name), a.logEndAnswer
 	}
+	if from != "" {
+		best, err := n.from(g, from, ends)
+		if err != nil {
+			return out, 0, err
+		}
+		beginWith(&out, from, ends[best])
+		return out, ends[best].Replica, nil
+	}
 	if up, all, enough := majorityOf(ends); enough {
 		return out, 0, &api.Error{Code: api.CodeConflict, Op: op, Subject: g.Name,
 			Why:  fmt.Sprintf("%d of its %d voters answer: it has its majority and needs no recovery", up, all),
@@ -263,10 +252,12 @@ func (n *node) planRecovery(ctx context.Context, op string, g *control.Group) (o
 		return out, 0, &api.Error{Code: api.CodeUnavailable, Op: op, Subject: g.Name, Why: "no member that is up has anything of it",
 			Hint: "start one that has, or restore the group: lockstep restore FILE --group " + g.Name}
 	}
-	b := ends[best]
-	out.Node, out.Before = n.nameOf(g.Members[best].Node), fmt.Sprintf("%x", b.History)
-	out.Fork, out.Last = b.Commit.Index, b.Last.Index
-	return out, b.Replica, nil
+	beginWith(&out, n.nameOf(g.Members[best].Node), ends[best])
+	return out, ends[best].Replica, nil
+}
+
+func beginWith(out *api.GroupRecovered, node string, e logEndAnswer) {
+	out.Node, out.Before, out.Fork, out.Last = node, fmt.Sprintf("%x", e.History), e.Commit.Index, e.Last.Index
 }
 
 // majorityOf says whether the members that answer are enough by the configuration of any of them. A zero answer is
@@ -274,7 +265,7 @@ func (n *node) planRecovery(ctx context.Context, op string, g *control.Group) (o
 func majorityOf(ends []logEndAnswer) (up, all int, enough bool) {
 	var here []uint64
 	for _, e := range ends {
-		if e.Replica != 0 && !e.Damaged {
+		if e.Replica != 0 && !e.Damaged && !e.Astray {
 			here = append(here, e.Replica)
 		}
 	}
@@ -302,17 +293,18 @@ func farthest(ends []logEndAnswer, history [16]byte) int {
 }
 
 // recoverHere makes this node's replica begin a new history. The replica is stopped first, so that the point where it
-// forks cannot move any more; then the control group records the fork, and with that it is decided.
+// forks cannot move any more; then the control group records the fork, and with that it is decided. Until it is known to
+// be decided, either way, the group stays sealed.
 func (n *node) recoverHere(ctx context.Context, req groupRequest) (out api.GroupRecovered, err error) {
 	g, ok := n.ctl.state().Group(req.Group)
 	if !ok {
 		return out, errNoSuchGroup
 	}
-	release, err := n.seal(g.ID)
+	sealed, err := n.seal(g.ID)
 	if err != nil {
 		return out, err
 	}
-	defer release()
+	defer n.answered(g.ID)
 	if err := n.state.Sync(); err != nil { // a replica without a sound log begins where its state is
 		return out, err
 	}
@@ -320,12 +312,17 @@ func (n *node) recoverHere(ctx context.Context, req groupRequest) (out api.Group
 	if err != nil {
 		return out, err
 	}
-	f := &control.ForkGroup{Group: g.Name, Was: g.History, Node: n.id.Name(), Fork: control.Fork{
+	f := &control.ForkGroup{Group: g.Name, Was: g.History, Node: n.id.Name(), InSync: sealed.InSync, Fork: control.Fork{
 		Before: st.Line.History, Index: end.Commit.Index, Term: end.Commit.Term, Start: end.Last.Index + 1, Cause: control.ForkRecover,
 	}}
 	rand.Read(f.To[:])
-	if _, err := n.ctl.propose(ctx, &control.Command{By: req.Path, ForkGroup: f}); err != nil {
+	var refused *api.Error
+	_, err = n.ctl.propose(ctx, &control.Command{By: req.Path, ForkGroup: f})
+	switch {
+	case errors.As(err, &refused) && refused.Code != api.CodeUnavailable:
 		return out, err
+	case err != nil:
+		return out, unknownFate(g.Name, err)
 	}
 	n.log.Warn("group recovered with loss: it goes on here under a new history", "group", g.Name, "history", fmt.Sprintf("%x", f.To),
 		"before", fmt.Sprintf("%x", f.Fork.Before), "fork", f.Fork.Index, "last", end.Last.Index)

@@ -59,9 +59,11 @@ func (n *node) holding(group uint64) (*holding, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	h, ok := n.holdings[group]
-	if s, damaged := n.suspects[group]; damaged {
-		return nil, &api.Error{Code: api.CodeDamage, Op: "group", Subject: n.groupName(group), Why: "on node " + n.id.Name() + ": " + s.String(),
-			Hint: "lockstep group show says what each member does"}
+	if s, suspect := n.suspects[group]; suspect {
+		return nil, s.refusal(n.groupName(group), n.id.Name())
+	}
+	if _, sealed := n.sealed[group]; sealed {
+		return nil, errSealed(n.groupName(group), n.id.Name())
 	}
 	if !ok {
 		return nil, &api.Error{Code: api.CodeUnavailable, Op: "group", Subject: n.groupName(group), Why: "node " + n.id.Name() + " does not run it (yet)",
@@ -82,9 +84,9 @@ func (n *node) groupName(id uint64) string {
 func (n *node) hold(ctx context.Context, g *control.Group, m control.Member) error {
 	n.mu.Lock()
 	h, ok := n.holdings[g.ID]
-	idle := n.closing || n.sealed[g.ID]
+	ending := n.closing
 	n.mu.Unlock()
-	if idle {
+	if ending {
 		return nil
 	}
 	// Ids only grow. This node's copy of the control state may be older than what it has acted upon, while it heals.
@@ -117,6 +119,10 @@ func (n *node) hold(ctx context.Context, g *control.Group, m control.Member) err
 		return fmt.Errorf("group %s: %w", g.Name, err)
 	}
 	err := n.start(g, m, true)
+	if errors.Is(err, errAstray) {
+		n.standAside(g, m.Replica, err)
+		return nil
+	}
 	if errors.Is(err, logstore.ErrDamaged) && m.Role == control.RoleVoter {
 		n.stepAside(ctx, g, m.Replica, err)
 		return nil

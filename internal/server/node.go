@@ -47,12 +47,14 @@ type node struct {
 	watch *watch
 	disk  *dataDisk
 
+	taking sync.Mutex // held by who starts or stops this node's part of a group of files; before mu
+
 	mu         sync.Mutex
 	holdings   map[uint64]*holding  // by group
 	suspects   map[uint64]suspicion // groups whose log is damaged, by id
 	closing    bool
 	marked     uint64                  // level that the data directory says
-	sealed     map[uint64]bool         // groups that must not run now
+	sealed     map[uint64]seal         // groups that must not run now, by id
 	estranged  map[[2]uint64]time.Time // (group, node) → when it was last heard of on another history
 	superseded chan replica.Line       // of the control group, at another node
 

@@ -79,7 +79,7 @@ func (n *node) recast(group uint64, o owned) error {
 // brings it to an end, or to another role, as it would have done at the time.
 func (n *node) resume(ctx context.Context, g *control.Group) error {
 	o, found, err := n.ownedOf(g.ID)
-	if err != nil || !found || n.holds(g.ID) || n.idle(g.ID) {
+	if err != nil || !found || n.holds(g.ID) || n.ending() {
 		return err
 	}
 	if o.Recast {
@@ -94,7 +94,10 @@ func (n *node) resume(ctx context.Context, g *control.Group) error {
 	}
 	err = n.start(g, o.member(n.self), bound)
 	switch {
-	case !errors.Is(err, logstore.ErrDamaged):
+	case errors.Is(err, errAstray) && (bound || o.Replica >= g.NextReplica): // nobody has taken it out
+		n.standAside(g, o.Replica, err)
+		return err
+	case !errors.Is(err, logstore.ErrDamaged) && !errors.Is(err, errAstray):
 		return err
 	case bound:
 		return n.beginAgain(ctx, g, m, o.Replica, err)
@@ -184,11 +187,11 @@ func (n *node) leftOut(ctx context.Context, g *control.Group, replica uint64) bo
 	return false
 }
 
-// idle tells whether a group must not be started now.
-func (n *node) idle(group uint64) bool {
+// ending tells whether no group must be started any more.
+func (n *node) ending() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.closing || n.sealed[group]
+	return n.closing
 }
 
 // forget takes a holding out of the list.

@@ -165,7 +165,7 @@ func startNode(ctx context.Context, cfg Config, s *stages) (n *node, err error) 
 		log:    cfg.Log.With("node", b.id.Name()),
 		ctl:    newControlPlane(),
 		hints:  newHints(data.sub(hintFile), b.hint),
-		sealed: map[uint64]bool{}, estranged: map[[2]uint64]time.Time{}, superseded: make(chan replica.Line, 1),
+		sealed: map[uint64]seal{}, estranged: map[[2]uint64]time.Time{}, superseded: make(chan replica.Line, 1),
 		holdings: map[uint64]*holding{}, suspects: map[uint64]suspicion{}, fault: make(chan error, 1), quit: make(chan departure, 1),
 		watch: newWatch(), served: make(chan error, 1),
 	}
@@ -263,6 +263,9 @@ func (n *node) openStores(s *stages) (err error) {
 	n.tidy.add(n.state.Sync)
 	if err := claimState(n.data.sub("state"), n.state, n.id); err != nil {
 		return startError(n.data.path, err)
+	}
+	if err := n.loadSeals(); err != nil {
+		return damaged(n.data.sub("state"), err)
 	}
 	return startError(n.data.path, n.hints.setOpened())
 }

@@ -27,14 +27,28 @@ import (
 // methodRenew has another node renew the caller's replica of the control group.
 const methodRenew = "server.renew"
 
-// suspicion is of a replica that does not run because its log is damaged.
+// suspicion is of a replica that does not run because its log is damaged, or because it has gone astray.
 type suspicion struct {
 	replica uint64
 	cause   error
 	waits   error // why it cannot begin again yet; nil: it is about to
+	astray  bool
+}
+
+// refusal is what those are told who want something of the group here.
+func (s suspicion) refusal(group, node string) error {
+	e := &api.Error{Code: api.CodeDamage, Op: "group", Subject: group, Why: "on node " + node + ": " + s.String(),
+		Hint: "lockstep group show says what each member does"}
+	if s.astray {
+		e.Code, e.Hint = api.CodeConflict, wayOut(group, node)
+	}
+	return e
 }
 
 func (s suspicion) String() string {
+	if s.astray {
+		return s.cause.Error() + "; it does not run, and keeps what it has"
+	}
 	if s.waits != nil {
 		text := fmt.Sprintf("%v; it does not vote, and keeps its state as it is: %v", s.cause, s.waits)
 		if e := (*api.Error)(nil); errors.As(s.waits, &e) && e.Hint != "" {
@@ -91,13 +105,13 @@ func (n *node) stepAside(ctx context.Context, g *control.Group, replica uint64, 
 		defer cancel()
 		_, waits = n.ctl.propose(ctx, &control.Command{By: "serve", Renew: &control.Renew{Group: g.ID, Node: n.self, Replica: replica}})
 	}
-	n.suspect(g, suspicion{replica, cause, waits})
+	n.suspect(g, suspicion{replica: replica, cause: cause, waits: waits})
 }
 
 // beginAgain makes what a damaged replica left fit for the one that the control group has given instead.
 func (n *node) beginAgain(ctx context.Context, g *control.Group, m control.Member, old uint64, cause error) error {
 	if waits := n.dispensable(ctx, g, old); waits != nil { // things may have changed since
-		n.suspect(g, suspicion{old, cause, waits})
+		n.suspect(g, suspicion{replica: old, cause: cause, waits: waits})
 		return nil
 	}
 	o := ownedBy(m)
@@ -113,7 +127,7 @@ func (n *node) beginAgain(ctx context.Context, g *control.Group, m control.Membe
 // configuration has none for it either.
 func (n *node) giveUp(ctx context.Context, g *control.Group, o owned, cause error) error {
 	if !g.Deleted && !n.leftOut(ctx, g, o.Replica) {
-		n.suspect(g, suspicion{o.Replica, cause, errors.New("the group's configuration still has it")})
+		n.suspect(g, suspicion{replica: o.Replica, cause: cause, waits: errors.New("the group's configuration still has it")})
 		return nil
 	}
 	h := &holding{n: n, group: *g, replica: o.Replica, binding: o.Binding, path: o.Path, stop: func() {}}
@@ -130,7 +144,12 @@ func (n *node) suspect(g *control.Group, s suspicion) {
 	_, known := n.suspects[g.ID]
 	n.suspects[g.ID] = s
 	n.mu.Unlock()
-	if !known {
+	switch {
+	case known:
+	case s.astray:
+		n.log.Error("this replica does not run: its history is not known to the control group", "group", g.Name, "replica", s.replica,
+			"err", s.cause, "next", wayOut(g.Name, n.id.Name()))
+	default:
 		n.log.Error("the log is damaged: this replica does not vote", "group", g.Name, "replica", s.replica, "err", s.cause)
 	}
 }
@@ -149,11 +168,17 @@ func (n *node) suspected(group uint64) (suspicion, bool) {
 	return s, ok
 }
 
-// reportSuspect is the report on a group that is not held because its log is damaged.
+// modeAstray is the mode of a member whose replica has gone astray.
+const modeAstray = "astray"
+
+// reportSuspect is the report on a group that is not held though it could be, but for a suspicion.
 func (n *node) reportSuspect(group uint64) (report, bool) {
 	s, ok := n.suspected(group)
 	if !ok {
 		return report{}, false
+	}
+	if s.astray {
+		return report{Role: "none", Mode: modeAstray, Why: s.String()}, true
 	}
 	return report{Role: "none", Mode: "damaged", Why: s.String()}, true
 }

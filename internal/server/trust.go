@@ -66,6 +66,10 @@ func trustWarnings(g *control.Group, shown api.Group, reports []report) (list []
 			Hint: "members join again by themselves when they have caught up"})
 	}
 	for i, r := range reports {
+		if r.Mode == modeAstray {
+			list = append(list, api.Warning{Name: "unknown_history", Subject: g.Name + " on " + shown.Replicas[i].Node, Text: r.Why,
+				Hint: wayOut(g.Name, shown.Replicas[i].Node)})
+		}
 		if r.Alarm != "" {
 			list = append(list, api.Warning{Name: "replicas_differ", Subject: g.Name + " on " + shown.Replicas[i].Node, Text: r.Alarm,
 				Hint: "nothing is repaired without a majority: lockstep group check " + g.Name + " --deep shows who has what; decide for one and bind the others again"})
