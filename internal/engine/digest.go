@@ -124,6 +124,13 @@ func (b *digestBook) judged(v replica.Verdict) {
 	b.verdict = &v
 }
 
+// latest is the latest verdict; nil: none is known.
+func (b *digestBook) latest() *replica.Verdict {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.verdict
+}
+
 // reset forgets everything: the state was replaced.
 func (b *digestBook) reset() {
 	b.mu.Lock()

@@ -53,6 +53,13 @@ type mesh struct {
 	mu    sync.Mutex
 	nodes map[uint64]*Engine
 	shut  map[string]bool // services that nobody can open
+	bound uint64          // a node that can open none
+}
+
+func (m *mesh) bind(node uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.bound = node
 }
 
 func (m *mesh) refuse(service string, shut bool) {
@@ -87,7 +94,7 @@ func (p port) Send(to, group uint64, msgs []*raftpb.Message) {
 func (p port) Open(_ context.Context, to uint64, service string) (net.Conn, error) {
 	e := p.m.engine(to)
 	p.m.mu.Lock()
-	shut := p.m.shut[service]
+	shut := p.m.shut[service] || p.m.bound == p.self
 	p.m.mu.Unlock()
 	if e == nil || shut {
 		return nil, errors.New("refused")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
@@ -12,7 +13,8 @@ import (
 
 // A replica in quarantine goes on appending and voting: its log is not what differs. It does nothing with its state:
 // it hands leadership over, takes no proposals, answers no linearizable reads, and feeds nobody. It replaces the
-// state by that of a replica of the majority, whole, believing nothing of its own; then it is one of them again.
+// state by that of a replica of the majority, whole, believing nothing of its own; then it is one of them again. If
+// those that agreed have been replaced meanwhile, it waits for a comparison of those that are there (healers).
 
 // ErrQuarantined is returned by what a replica refuses because its state is not what the others have.
 var ErrQuarantined = errors.New("engine: this replica's state differs from that of the majority")
@@ -130,38 +132,91 @@ func (g *Group) compare() {
 // heal replaces the state. It ends when that is done, or the group stops.
 func (g *Group) heal() {
 	var pause backoff
+	waits := false
 	for try := 0; g.stopping.Err() == nil; try++ {
 		q := g.rep.Quarantine()
 		if q == nil {
 			return
 		}
-		sources := q.Agree
+		st := g.Fresh()
+		sources, heirs := healers(&st, q, g.book.latest())
+		if st.Role == core.Leader && len(heirs) > 0 {
+			g.giveUp(heirs[try%len(heirs)])
+		}
 		if len(sources) == 0 {
-			sources = g.Core().Voters
+			if !waits {
+				g.lg.Warn("no member has a state that is known to be right: the state is replaced after the next comparison", "agreed", q.Agree)
+			}
+			waits = true
+		} else {
+			waits = false
+			from := sources[try%len(sources)]
+			if err := g.healFrom(from); err != nil {
+				g.lg.Warn("state not replaced; trying the next replica", "from", from, "err", err)
+			} else {
+				continue
+			}
 		}
-		from := sources[try%len(sources)]
-		if err := g.healFrom(from); err != nil {
-			g.lg.Warn("state not replaced; trying the next replica", "from", from, "err", err)
-			pause.wait(g.stopping, g.changed.wait())
-		}
+		pause.wait(g.stopping, g.changed.wait())
 	}
 }
 
-// healFrom gives up leadership, so that nobody waits for answers of a state that is replaced, and pulls.
-func (g *Group) healFrom(from uint64) error {
-	if from == g.cfg.Replica {
-		return errors.New("it is this replica")
+// healers says which members the state of a replica in quarantine may be replaced by, and which may lead in its place.
+//
+// Sources are those that agreed in the latest verdict, or else in the one of the quarantine. If none of them is a member any
+// more, others are not taken on trust: a copy of a state that is wrong, too, could make it the majority's. The others go on
+// being compared, and the next verdict names the sources. Only a single other voter is taken as it is: against this replica,
+// whose state is known to be wrong, no majority will ever be found, and that one's state is all that the group has.
+//
+// Anyone may lead, since logs are not in doubt; a source if possible, so that it does not go from one replica in quarantine
+// to the other.
+func healers(st *core.Status, q *replica.Quarantine, latest *replica.Verdict) (sources, heirs []uint64) {
+	for _, v := range slices.Concat(st.Voters, st.Outgoing) {
+		if v != st.Replica && !slices.Contains(heirs, v) {
+			heirs = append(heirs, v)
+		}
 	}
+	members := slices.Concat(heirs, st.Learners)
+	among := func(agree, of []uint64) (list []uint64) {
+		for _, r := range agree {
+			if r != st.Replica && slices.Contains(of, r) {
+				list = append(list, r)
+			}
+		}
+		return list
+	}
+	if latest != nil && latest.Mark > q.Mark && len(latest.Agree) >= minAgree {
+		sources = among(latest.Agree, members)
+	}
+	if len(sources) == 0 {
+		sources = among(q.Agree, members)
+	}
+	if len(sources) == 0 && len(heirs) == 1 {
+		sources = heirs
+	}
+	if able := among(sources, heirs); len(able) > 0 {
+		heirs = able
+	}
+	return sources, heirs
+}
+
+// giveUp hands leadership over, so that nobody waits for answers of a state that is replaced, and somebody compares states.
+func (g *Group) giveUp(to uint64) {
+	ctx, cancel := context.WithTimeout(g.stopping, markPatience)
+	defer cancel()
+	if err := g.Transfer(ctx, to); err != nil {
+		g.lg.Warn("leadership not handed over; trying the next replica", "to", to, "err", err)
+	}
+}
+
+// healFrom takes the state of another replica, unless this one leads.
+func (g *Group) healFrom(from uint64) error {
 	node, ok := g.NodeOf(from)
 	if !ok {
 		return errors.New("nobody knows where it is")
 	}
 	if g.Fresh().Role == core.Leader {
-		ctx, cancel := context.WithTimeout(g.stopping, markPatience)
-		defer cancel()
-		if err := g.Transfer(ctx, from); err != nil {
-			return err
-		}
+		return errors.New("this replica leads")
 	}
 	g.catchup.begin(Catchup{Mode: ModeSnap, Rule: "R2", Why: whyReplaced, From: g.rep.Applied().Index, Upstream: node})
 	if err := g.pull(node); err != nil {

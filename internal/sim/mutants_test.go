@@ -411,7 +411,7 @@ var mutants = []mutant{
 	},
 	{
 		name: "observer reads without waiting", file: "engine/observer.go", whole: true,
-		old: "				return index, o.WaitApplied(ctx, index)\n",
+		old: "				return o.answerRead(ctx, index)\n",
 		new: "				return index, nil\n",
 		why: "a linearizable read at an observer misses acknowledged writes",
 	},
