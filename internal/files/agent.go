@@ -109,6 +109,7 @@ type Config struct {
 	Readers    int           // files read at the same time; 0: 2
 	ScanEvery  time.Duration // the slow rescan; 0: an hour
 	Checkpoint time.Duration // between two checkpoints; 0: 3 s
+	Youth      time.Duration // for how long a change may leave a file's ctime as it was; 0: found out, see young.go
 	Reserve    uint64        // bytes that staging leaves free; 0: 1 % of the file system or 64 MiB, the smaller
 	BootID     string        // this boot of the system; "" reads it from /proc
 	Now        func() time.Time
@@ -225,6 +226,11 @@ func (a *Agent) open() (err error) {
 	}
 	if a.kept, err = a.placer.Recover(); err != nil {
 		return err
+	}
+	if a.cfg.Youth == 0 {
+		if a.cfg.Youth, err = findYouth(a.cfg.Work); err != nil {
+			a.log.Info("young files are read twice", "err", err)
+		}
 	}
 	if a.cfg.Reserve == 0 {
 		if a.cfg.Reserve, err = defaultReserve(a.cfg.Work); err != nil {

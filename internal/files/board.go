@@ -86,6 +86,7 @@ type pathState struct {
 	placing    *want    // the one that the placer has
 	wantQueued bool
 	afterLook  bool // the want waits for a look
+	young      bool // what was read may have changed since without a trace: nothing is placed before it is read again
 }
 
 func newBoard(now func() time.Time) *board {
@@ -144,7 +145,7 @@ func (b *board) queueWant(path string, st *pathState) {
 	if _, wait := b.retry[path]; wait {
 		return
 	}
-	if st.want != nil && !st.wantQueued && !st.afterLook && st.claim == free {
+	if st.want != nil && !st.wantQueued && !st.afterLook && !st.young && st.claim == free {
 		st.wantQueued = true
 		b.places = append(b.places, path)
 		b.wake.Broadcast()
@@ -248,7 +249,7 @@ func (b *board) alsoLook(from, path string) bool {
 func (b *board) claimIdle(path string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if st := b.paths[path]; st != nil && (st.claim != free || st.afterLook) {
+	if st := b.paths[path]; st != nil && (st.claim != free || st.afterLook || st.young) {
 		return false
 	}
 	b.flying[path] = struct{}{}
@@ -264,6 +265,7 @@ func (b *board) lookDone(path string, again time.Time) {
 	st.claim, st.afterLook = free, false
 	delete(b.flying, path)
 	if again.IsZero() {
+		st.young = false
 		finish(st.heldEpochs)
 		st.heldEpochs = nil
 		if b.looking.settle() {

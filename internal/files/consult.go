@@ -2,7 +2,6 @@ package files
 
 import (
 	"fmt"
-	"time"
 
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 )
@@ -66,6 +65,7 @@ type adoption struct {
 	had    manifest.Kind
 	record record
 	place  bool // the bytes are as wanted, the metadata is not
+	young  bool // has to be read once more, see young.go
 }
 
 // noEdit says whether what was found is what the manifest has, and how to record it.
@@ -76,7 +76,7 @@ func (a *Agent) noEdit(f *finding, want manifest.Node) (adoption, bool) {
 	if f.old.Version != 0 || want.Kind == manifest.Absent || !want.SameContent(f.change.Node) {
 		return adoption{}, false
 	}
-	ad := adoption{path: f.change.Path, had: f.old.Stat.Kind, record: f.asFound()}
+	ad := adoption{path: f.change.Path, had: f.old.Stat.Kind, record: f.asFound(), young: f.young}
 	if ad.place = !want.Equal(f.change.Node); !ad.place {
 		ad.record.Version = want.Version
 	}
@@ -102,7 +102,7 @@ func (a *Agent) adopt(all []adoption) error {
 		if all[i].place {
 			a.rechecks.add(all[i].path, 0)
 		}
-		a.board.lookDone(all[i].path, time.Time{})
+		a.lookEnds(all[i].path, all[i].young)
 	}
 	a.board.nudge()
 	return nil

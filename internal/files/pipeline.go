@@ -126,11 +126,11 @@ func (a *Agent) settleLook(path string, v verdict) {
 			a.board.nudge()
 		}
 	}
-	again := time.Time{}
 	if v.again > 0 {
-		again = a.cfg.Now().Add(v.again)
+		a.board.lookDone(path, a.cfg.Now().Add(v.again))
+		return
 	}
-	a.board.lookDone(path, again)
+	a.lookEnds(path, v.young)
 }
 
 func (a *Agent) recordOne(path string, had manifest.Kind, r record) error {
@@ -357,6 +357,6 @@ func (a *Agent) letGo(found []finding) {
 		if dir, ok := manifest.Parent(path); ok && found[i].change.Node.Kind == manifest.Absent {
 			a.board.follow(path, dir)
 		}
-		a.board.lookDone(path, time.Time{})
+		a.lookEnds(path, found[i].young)
 	}
 }

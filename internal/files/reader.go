@@ -23,6 +23,7 @@ type finding struct {
 	stat   place.Stat
 	data   []byte // a small file's content
 	unsure bool   // whether it is an edit at all: the manifest has to be asked, see consult
+	young  bool   // has to be read once more, see young.go
 }
 
 // verdict of a look that found nothing to propose.
@@ -33,6 +34,7 @@ type verdict struct {
 	had    manifest.Kind // what the record there was of
 	place  bool          // let the placer bring the path to the manifest's state
 	entry  bool          // an entry may have come and gone: the directory's times changed
+	young  bool          // has to be read once more, see young.go
 }
 
 // errUnstable says that a file changed while it was read.
@@ -118,6 +120,9 @@ func (r *reader) look(path string) (*finding, verdict, error) {
 		return nil, verdict{}, errSkipped
 	}
 	if now.Kind == rec.Stat.Kind && scan.Same(now, rec.Stat) {
+		if now.Kind == manifest.File && r.a.board.isYoung(path) {
+			return r.readAgain(&finding{change: manifest.Change{Path: path, Base: rec.Version}, old: rec, stat: now})
+		}
 		// A directory that was moved away and back looks the same; its ctime and its parent's times do not.
 		moved := now.Kind == manifest.Dir && now.CTime != rec.Stat.CTime
 		return nil, verdict{entry: moved || now.Kind == manifest.Absent}, nil
@@ -132,13 +137,19 @@ func (r *reader) look(path string) (*finding, verdict, error) {
 	if now.Kind == manifest.Absent {
 		return r.absent(f)
 	}
-	if err := r.describe(f); err != nil {
-		if errors.Is(err, errUnstable) || errors.Is(err, fs.ErrNotExist) {
-			return nil, verdict{again: settleTime}, nil
-		}
-		return nil, verdict{}, err
+	if v, err := r.tryDescribe(f); v.again > 0 || err != nil {
+		return nil, v, err
 	}
 	return r.compare(f)
+}
+
+// tryDescribe is describe; the verdict is to look again if the entry changes meanwhile.
+func (r *reader) tryDescribe(f *finding) (verdict, error) {
+	err := r.describe(f)
+	if errors.Is(err, errUnstable) || errors.Is(err, fs.ErrNotExist) {
+		return verdict{again: settleTime}, nil
+	}
+	return verdict{}, err
 }
 
 // childrenFirst has everything that was placed directly in path, which is no directory any more, looked at
@@ -168,7 +179,7 @@ func (r *reader) absent(f *finding) (*finding, verdict, error) {
 func (r *reader) compare(f *finding) (*finding, verdict, error) {
 	if f.old.Stat.Kind == f.stat.Kind && f.stat.Kind == manifest.File && f.change.Node.Equal(f.old.node()) {
 		// Touched, linked or rewritten with the same bytes and times.
-		return nil, verdict{adopt: true, had: f.old.Stat.Kind, record: f.asFound(), entry: true}, nil
+		return nil, verdict{adopt: true, had: f.old.Stat.Kind, record: f.asFound(), entry: true, young: f.young}, nil
 	}
 	f.unsure = f.old.Version == 0 || !r.a.cfg.Owner
 	return f, verdict{}, nil
@@ -203,6 +214,7 @@ func (r *reader) describe(f *finding) error {
 }
 
 func (r *reader) readFile(f *finding) error {
+	began := r.a.cfg.Now()
 	fd, in, err := vfs.OpenFdAt(r.dir.Fd(), r.name)
 	if err != nil {
 		return err
@@ -228,6 +240,7 @@ func (r *reader) readFile(f *finding) error {
 	n := &f.change.Node
 	n.Mode, n.UID, n.GID, n.MTime = f.stat.Mode, f.stat.UID, f.stat.GID, f.stat.MTime
 	n.Size, n.Hash = size, h
+	f.young = r.a.isYoung(&f.stat, began)
 	return nil
 }
 
