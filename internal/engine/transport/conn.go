@@ -160,7 +160,18 @@ func shake(ctx context.Context, s *sock, cfg *tls.Config, h hello, d time.Durati
 	if ctx.Err() != nil && err != nil {
 		err = ctx.Err() // and not that the socket was closed, which is how it was done
 	}
-	return tc, a, err
+	return tc, a, turnedDown(err)
+}
+
+// turnedDown adds to an alert of TLS, with which the other side ends a handshake, what it may mean and who knows more:
+// the other side says no more than that to somebody it does not trust.
+func turnedDown(err error) error {
+	var alert *net.OpError
+	if !errors.As(err, &alert) || alert.Op != "remote error" {
+		return err
+	}
+	return fmt.Errorf("the other side turned down this node's certificate or TLS (%w): its log says why; compare the clocks, "+
+		"and the cluster that lockstep status names on both", err)
 }
 
 func exchange(ctx context.Context, tc *tls.Conn, h hello) (answer, error) {

@@ -75,6 +75,26 @@ func TestLargeMessage(t *testing.T) {
 	}
 }
 
+// TestTurnedDown: whoever dials with a certificate that the other side does not accept is told what to look at.
+func TestTurnedDown(t *testing.T) {
+	f, g := newFarm(t, 1), newFarm(t, 2)
+	one := f.node(1, nil, nil)
+	cfg := g.identity(3, day0Clock).Client(0)
+	cfg.VerifyConnection = nil // else it would turn down the server first
+	raw, err := net.Dial("tcp", one.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &sock{Conn: raw}
+	defer s.Close()
+	_, _, err = shake(t.Context(), s, cfg, hello{version: helloVersion, cluster: f.ca.Cluster(), from: 3, to: 1, boot: 99, service: serviceRaft}, patience)
+	for _, want := range []string{"bad certificate", "turned down", "its log", "lockstep status"} {
+		if !strings.Contains(fmt.Sprint(err), want) {
+			t.Errorf("told %q, without %q", err, want)
+		}
+	}
+}
+
 // stranger makes TLS connections with any configuration and says any hello.
 func stranger(t *testing.T, addr string, cfg *tls.Config, send []byte) ([]byte, error) {
 	t.Helper()
