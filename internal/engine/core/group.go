@@ -164,8 +164,11 @@ func (g *Group) Receive(m *raftpb.Message) error {
 	if err := g.rn.Step(m); err != nil {
 		return fmt.Errorf("receive %s from replica %d: %w", m.GetType(), m.GetFrom(), err)
 	}
-	if m.GetType() == raftpb.MsgSnap {
+	switch m.GetType() {
+	case raftpb.MsgSnap:
 		g.noteRestored()
+	case raftpb.MsgPreVote:
+		g.tellCommitted(m)
 	}
 	return nil
 }
