@@ -51,7 +51,9 @@ func showsFeeds(t *testing.T, ctx context.Context, f *farm.Farm, at *farm.Node, 
 func feedAfter(t *testing.T, ctx context.Context, n *farm.Node, after time.Time, source string) (at time.Time, mode, rule string) {
 	t.Helper()
 	line := regexp.MustCompile(`(?m)^time=(\S+) .*msg=fed .*source=` + source + ` mode=(\S+) rule=(\S+) `)
-	if err := farm.Poll(ctx, 20*time.Millisecond, func() error {
+	patience, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if err := farm.Poll(patience, 20*time.Millisecond, func() error {
 		for _, said := range line.FindAllStringSubmatch(n.Log(), -1) {
 			when, err := time.Parse(time.RFC3339Nano, said[1])
 			if err != nil {
