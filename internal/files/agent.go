@@ -114,6 +114,8 @@ type Config struct {
 	BootID     string        // this boot of the system; "" reads it from /proc
 	Now        func() time.Time
 	Logger     *slog.Logger
+
+	walkStep int // entries of the manifest that a walk compares at a time; 0: 4,096
 }
 
 // Agent keeps one binding. Changed, Restored and ServeContent may be called before and while Run runs.
@@ -181,6 +183,9 @@ func defaults(cfg *Config) {
 	}
 	if cfg.ScanEvery <= 0 {
 		cfg.ScanEvery = time.Hour
+	}
+	if cfg.walkStep <= 0 {
+		cfg.walkStep = walkStep
 	}
 	if cfg.Checkpoint <= 0 {
 		cfg.Checkpoint = 3 * time.Second

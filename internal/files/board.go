@@ -63,6 +63,8 @@ type board struct {
 	inlineSize int                // bytes of content that wait with wants
 	behind     bool               // events were dropped: the manifest has to be walked
 	walking    bool               // it is
+	asked      bool               // and all paths that lack a content which it drops are in wants
+	urged      bool               // a file waits for that
 	stranded   []manifest.Changed // with contents that no want has any more
 	wants      int                // that wait or that the placer has
 	wantsSize  int64              // bytes of their files
@@ -472,7 +474,7 @@ func (b *board) beginWalk() (hold *epoch, index uint64) {
 	if !b.behind {
 		return nil, 0
 	}
-	b.behind, b.walking = false, true
+	b.behind, b.walking, b.asked, b.urged = false, true, false, false
 	hold = b.placingEpoch(b.committed)
 	hold.left++
 	return hold, b.committed

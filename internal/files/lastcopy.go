@@ -70,7 +70,8 @@ func (a *Agent) lastCopies(todo []laying) (free, held []laying, err error) {
 }
 
 // needed returns which of the contents are named by paths that are to be placed and do not bring them along, with one such
-// path each or more, the index up to which events have come, and whether there may be other such paths: events were dropped.
+// path each or more, the index up to which events have come, and whether there may be other such paths: events were dropped,
+// and the walk that makes up for them has not asked for what needs them.
 func (b *board) needed(contents map[manifest.Hash]int) (paths map[manifest.Hash][]string, committed uint64, maybe bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -85,7 +86,9 @@ func (b *board) needed(contents map[manifest.Hash]int) (paths map[manifest.Hash]
 			}
 		}
 	}
-	return paths, b.committed, b.behind
+	unasked := b.walking && !b.asked
+	b.urged = b.urged || unasked
+	return paths, b.committed, b.behind || unasked
 }
 
 // dropPlaced removes contents that are needed by paths only that hold them: their metadata is to change.
@@ -161,10 +164,25 @@ func (a *Agent) holdBack(held []laying) {
 		l := &held[i]
 		at := a.backoff(l.tries)
 		if l.kept != nil {
-			a.status.problemHint(l.Path, fmt.Errorf("stays as it was: its content is needed for another path: %w", l.kept), "make room; it goes on by itself")
+			err := fmt.Errorf("stays as it was: its content is needed for another path: %w", l.kept)
+			a.status.problemHint(l.Path, err, "make room; it goes on by itself")
 		} else {
 			at = a.cfg.Now().Add(unsure)
 		}
 		a.board.placeAgain(l.want, false, at)
 	}
+}
+
+// mustAsk says whether a file waits for haveAsked.
+func (b *board) mustAsk() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.urged
+}
+
+// haveAsked says that the walk has asked for all paths that lack what it drops.
+func (b *board) haveAsked() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.asked = true
 }

@@ -8,15 +8,15 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/kv"
 )
 
-// walkStep is how many entries of the manifest are compared at a time.
+// walkStep is how many entries of the manifest are compared at a time, unless the Config says otherwise.
 const walkStep = 4096
 
 // walk compares the whole manifest with the placed table, piece by piece, and asks for what differs. Events
 // go on meanwhile; hold keeps the placed index from passing the place where the walk began.
 //
 // A placed file that is to be replaced or removed may be the only one with a content that is wanted at a path which the walk
-// comes to later (I10). So at the first such file it goes through everything twice before it goes on: to learn which
-// contents are going, and to ask for the paths that lack one of them.
+// comes to later (I10). So at the first such file, or when an event replaces one, it goes through everything twice before it
+// goes on: to learn which contents are going, and to ask for the paths that lack one of them.
 type walk struct {
 	a     *Agent
 	hold  *epoch
@@ -63,7 +63,7 @@ func (w *walk) step() (done bool, err error) {
 	was := w.pass
 	switch was {
 	case compareAll:
-		if len(p.going) > 0 && w.going == nil {
+		if w.going == nil && (len(p.going) > 0 || w.a.board.mustAsk()) {
 			w.going, w.pass = map[uint64]struct{}{}, learnGoing
 			return false, nil // this piece comes again
 		}
@@ -88,6 +88,7 @@ func (w *walk) step() (done bool, err error) {
 		w.a.keepStranded()
 		if p.last {
 			w.pass = compareAll
+			w.a.board.haveAsked()
 		}
 	}
 	if len(p.order) > 0 {
@@ -114,7 +115,7 @@ func (w *walk) next(after string) (*piece, error) {
 		return nil, err
 	}
 	defer v.Close()
-	p := &piece{order: make([]string, 0, walkStep+1), nodes: make(map[string]manifest.Node, walkStep), same: map[string]bool{}}
+	p := &piece{order: make([]string, 0, w.a.cfg.walkStep+1), nodes: make(map[string]manifest.Node, w.a.cfg.walkStep), same: map[string]bool{}}
 	var from []byte
 	if after != "" {
 		from = append(manifest.AppendKey(nil, after), 0)
@@ -126,7 +127,7 @@ func (w *walk) next(after string) (*piece, error) {
 	below := 0
 	err = manifest.Walk(v, "", after, func(path string, n manifest.Node) error {
 		p.order, p.nodes[path] = append(p.order, path), n
-		if below++; below == walkStep {
+		if below++; below == w.a.cfg.walkStep {
 			return kv.ErrStop
 		}
 		return nil
@@ -135,7 +136,7 @@ func (w *walk) next(after string) (*piece, error) {
 		return nil, err
 	}
 	var to []byte
-	if p.last = below < walkStep; !p.last {
+	if p.last = below < w.a.cfg.walkStep; !p.last {
 		to = manifest.AppendKey(nil, p.order[len(p.order)-1])
 	}
 	return p, w.compare(p, from, to)
