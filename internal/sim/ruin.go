@@ -54,9 +54,12 @@ func (gr *group) ruined() bool {
 	cs := gr.ledger.confs[len(gr.ledger.confs)-1]
 	sound := func(id uint64) bool { return gr.member(id).sound() }
 	lost := func(voters, outgoing []uint64) bool { return !majority(voters, sound) || !majority(outgoing, sound) }
-	// The latest configuration may be known only to one that was damaged since: the others go by the one before.
+	// The latest configuration may be known only to one that was damaged since: the others of it go by the one before.
 	up, stuck := 0, 0
 	gr.eachMember(func(m *member) {
+		if !slices.Contains(cs.GetVoters(), m.id) && !slices.Contains(cs.GetVotersOutgoing(), m.id) {
+			return
+		}
 		up++
 		if s := m.g.Status(); lost(s.Voters, s.Outgoing) {
 			stuck++
