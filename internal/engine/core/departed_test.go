@@ -51,21 +51,28 @@ func TestRemovedLeaderLeavesALeader(t *testing.T) {
 	t.Errorf("nobody leads: %+v, %+v", c.nodes[2].Status(), c.nodes[3].Status())
 }
 
-// TestTellCommitted: who has no vote tells candidates what it knows as committed, if they say that they have it.
+// TestTellCommitted: who is no member any more tells candidates that it refuses what it knows as committed, if they say
+// that they have it.
 func TestTellCommitted(t *testing.T) {
 	for name, tt := range map[string]struct {
-		voters        []uint64
+		conf          *raftpb.ConfState
 		logTerm, last uint64
 		told          bool
 	}{
-		"it has it":                {[]uint64{2, 3}, 1, 1, true},
-		"it has more":              {[]uint64{2, 3}, 4, 9, true},
-		"it has less":              {[]uint64{2, 3}, 0, 0, false},
-		"this replica votes still": {[]uint64{1, 2}, 4, 9, false},
+		"it has it, and less than this replica": {&raftpb.ConfState{Voters: []uint64{2, 3}}, 1, 1, true},
+		"it gets the vote":                      {&raftpb.ConfState{Voters: []uint64{2, 3}}, 1, 2, false},
+		"it has less":                           {&raftpb.ConfState{Voters: []uint64{2, 3}}, 0, 0, false},
+		"this replica votes still":              {&raftpb.ConfState{Voters: []uint64{1, 2}}, 1, 1, false},
+		"this replica does not vote yet":        {&raftpb.ConfState{Voters: []uint64{2, 3}, Learners: []uint64{1}}, 1, 1, false},
+		"this replica is new":                   {&raftpb.ConfState{}, 1, 1, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := newCluster(t)
-			n := c.add(1, &raftpb.ConfState{Voters: tt.voters})
+			n := c.add(1, tt.conf)
+			if err := n.log.Append([]*raftpb.Entry{{Index: new(uint64(2)), Term: new(uint64(1))}}); err != nil {
+				t.Fatal(err)
+			}
+			c.open(1, 1)
 			if err := n.Receive(&raftpb.Message{Type: raftpb.MsgPreVote.Enum(), From: new(uint64(2)), To: new(uint64(1)),
 				Term: new(uint64(6)), LogTerm: &tt.logTerm, Index: &tt.last}); err != nil {
 				t.Fatal(err)
