@@ -141,8 +141,14 @@ func (n *node) start(g *control.Group, m control.Member, bound bool) error {
 	}
 	n.clear(g.ID)
 	n.mu.Lock()
-	n.holdings[g.ID] = h
+	ending := n.closing
+	if !ending {
+		n.holdings[g.ID] = h
+	}
 	n.mu.Unlock()
+	if ending { // closeHoldings came first, and nobody else would end this one before the stores are closed
+		h.close()
+	}
 	return nil
 }
 
