@@ -140,16 +140,22 @@ func (n *node) start(g *control.Group, m control.Member, bound bool) error {
 		return fmt.Errorf("group %s: %w", g.Name, err)
 	}
 	n.clear(g.ID)
+	n.keep(h)
+	return nil
+}
+
+// keep enters a holding that runs. If the node is ending, closeHoldings came first, and nobody else would end this one
+// before the stores are closed.
+func (n *node) keep(h *holding) {
 	n.mu.Lock()
 	ending := n.closing
 	if !ending {
-		n.holdings[g.ID] = h
+		n.holdings[h.group.ID] = h
 	}
 	n.mu.Unlock()
-	if ending { // closeHoldings came first, and nobody else would end this one before the stores are closed
+	if ending {
 		h.close()
 	}
-	return nil
 }
 
 func (n *node) startHolding(g *control.Group, m control.Member, bound bool) (*holding, error) {
