@@ -310,11 +310,21 @@ func TestMassDeletion(t *testing.T) {
 		must(t, os.Remove(nd.path(fmt.Sprintf("f%d", i))))
 	}
 	nd.up()
+	scans := func() string {
+		nd.agent.status.mu.Lock()
+		defer nd.agent.status.mu.Unlock()
+		if nd.agent.status.scans == 0 {
+			return "no scan runs"
+		}
+		return ""
+	}
+	eventually(t, scans)
+	nd.agent.rescanAll() // another one comes right behind the first: it judges while the first one's verdict is confirmed
 	eventually(t, func() string {
 		if st, err := nd.agent.Status(); err != nil || st.Mode != "stopped" || len(st.Problems) == 0 {
 			return fmt.Sprintf("%+v %v", st, err)
 		}
-		return ""
+		return scans()
 	})
 	if n := len(mustSnapshot(t, f.nodes[0].root)); n != 151 {
 		t.Fatalf("%d entries on n1", n)

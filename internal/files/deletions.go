@@ -70,14 +70,14 @@ func (a *Agent) moved(path string, was *record) bool {
 }
 
 // lostBelow waits until of the files that a scan found gone no more than most are lost, the others having turned up
-// elsewhere; false when they do not.
+// elsewhere, or the loss is confirmed; false when neither comes.
 func (a *Agent) lostBelow(ctx context.Context, most int64, gone []string) (bool, error) {
 	again := time.NewTicker(retryTime)
 	defer again.Stop()
 	quiet := a.cfg.Now()
 	for {
 		lost, err := a.countLost(gone, most)
-		if err != nil || lost <= most {
+		if err != nil || lost <= most || a.guard.confirmed() {
 			return err == nil, err
 		}
 		now := a.cfg.Now()

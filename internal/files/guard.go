@@ -34,6 +34,7 @@ type guard struct {
 	files atomic.Int64 // in the placed table
 	mount place.Mount
 
+	turning sync.Mutex // held while the binding is stopped or goes on: who comes second finds the first's work done
 	mu      sync.Mutex
 	reason  stopReason
 	since   time.Time // start of the window
@@ -135,15 +136,11 @@ func (g *guard) deletions() int64 {
 	return g.count
 }
 
-// stop halts the binding and says why.
+// stop halts the binding and says why, unless the deletions that are the reason were confirmed since they were judged.
 func (a *Agent) stop(why stopReason, what, hint string) {
-	a.guard.mu.Lock()
-	first := a.guard.reason == running
-	if first {
-		a.guard.reason = why
-	}
-	a.guard.mu.Unlock()
-	if !first {
+	a.guard.turning.Lock()
+	defer a.guard.turning.Unlock()
+	if !a.guard.halt(why) {
 		return
 	}
 	a.board.stop()
@@ -152,22 +149,46 @@ func (a *Agent) stop(why stopReason, what, hint string) {
 	a.log.Error("binding stopped", "path", a.cfg.Root, "why", what)
 }
 
+func (g *guard) halt(why stopReason) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.reason != running || why == stopDeletions && g.allowed {
+		return false
+	}
+	g.reason = why
+	return true
+}
+
 // Confirm says that the deletions that stopped the binding are meant: it goes on, and what is gone is
 // deleted everywhere. It fails if the binding is not stopped for that.
 func (a *Agent) Confirm() error {
-	g := &a.guard
-	g.mu.Lock()
-	if g.reason != stopDeletions {
-		g.mu.Unlock()
+	a.guard.turning.Lock()
+	defer a.guard.turning.Unlock()
+	if !a.guard.allow() {
 		return errors.New("no deletions wait to be confirmed")
 	}
-	g.reason, g.allowed, g.since, g.count, g.over = running, true, g.now(), 0, time.Time{}
-	g.mu.Unlock()
 	a.status.solved(aboutBinding)
 	a.status.setMode("live", "")
 	a.board.resume()
 	a.rescanAll()
 	return nil
+}
+
+func (g *guard) allow() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.reason != stopDeletions {
+		return false
+	}
+	g.reason, g.allowed, g.since, g.count, g.over = running, true, g.now(), 0, time.Time{}
+	return true
+}
+
+// confirmed says whether what is gone now is meant to be.
+func (g *guard) confirmed() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.allowed
 }
 
 // checkRoot looks whether the root is still the binding.

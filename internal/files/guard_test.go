@@ -119,3 +119,20 @@ func TestMovedIsNotDeleted(t *testing.T) {
 		}
 	}
 }
+
+// TestConfirmedWhileJudged: deletions that are confirmed while they are judged a second time do not stop the binding again.
+func TestConfirmedWhileJudged(t *testing.T) {
+	g := guard{now: func() time.Time { return created }}
+	if !g.halt(stopDeletions) || g.halt(stopDeletions) {
+		t.Fatal("a binding that runs is stopped, once")
+	}
+	if !g.allow() || g.allow() {
+		t.Fatal("a stop is confirmed, once")
+	}
+	if g.halt(stopDeletions) {
+		t.Error("what was confirmed stops it again")
+	}
+	if !g.halt(stopGone) || g.allow() {
+		t.Error("that deletions are meant says nothing of a directory that is gone")
+	}
+}

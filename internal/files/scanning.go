@@ -130,12 +130,6 @@ func (a *Agent) scan(ctx context.Context, dir string, hold *epoch) error {
 	return nil
 }
 
-func (g *guard) confirmed() bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.allowed
-}
-
 func (a *Agent) openWatcher() error {
 	quiet := append(a.store.Dirs(), a.cfg.Quiet...)
 	w, err := a.cfg.Watch(watch.Config{Root: a.cfg.Root, Work: a.cfg.Work, Quiet: quiet, Ignore: a.cfg.Ignore, Log: a.log})
