@@ -26,6 +26,9 @@ import (
 // force when the digests are there, and each voter again by the one in force at the verdict's entry; observers, which
 // know no configuration, believe the leader.
 //
+// A replica in quarantine has no say: it answers no comparison, and what it answered before that was found out does not
+// count either. Else two that are wrong in the same way, the second since the first was found out, would be the majority.
+//
 // Marks and verdicts change nothing that is replicated, so replaying them is harmless: a mark is computed again, a
 // verdict compared again, and with equal states both come to nothing.
 
@@ -46,6 +49,8 @@ type finding struct {
 	done   bool
 	digest machine.Digest
 	err    error // the state could not be read or decoded
+	// doubtful: the state was in quarantine when the mark was reached, or has been put there since.
+	doubtful bool
 }
 
 // digestBook is what a replica found at the latest marks, and the latest verdict.
@@ -55,6 +60,7 @@ type digestBook struct {
 	mu      sync.Mutex
 	found   []finding // by mark
 	verdict *replica.Verdict
+	heard   uint64 // the entry of verdict
 	changed *signal
 }
 
@@ -90,8 +96,18 @@ func join(m, own machine.Digest) machine.Digest {
 func (b *digestBook) begin(mark uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.found = append(b.found, finding{mark: mark})
+	b.found = append(b.found, finding{mark: mark, doubtful: b.rep.Quarantine() != nil})
 	b.found = b.found[max(0, len(b.found)-maxFindings):]
+}
+
+// doubt takes back what was found so far: the state is in quarantine. On the applier.
+func (b *digestBook) doubt() {
+	b.mu.Lock()
+	for i := range b.found {
+		b.found[i].doubtful = true
+	}
+	b.mu.Unlock()
+	b.changed.broadcast()
 }
 
 // finish notes a finding, unless the state was replaced since.
@@ -110,18 +126,32 @@ func (b *digestBook) finish(mark uint64, d machine.Digest, err error) {
 // applier.
 func (g *Group) judged(v replica.Verdict) {
 	conf := g.rep.ConfState()
+	v.Agree = g.book.trusted(v)
 	if !majority(conf.GetVoters(), conf.GetVotersOutgoing(), v.Agree) {
-		g.lg.Info("verdict on states ignored: the voters have changed meanwhile", "mark", v.Mark, "agree", v.Agree, "voters", conf.GetVoters())
+		g.lg.Info("verdict on states ignored: the voters, or what is known of their states, have changed meanwhile",
+			"mark", v.Mark, "agree", v.Agree, "voters", conf.GetVoters())
 		return
 	}
 	g.book.judged(v)
 	g.compare()
 }
 
+// trusted is who counts of those that agreed. If another verdict came between the mark and this one, whoever did not agree
+// in that one may have been found out by it after it had answered: it does not.
+func (b *digestBook) trusted(v replica.Verdict) []uint64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.verdict == nil || b.heard <= v.Mark {
+		return v.Agree
+	}
+	return slices.DeleteFunc(slices.Clone(v.Agree), func(r uint64) bool { return !slices.Contains(b.verdict.Agree, r) })
+}
+
+// judged notes the verdict whose entry was applied last.
 func (b *digestBook) judged(v replica.Verdict) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.verdict = &v
+	b.verdict, b.heard = &v, b.rep.Applied().Index
 }
 
 // latest is the latest verdict; nil: none is known.
@@ -134,7 +164,7 @@ func (b *digestBook) latest() *replica.Verdict {
 // reset forgets everything: the state was replaced.
 func (b *digestBook) reset() {
 	b.mu.Lock()
-	b.found, b.verdict = nil, nil
+	b.found, b.verdict, b.heard = nil, nil, 0
 	b.mu.Unlock()
 	b.changed.broadcast()
 }
@@ -196,12 +226,19 @@ func (e *Engine) ServeDigest(ctx context.Context, _ uint64, req []byte) ([]byte,
 	return f[:], nil
 }
 
+// digestAt is what this replica answers in a comparison; ErrQuarantined: it has no say.
 func (g *Group) digestAt(ctx context.Context, mark uint64) (machine.Digest, error) {
-	f, err := g.book.wait(ctx, mark)
-	if err == nil {
-		err = f.err
+	if g.rep.Quarantine() != nil {
+		return machine.Digest{}, ErrQuarantined
 	}
-	return f.digest, err
+	f, err := g.book.wait(ctx, mark)
+	switch {
+	case err != nil:
+		return machine.Digest{}, err
+	case f.doubtful:
+		return machine.Digest{}, ErrQuarantined
+	}
+	return f.digest, f.err
 }
 
 // Checkup is one comparison of a group's replicas.

@@ -12,9 +12,9 @@ import (
 )
 
 // A replica in quarantine goes on appending and voting: its log is not what differs. It does nothing with its state:
-// it hands leadership over, takes no proposals, answers no linearizable reads, and feeds nobody. It replaces the
-// state by that of a replica of the majority, whole, believing nothing of its own; then it is one of them again. If
-// those that agreed have been replaced meanwhile, it waits for a comparison of those that are there (healers).
+// it hands leadership over, takes no proposals, answers no linearizable reads and no comparisons, and feeds nobody. It
+// replaces the state by that of a replica of the majority, whole, believing nothing of its own; then it is one of them
+// again. If those that agreed have been replaced meanwhile, it waits for a comparison of those that are there (healers).
 
 // ErrQuarantined is returned by what a replica refuses because its state is not what the others have.
 var ErrQuarantined = errors.New("engine: this replica's state differs from that of the majority")
@@ -125,6 +125,7 @@ func (g *Group) compare() {
 		return
 	}
 	g.distrusted.Add(1) // before anything replaces the state, see Propose
+	g.book.doubt()
 	g.src.cutAll()
 	g.tasks.Go(g.heal)
 }
