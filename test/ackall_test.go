@@ -16,6 +16,7 @@ import (
 // back.
 func TestAckAllWithOneDown(t *testing.T) {
 	ctx, f := start(t, 3)
+	settle(t, ctx, f)
 	n1, n2, n3 := f.Nodes[0], f.Nodes[1], f.Nodes[2]
 	const bound = 3 * time.Second
 	if _, err := n1.Client.GroupSet(ctx, group, api.GroupSet{Ack: "all", InSyncAfter: bound.String()}); err != nil {
@@ -39,10 +40,7 @@ func TestAckAllWithOneDown(t *testing.T) {
 	}
 	large := strings.Repeat("0123456789abcdef", 100<<10/16)
 	began := time.Now()
-	write(t, n1, "large", large)
-	for i := range 200 {
-		write(t, n1, fmt.Sprintf("small/%d", i), fmt.Sprint("content of ", i))
-	}
+	write(t, n1, "large", large) // alone: behind others that wait it would be staged when nobody is waited for any more
 	if err := farm.Poll(ctx, 50*time.Millisecond, func() error {
 		st, err := n1.Client.DirStatus(ctx, group)
 		if err != nil {
@@ -58,6 +56,9 @@ func TestAckAllWithOneDown(t *testing.T) {
 		return fmt.Errorf("the status does not say who is waited for: %+v", st.Nodes)
 	}); err != nil {
 		t.Fatal(err)
+	}
+	for i := range 200 {
+		write(t, n1, fmt.Sprintf("small/%d", i), fmt.Sprint("content of ", i))
 	}
 	everything := func(n *farm.Node) {
 		t.Helper()

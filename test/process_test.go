@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/farm"
 )
@@ -29,6 +31,10 @@ func TestMain(m *testing.M) {
 	flag.Parse()
 	if _, err := exec.LookPath("rsync"); err != nil {
 		fmt.Fprintln(os.Stderr, "these tests use rsync as an independent judge: apt-get install rsync")
+		os.Exit(1)
+	}
+	if err := checkRoom(os.TempDir()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 	if *seed == 0 {
@@ -49,6 +55,20 @@ func TestMain(m *testing.M) {
 	code := m.Run()
 	os.RemoveAll(dir)
 	os.Exit(code)
+}
+
+// room is more than any test here fills; with less, nodes refuse writes as they should, and tests fail for that.
+const room = 2 << 30
+
+func checkRoom(dir string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return fmt.Errorf("look how much room there is below %s: %w", dir, err)
+	}
+	if free := st.Bavail * uint64(st.Bsize); free < room {
+		return fmt.Errorf("these tests need %d MiB of room below %s, and there are %d: delete something, or set TMPDIR to another place", room>>20, dir, free>>20)
+	}
+	return nil
 }
 
 const group = "web"
