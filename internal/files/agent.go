@@ -31,7 +31,6 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/files/content"
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 	"github.com/lockstep-sync/lockstep/internal/files/place"
-	"github.com/lockstep-sync/lockstep/internal/files/scan"
 	"github.com/lockstep-sync/lockstep/internal/files/watch"
 	"github.com/lockstep-sync/lockstep/internal/kv"
 	"github.com/lockstep-sync/lockstep/internal/vfs"
@@ -302,7 +301,7 @@ func (a *Agent) openContent(h manifest.Hash, hint string) (content.Source, bool)
 		if err != nil {
 			continue
 		}
-		if !scan.Same(place.StatOf(in), rec.Stat) {
+		if !asRecorded(place.StatOf(in), rec.Stat) { // whoever reads it verifies it
 			f.Close()
 			continue
 		}

@@ -341,7 +341,7 @@ func (a *Agent) revert(f *finding) {
 				return fmt.Errorf("keep a local change aside: %w", err)
 			}
 		}
-		return a.recordOne(path, f.old.Stat.Kind, record{Placed: place.Placed{Stat: f.stat}, Hash: f.change.Node.Hash})
+		return a.recordOne(path, f.old.Stat.Kind, record{Placed: place.Placed{Stat: f.recorded()}, Hash: f.change.Node.Hash})
 	}
 	if err := done(); err != nil {
 		a.lookFailed(path, err)
@@ -350,5 +350,5 @@ func (a *Agent) revert(f *finding) {
 	a.status.drifted()
 	a.rechecks.add(path, 0)
 	a.board.nudge()
-	a.board.lookDone(path, time.Time{})
+	a.lookEnds(path, f.young)
 }

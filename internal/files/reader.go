@@ -120,9 +120,6 @@ func (r *reader) look(path string) (*finding, verdict, error) {
 		return nil, verdict{}, errSkipped
 	}
 	if now.Kind == rec.Stat.Kind && scan.Same(now, rec.Stat) {
-		if now.Kind == manifest.File && r.a.board.isYoung(path) {
-			return r.readAgain(&finding{change: manifest.Change{Path: path, Base: rec.Version}, old: rec, stat: now})
-		}
 		// A directory that was moved away and back looks the same; its ctime and its parent's times do not.
 		moved := now.Kind == manifest.Dir && now.CTime != rec.Stat.CTime
 		return nil, verdict{entry: moved || now.Kind == manifest.Absent}, nil
@@ -178,7 +175,7 @@ func (r *reader) absent(f *finding) (*finding, verdict, error) {
 // compare decides about what is there and not as recorded, as far as that can be done without the manifest.
 func (r *reader) compare(f *finding) (*finding, verdict, error) {
 	if f.old.Stat.Kind == f.stat.Kind && f.stat.Kind == manifest.File && f.change.Node.Equal(f.old.node()) {
-		// Touched, linked or rewritten with the same bytes and times.
+		// Touched, linked, rewritten with the same bytes and times, or young when it was recorded.
 		return nil, verdict{adopt: true, had: f.old.Stat.Kind, record: f.asFound(), entry: true, young: f.young}, nil
 	}
 	f.unsure = f.old.Version == 0 || !r.a.cfg.Owner
@@ -187,7 +184,7 @@ func (r *reader) compare(f *finding) (*finding, verdict, error) {
 
 // asFound records what is on the disk, with the version that stood there.
 func (f *finding) asFound() record {
-	return record{Placed: place.Placed{Version: f.old.Version, Stat: f.stat}, Hash: f.change.Node.Hash}
+	return record{Placed: place.Placed{Version: f.old.Version, Stat: f.recorded()}, Hash: f.change.Node.Hash}
 }
 
 // describe fills in the node of f, from a stable state, and its content if it is small.

@@ -140,7 +140,11 @@ func damage(nd *node, path, data string) {
 	in, err := vfs.StatFd(int(f.Fd()))
 	must(t, err)
 	must(t, f.Close())
+	then := rec.Stat
 	rec.Stat = place.StatOf(in)
+	if then.CTime == 0 {
+		rec.Stat.CTime = 0
+	}
 	e := table{nd.table}.edit()
 	must(t, e.set(path, rec))
 	must(t, e.commit())

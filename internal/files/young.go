@@ -14,8 +14,8 @@ import (
 // Before Linux 6.13, and on file systems that have not followed, the time of a change is that of the last tick of the
 // clock: a file that is written, read here and written again within a tick looks unchanged if its size is the same. So what
 // is younger than that when it is read is proposed at once, but read once more a moment later, whatever it looks like then
-// (git's rule of racy entries); until then nothing is placed there, and who waits for the look goes on waiting. A process
-// that dies in that moment forgets to.
+// (git's rule of racy entries); until then nothing is placed there, and who waits for the look goes on waiting. Its record is
+// made without a ctime, so that it equals nothing on the disk: the next start reads it again if this process ends before.
 
 const (
 	// youth is twice the longest tick, of 10 ms.
@@ -77,15 +77,22 @@ func (a *Agent) lookEnds(path string, young bool) {
 	a.board.lookYoung(path, a.cfg.Now().Add(a.cfg.Youth))
 }
 
-// readAgain compares the content of a file that looks as recorded.
-func (r *reader) readAgain(f *finding) (*finding, verdict, error) {
-	if v, err := r.tryDescribe(f); v.again > 0 || err != nil {
-		return nil, v, err
+// recorded is how an entry that was found is recorded: a young one so that it has to be read again.
+func (f *finding) recorded() place.Stat {
+	s := f.stat
+	if f.young {
+		s.CTime = 0
 	}
-	if f.change.Node.Hash == f.old.Hash && scan.Same(f.stat, f.old.Stat) {
-		return nil, verdict{young: f.young}, nil
+	return s
+}
+
+// asRecorded says whether what is there looks as recorded, if that tells; what was recorded without a ctime may hold something
+// else all the same.
+func asRecorded(now, rec place.Stat) bool {
+	if rec.CTime == 0 {
+		now.CTime = 0
 	}
-	return r.compare(f)
+	return scan.Same(now, rec)
 }
 
 // lookYoung ends a look at what has to be read once more, at the earliest at again.
@@ -94,11 +101,4 @@ func (b *board) lookYoung(path string, again time.Time) {
 	b.paths[path].young = true
 	b.mu.Unlock()
 	b.lookDone(path, again)
-}
-
-// isYoung says whether path, which is claimed, has to be read whatever it looks like.
-func (b *board) isYoung(path string) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.paths[path].young
 }

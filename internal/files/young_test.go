@@ -104,6 +104,23 @@ func TestChangeWithoutATrace(t *testing.T) {
 	}
 }
 
+// TestYoungAtTheEnd: a node that ends before it has read such a file again does so when it is back.
+func TestYoungAtTheEnd(t *testing.T) {
+	f, nd, _ := unseen(t)
+	nd.down()
+	if got := f.nodes[1].read("f"); got != "1" {
+		t.Fatalf("n2 has %q already", got)
+	}
+	nd.change = nil
+	nd.up()
+	f.nodes[1].holds("f", "2")
+	f.flush()
+	alone(f, "f", "2")
+	if rec, err := nd.agent.table.get("f"); err != nil || rec.Stat.CTime == 0 {
+		t.Errorf("it is read at every start: %+v, %v", rec, err)
+	}
+}
+
 // TestPlacedOverAChangeWithoutATrace: what comes from elsewhere meanwhile does not take the place of a content that nobody
 // has seen yet.
 func TestPlacedOverAChangeWithoutATrace(t *testing.T) {
@@ -161,7 +178,7 @@ func TestNothingIsPlacedOverWhatIsYoung(t *testing.T) {
 		t.Fatal("placed after a look that was too early")
 	}
 	b.due(created.Add(youth))
-	if p := b.takeLooks(1); len(p) != 1 || !b.isYoung("p") {
+	if p := b.takeLooks(1); len(p) != 1 || !b.paths["p"].young {
 		t.Fatalf("not read once more: %q", p)
 	}
 	b.lookDone("p", time.Time{})
