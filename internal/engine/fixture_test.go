@@ -17,7 +17,7 @@ import (
 // TestFixture reads what engines say to each other as version 1 wrote it.
 func TestFixture(t *testing.T) {
 	p := core.Proposal{Ack: core.AckAll, Engine: true, Client: [16]byte{1, 2}, Seq: 7, Floor: 5, Payload: []byte("payload")}
-	a := core.Answer{Code: core.CommittedAll, Position: core.Position{Term: 3, Index: 4}, Place: 5, Set: 6, Missing: []uint64{7, 8}, Result: []byte("r")}
+	a := served{core.Answer{Code: core.CommittedAll, Position: core.Position{Term: 3, Index: 4}, Place: 5, Set: 6, Missing: []uint64{7, 8}, Result: []byte("r")}, 11, [16]byte{12}}
 	said := news{applied: 9, commit: 10, at: 11}
 	e := &raftpb.Entry{Term: proto.Uint64(2), Index: proto.Uint64(300), Type: raftpb.EntryNormal.Enum(), Data: []byte("data")}
 	line := replica.Line{History: [16]byte{1}, Before: [16]byte{2}, Fork: core.Position{Term: 3, Index: 4}, Start: 5, Seed: 6}
@@ -31,13 +31,13 @@ func TestFixture(t *testing.T) {
 		}
 	}
 	held := fixture.Check(t, "wire-1.hex", map[string][]byte{
-		"propose": encodePropose(9, p), "answer": encodeAnswer(a, 11), "entries": entries, "acknowledgement": encodeAck(12, 13), "hello": first.Bytes(), "welcome": second.Bytes()})
+		"propose": encodePropose(9, p), "answer": a.encode(), "entries": entries, "acknowledgement": encodeAck(12, 13), "hello": first.Bytes(), "welcome": second.Bytes()})
 
 	if group, got, err := decodePropose(held["propose"]); err != nil || group != 9 || !reflect.DeepEqual(got, p) {
 		t.Errorf("propose: %d, %+v, %v", group, got, err)
 	}
-	if got, leader, err := decodeAnswer(held["answer"]); err != nil || leader != 11 || !reflect.DeepEqual(got, a) {
-		t.Errorf("answer: %+v, %d, %v", got, leader, err)
+	if got, err := decodeAnswer(held["answer"]); err != nil || !reflect.DeepEqual(got, a) {
+		t.Errorf("answer: %+v, %v", got, err)
 	}
 	if got, list, err := decodeEntries(held["entries"]); err != nil || got != said || len(list) != 1 || !proto.Equal(list[0], e) {
 		t.Errorf("entries: %+v, %v, %v", got, list, err)

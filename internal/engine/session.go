@@ -65,8 +65,11 @@ var ErrSessionExpired = errors.New("engine: session expired, the write's fate is
 
 // Answer is what a Session reports of a write.
 type Answer struct {
-	Code     core.Code // Accepted, Committed, CommittedAll or CommittedQuorumOnly
+	Code core.Code // Accepted, Committed, CommittedAll or CommittedQuorumOnly
+	// Position is of the log of History, the leader's that answered: over a fork that may be another one than when the
+	// write was submitted.
 	Position core.Position
+	History  [16]byte
 	Place    uint32   // in the entry at Position, for Accepted
 	Set      uint64   // version of the in-sync set, for CommittedAll
 	Missing  []uint64 // replicas that are not known to have it, for CommittedQuorumOnly
@@ -125,8 +128,8 @@ func decided(c core.Code) bool {
 	return false
 }
 
-func (s *Session) accept(a core.Answer) (Answer, error) {
-	out := Answer{Code: a.Code, Position: a.Position, Place: a.Place, Set: a.Set, Missing: a.Missing}
+func (s *Session) accept(a served) (Answer, error) {
+	out := Answer{Code: a.Code, Position: a.Position, History: a.history, Place: a.Place, Set: a.Set, Missing: a.Missing}
 	if a.Code == core.Accepted {
 		return out, nil
 	}
@@ -144,36 +147,33 @@ func (s *Session) accept(a core.Answer) (Answer, error) {
 // attempt asks the leader as far as it is known: this node's own replica first, then the last one that
 // answered, then the voters in turn. It ends when another leader is found: the one that was asked may be cut off, which the
 // network notices later.
-func (s *Session) attempt(ctx context.Context, p core.Proposal, try int) (core.Answer, error) {
+func (s *Session) attempt(ctx context.Context, p core.Proposal, try int) (a served, err error) {
 	reign := s.eng.reignOver(s.group) // before the leader is picked
 	node, patience := s.pick(try)
 	if node == 0 {
-		return core.Answer{Code: core.NotLeader}, nil
+		return served{Answer: core.Answer{Code: core.NotLeader}}, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	var a core.Answer
-	var leader uint64
 	if node == s.eng.cfg.Node {
 		g, ok := s.eng.Group(s.group)
 		if !ok {
-			return core.Answer{Code: core.NotLeader}, nil
+			return served{Answer: core.Answer{Code: core.NotLeader}}, nil
 		}
-		a = g.Propose(ctx, p)
-		leader, _ = g.NodeOf(a.Leader)
+		a = g.serve(ctx, p)
 	} else {
 		defer context.AfterFunc(reign, cancel)()
 		reply, err := s.eng.cfg.Transport.Call(ctx, node, MethodPropose, encodePropose(wireGroup(s.group, s.eng.lineOf(s.group).History), p))
 		if err != nil {
 			s.passOver(node)
-			return core.Answer{}, err
+			return served{}, err
 		}
-		if a, leader, err = decodeAnswer(reply); err != nil {
-			return core.Answer{}, err
+		if a, err = decodeAnswer(reply); err != nil {
+			return served{}, err
 		}
 	}
 	if a.Code == core.NotLeader {
-		s.setLeader(leader)
+		s.setLeader(a.node)
 	} else {
 		s.setLeader(node)
 	}
@@ -299,15 +299,26 @@ func (e *Engine) ServePropose(ctx context.Context, from uint64, req []byte) ([]b
 	group, tag := splitWire(wire)
 	g, ok := e.Group(group)
 	if !ok {
-		return encodeAnswer(core.Answer{Code: core.NotLeader}, 0), nil
+		return served{Answer: core.Answer{Code: core.NotLeader}}.encode(), nil
 	}
 	if line := g.Line(); !ours(tag, line.History) {
 		e.tell(from, group, line)
 		return nil, ErrOtherHistory
 	}
-	a := g.Propose(ctx, p)
-	leader, _ := g.NodeOf(a.Leader)
-	return encodeAnswer(a, leader), nil
+	return g.serve(ctx, p).encode(), nil
+}
+
+// served is a replica's answer to a proposal of a session.
+type served struct {
+	core.Answer
+	node    uint64   // of the leader, for NotLeader
+	history [16]byte // that Position is of; a running replica with a state keeps its history
+}
+
+func (g *Group) serve(ctx context.Context, p core.Proposal) served {
+	a := served{Answer: g.Propose(ctx, p), history: g.Line().History}
+	a.node, _ = g.NodeOf(a.Leader)
+	return a
 }
 
 var errShortMessage = errors.New("engine: message too short")
@@ -349,18 +360,19 @@ func decodePropose(b []byte) (group uint64, p core.Proposal, err error) {
 	return group, p, nil
 }
 
-// An answer on the wire: code u8, term u64, index u64, leader node u64, place u32, set u64, number of missing
+// An answer on the wire: code u8, term u64, index u64, leader node u64, place u32, set u64, history 16 B, number of missing
 // replicas u16, each u64, result.
-const answerHeader = 1 + 8 + 8 + 8 + 4 + 8 + 2
+const answerHeader = 1 + 8 + 8 + 8 + 4 + 8 + 16 + 2
 
-func encodeAnswer(a core.Answer, leaderNode uint64) []byte {
+func (a served) encode() []byte {
 	b := make([]byte, 0, answerHeader+8*len(a.Missing)+len(a.Result))
 	b = append(b, byte(a.Code))
 	b = binary.BigEndian.AppendUint64(b, a.Position.Term)
 	b = binary.BigEndian.AppendUint64(b, a.Position.Index)
-	b = binary.BigEndian.AppendUint64(b, leaderNode)
+	b = binary.BigEndian.AppendUint64(b, a.node)
 	b = binary.BigEndian.AppendUint32(b, a.Place)
 	b = binary.BigEndian.AppendUint64(b, a.Set)
+	b = append(b, a.history[:]...)
 	b = binary.BigEndian.AppendUint16(b, uint16(len(a.Missing)))
 	for _, r := range a.Missing {
 		b = binary.BigEndian.AppendUint64(b, r)
@@ -368,24 +380,26 @@ func encodeAnswer(a core.Answer, leaderNode uint64) []byte {
 	return append(b, a.Result...)
 }
 
-func decodeAnswer(b []byte) (a core.Answer, leaderNode uint64, err error) {
+// decodeAnswer is the inverse of encode.
+func decodeAnswer(b []byte) (a served, err error) {
 	if len(b) < answerHeader {
-		return a, 0, errShortMessage
+		return a, errShortMessage
 	}
 	a.Code = core.Code(b[0])
 	a.Position.Term = binary.BigEndian.Uint64(b[1:])
 	a.Position.Index = binary.BigEndian.Uint64(b[9:])
-	leaderNode = binary.BigEndian.Uint64(b[17:])
+	a.node = binary.BigEndian.Uint64(b[17:])
 	a.Place = binary.BigEndian.Uint32(b[25:])
 	a.Set = binary.BigEndian.Uint64(b[29:])
-	n := int(binary.BigEndian.Uint16(b[37:]))
+	a.history = [16]byte(b[37:53])
+	n := int(binary.BigEndian.Uint16(b[53:]))
 	if b = b[answerHeader:]; len(b) < 8*n {
-		return a, 0, errShortMessage
+		return a, errShortMessage
 	}
 	for range n {
 		a.Missing = append(a.Missing, binary.BigEndian.Uint64(b))
 		b = b[8:]
 	}
 	a.Result = b
-	return a, leaderNode, nil
+	return a, nil
 }

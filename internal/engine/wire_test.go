@@ -20,11 +20,11 @@ func TestWireRoundTrips(t *testing.T) {
 			t.Errorf("proposal: %d %+v %v", group, q, err)
 		}
 	}
-	a := core.Answer{Code: core.CommittedAll, Position: core.Position{Term: 3, Index: 4}, Place: 5, Set: 6,
-		Missing: []uint64{7, 8}, Result: []byte("r")}
-	b, leader, err := decodeAnswer(encodeAnswer(a, 11))
-	if err != nil || leader != 11 || !reflect.DeepEqual(a, b) {
-		t.Errorf("answer: %+v %d %v", b, leader, err)
+	a := served{core.Answer{Code: core.CommittedAll, Position: core.Position{Term: 3, Index: 4}, Place: 5, Set: 6,
+		Missing: []uint64{7, 8}, Result: []byte("r")}, 11, [16]byte{12, 15: 13}}
+	b, err := decodeAnswer(a.encode())
+	if err != nil || !reflect.DeepEqual(a, b) {
+		t.Errorf("answer: %+v %v", b, err)
 	}
 	bad := encodePropose(9, p)
 	bad[8] = 200
@@ -35,13 +35,13 @@ func TestWireRoundTrips(t *testing.T) {
 
 func FuzzWire(f *testing.F) {
 	f.Add(encodePropose(1, core.Proposal{Seq: 1, Payload: []byte("x")}))
-	f.Add(encodeAnswer(core.Answer{Code: core.Committed}, 1))
+	f.Add(served{Answer: core.Answer{Code: core.Committed}, node: 1}.encode())
 	f.Add(append(make([]byte, 16), 3, 8, 1, 16))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if group, p, err := decodePropose(b); err == nil && !bytes.Equal(encodePropose(group, p), b) {
 			t.Errorf("proposal changes when encoded again: %x", b)
 		}
-		if a, leader, err := decodeAnswer(b); err == nil && !bytes.Equal(encodeAnswer(a, leader), b) {
+		if a, err := decodeAnswer(b); err == nil && !bytes.Equal(a.encode(), b) {
 			t.Errorf("answer changes when encoded again: %x", b)
 		}
 		if n, entries, err := decodeEntries(b); err == nil {

@@ -93,14 +93,18 @@ const probePatience = 15 * time.Second
 
 // GroupProbe writes an entry that changes nothing and reports how it was answered.
 func (n *node) GroupProbe(ctx context.Context, group string, req api.GroupProbeRequest) (api.GroupProbe, error) {
-	const op = "group probe"
-	g, err := n.groupNamed(op, group)
+	g, err := n.groupNamed("group probe", group)
 	if err != nil {
 		return api.GroupProbe{}, err
 	}
+	return n.probe(ctx, g, req)
+}
+
+func (n *node) probe(ctx context.Context, g *control.Group, req api.GroupProbeRequest) (api.GroupProbe, error) {
+	const op = "group probe"
 	ack, ok := ackOf(g, req.Ack)
 	if !ok {
-		return api.GroupProbe{}, &api.Error{Code: api.CodeUsage, Op: op, Subject: group, Why: "unknown ack " + req.Ack, Hint: "use one of: local, quorum, all"}
+		return api.GroupProbe{}, &api.Error{Code: api.CodeUsage, Op: op, Subject: g.Name, Why: "unknown ack " + req.Ack, Hint: "use one of: local, quorum, all"}
 	}
 	ctx, cancel := context.WithTimeout(ctx, probePatience)
 	defer cancel()
@@ -111,12 +115,12 @@ func (n *node) GroupProbe(ctx context.Context, group string, req api.GroupProbeR
 		return out, nil // UNKNOWN
 	}
 	if err != nil {
-		return out, n.noRoom(ctx, op, group, g.ID, err)
+		return out, n.noRoom(ctx, op, g.Name, g.ID, err)
 	}
 	out.Term, out.Index, out.Set = a.Position.Term, a.Position.Index, a.Set
 	out.Missing = n.namesOf(g, a.Missing)
 	if a.Code == core.Accepted {
-		out.Token = writeToken{g.History, a.Position, a.Place}.String()
+		out.Token = writeToken{a.History, a.Position, a.Place}.String()
 	}
 	return out, nil
 }
@@ -155,106 +159,4 @@ func memberLine(m interface{ Line() replica.Line }, g *control.Group) replica.Li
 		line.History = g.History
 	}
 	return line
-}
-
-// fatePatience is how long a question for a write's fate waits for the decision.
-const fatePatience = 5 * time.Second
-
-// GroupToken tells what became of an accepted write.
-func (n *node) GroupToken(ctx context.Context, group, token string) (api.GroupToken, error) {
-	const op = "group token"
-	g, err := n.groupNamed(op, group)
-	if err != nil {
-		return api.GroupToken{}, err
-	}
-	t, err := parseWriteToken(token)
-	if err != nil {
-		return api.GroupToken{}, &api.Error{Code: api.CodeUsage, Op: op, Subject: token, Why: err.Error(),
-			Hint: "give the token that came with the answer ACCEPTED, whole"}
-	}
-	out := api.GroupToken{Group: g.Name, Token: token, Term: t.at.Term, Index: t.at.Index}
-	for _, m := range n.nearestFirst(g) {
-		ctx, cancel := context.WithTimeout(ctx, fatePatience+answerTime)
-		f, err := call(ctx, n, m.Node, methodFate, groupRequest{Group: g.ID, Path: token}, n.fateHere)
-		cancel()
-		if err == nil {
-			out.Fate, out.Why = f.Fate, f.Why
-			return out, nil
-		}
-	}
-	return out, &api.Error{Code: api.CodeUnavailable, Op: op, Subject: group, Why: "no member of the group answers",
-		Hint: "lockstep node list shows which are down"}
-}
-
-// nearestFirst lists a group's members, this node first.
-func (n *node) nearestFirst(g *control.Group) []control.Member {
-	members := make([]control.Member, 0, len(g.Members))
-	for _, m := range g.Members {
-		if m.Node == n.self {
-			members = append([]control.Member{m}, members...)
-		} else {
-			members = append(members, m)
-		}
-	}
-	return members
-}
-
-// fateAnswer is a member's account of a write.
-type fateAnswer struct {
-	Fate string `json:"fate"`
-	Why  string `json:"why"`
-}
-
-// fateByLine decides what the line of log alone tells. The seed of a fork keeps and commits what its log held, up to the
-// entry before Start, so that far the terms decide (false); from there on indexes are of the new line's own entries.
-func fateByLine(line replica.Line, t writeToken) (fateAnswer, bool) {
-	switch {
-	case t.history == line.History:
-		return fateAnswer{}, false
-	case t.history != line.Before || line.Before == [16]byte{}:
-		return fateAnswer{api.FateUnknown, "it is of a history that this group does not remember"}, true
-	case t.at.Index <= line.Fork.Index || t.at.Index < line.Start:
-		return fateAnswer{}, false
-	case line.Start == 0:
-		return fateAnswer{api.FateUnknown, fmt.Sprintf("its history was given up somewhere behind entry %d", line.Fork.Index)}, true
-	}
-	return fateAnswer{api.FateLost, fmt.Sprintf("its history was given up behind entry %d", line.Start-1)}, true
-}
-
-// fateHere decides by what this node has applied.
-func (n *node) fateHere(ctx context.Context, req groupRequest) (fateAnswer, error) {
-	t, err := parseWriteToken(req.Path)
-	if err != nil {
-		return fateAnswer{}, err
-	}
-	m := n.ctl.member()
-	if req.Group != control.ControlGroup {
-		h, err := n.holding(req.Group)
-		if err != nil {
-			return fateAnswer{}, err
-		}
-		m = h.member
-	}
-	g, ok := n.ctl.state().Group(req.Group)
-	if !ok {
-		return fateAnswer{}, errNoSuchGroup
-	}
-	line := memberLine(m, g)
-	if a, sure := fateByLine(line, t); sure {
-		return a, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, fatePatience)
-	defer cancel()
-	switch m.Fate(ctx, t.at) {
-	case core.FateCommitted:
-		return fateAnswer{api.FateCommitted, fmt.Sprintf("committed as entry %d of term %d", t.at.Index, t.at.Term)}, nil
-	case core.FateLost:
-		if t.history != line.History {
-			return fateAnswer{api.FateLost, fmt.Sprintf("its history was given up, and what went on had another entry %d than that of term %d", t.at.Index, t.at.Term)}, nil
-		}
-		return fateAnswer{api.FateLost, fmt.Sprintf("another leader was elected before a majority had entry %d of term %d", t.at.Index, t.at.Term)}, nil
-	case core.FateForgotten:
-		return fateAnswer{api.FateUnknown, "too many leaderships ago: it is no longer remembered"}, nil
-	}
-	return fateAnswer{api.FateUnknown, "not decided yet: ask again when the group has a leader"}, nil
 }

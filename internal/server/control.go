@@ -27,6 +27,7 @@ type member interface {
 	Catchup() engine.Catchup
 	Line() replica.Line
 	Fate(context.Context, core.Position) core.Fate
+	Quarantine() *replica.Quarantine
 }
 
 // controlPlane is the control group as the node sees it.
