@@ -36,11 +36,11 @@ mutants: ## the bugs planted for the simulator, each of which it must catch
 torture: ## real processes killed, stopped, cut off, out of space, with wrong clocks, for DURATION=d (30m)
 	$(GO) test ./test -run '^TestTorture$$' -count=1 -timeout 0 -v -torture.duration=$(DURATION)
 
-bench: build ## side by side with the peers that are installed
+bench: build ## everything, side by side with the peers that are installed
 	$(GO) run ./bench -lockstep $(BINARY)
 
-bench-engine: ## the engine alone
-	$(GO) run ./bench -only engine
+bench-engine: build ## the engine alone, beside etcd and ZooKeeper
+	$(GO) run ./bench -lockstep $(BINARY) -only engine -runs 5
 
 lint: ## vet and staticcheck
 	$(GO) vet ./...

@@ -28,22 +28,38 @@ type ground struct {
 	seed   uint64
 }
 
-// tree writes count files of size bytes into dirs directories below root.
-func tree(root string, count, dirs, size int, r *rand.Rand) error {
-	buf := make([]byte, size)
+// eachFile yields count files of size bytes in dirs directories. The content is valid during the call.
+func eachFile(count, dirs, size int, r *rand.Rand, do func(path string, content []byte) error) error {
+	content := make([]byte, size)
 	for i := range count {
-		d := filepath.Join(root, fmt.Sprintf("d%05d", i%dirs))
-		if i < dirs {
-			if err := os.MkdirAll(d, 0o755); err != nil {
-				return err
-			}
-		}
-		fillRandom(buf, r)
-		if err := os.WriteFile(filepath.Join(d, fmt.Sprintf("f%07d", i)), buf, 0o644); err != nil {
+		fillRandom(content, r)
+		if err := do(filepath.Join(fmt.Sprintf("d%05d", i%dirs), fmt.Sprintf("f%07d", i)), content); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// tree writes eachFile below root.
+func tree(root string, count, dirs, size int, r *rand.Rand) error {
+	made := 0
+	return eachFile(count, dirs, size, r, func(path string, content []byte) error {
+		path = filepath.Join(root, path)
+		if made < dirs {
+			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+				return err
+			}
+			made++
+		}
+		return os.WriteFile(path, content, 0o644)
+	})
+}
+
+// timed is how many seconds something takes.
+func timed(do func() error) (seconds float64, err error) {
+	began := time.Now()
+	err = do()
+	return time.Since(began).Seconds(), err
 }
 
 func fillRandom(buf []byte, r *rand.Rand) {
@@ -57,7 +73,7 @@ func fillRandom(buf []byte, r *rand.Rand) {
 
 // waitAll waits until everything that is on any node's disk now is on every node's.
 func waitAll(ctx context.Context, n *farm.Node) error {
-	w, err := n.Client.DirWait(ctx, shared, api.DirWaitFor{Mode: api.WaitAll, Timeout: "10m"}, nil)
+	w, err := n.Client.DirWait(ctx, shared, api.DirWaitFor{Mode: api.WaitAll, Timeout: "30m"}, nil)
 	if err == nil && len(w.Missing) > 0 {
 		err = fmt.Errorf("not in step: %v", w.Missing)
 	}
@@ -77,29 +93,43 @@ func identical(f *farm.Farm) error {
 	return nil
 }
 
-// cold measures how long a tree that is on one node already takes to be on all of size nodes.
-func cold(ctx context.Context, g ground, size, count, dirs, bytes int) (seconds float64, err error) {
+// cold measures how long a tree that is on one node already takes to be on all of size nodes, beside peers that copy it
+// to as many directories.
+func cold(ctx context.Context, g ground, o *outcome, size int) error {
+	if err := coldFarm(ctx, g, o, size); err != nil {
+		return err
+	}
+	besideCopiers(ctx, g, o, filepath.Join(g.dir, "n1", "tree"), size-1)
+	return nil
+}
+
+func coldFarm(ctx context.Context, g ground, o *outcome, size int) (err error) {
 	f, err := farm.Start(ctx, g.binary, g.dir, size)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	if err := tree(f.Nodes[0].Tree, count, dirs, bytes, rand.New(rand.NewPCG(g.seed, 1))); err != nil {
-		return 0, err
+	if err := tree(f.Nodes[0].Tree, 100_000, 200, 5<<10, rand.New(rand.NewPCG(g.seed, 1))); err != nil {
+		return err
 	}
 	unix.Sync() // it is there already: nobody waits for its way to the disk
-	began := time.Now()
+	seconds, err := timed(func() error { return fill(ctx, f) })
+	if err != nil {
+		return err
+	}
+	o.add("seconds", seconds)
+	return identical(f)
+}
+
+// fill shares the trees, and waits until what is in any is in all.
+func fill(ctx context.Context, f *farm.Farm) error {
 	if err := f.Share(ctx, shared, f.Nodes...); err != nil {
-		return 0, err
+		return err
 	}
 	if err := waitReady(ctx, f); err != nil {
-		return 0, err
+		return err
 	}
-	if err := waitAll(ctx, f.Nodes[0]); err != nil {
-		return 0, err
-	}
-	seconds = time.Since(began).Seconds()
-	return seconds, identical(f)
+	return waitAll(ctx, f.Nodes[0])
 }
 
 // waitReady waits until every node has taken its binding up.
@@ -118,53 +148,62 @@ func sharedFarm(ctx context.Context, g ground) (*farm.Farm, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = f.Share(ctx, shared, f.Nodes...)
-	if err == nil {
-		err = waitReady(ctx, f)
-	}
-	if err == nil {
-		err = waitAll(ctx, f.Nodes[0])
-	}
-	if err != nil {
+	if err := fill(ctx, f); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
 }
 
-// latency creates one 5 KB file at a time, on each node in turn, and measures until it is readable and identical
-// on the other two.
-func latency(ctx context.Context, g ground, events int) (p50, p99 float64, err error) {
+// latency measures one new file at a time, made on each node in turn.
+func latency(ctx context.Context, g ground, o *outcome) error {
+	if err := farmEvents(ctx, g, o); err != nil {
+		return err
+	}
+	besideMirrorsEvents(ctx, g, o)
+	return nil
+}
+
+func farmEvents(ctx context.Context, g ground, o *outcome) (err error) {
 	f, err := sharedFarm(ctx, g)
 	if err != nil {
-		return 0, 0, err
+		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	r := rand.New(rand.NewPCG(g.seed, 2))
-	var all []float64
-	for i := range events + 20 {
+	var trees []string
+	for _, n := range f.Nodes {
+		trees = append(trees, n.Tree)
+	}
+	p50, p99, err := events(ctx, rand.New(rand.NewPCG(g.seed, 2)), 200, trees, trees)
+	o.add("p50 ms", p50)
+	o.add("p99 ms", p99)
+	return err
+}
+
+// events creates one 5 KB file at a time, in each of the directories from in turn, and measures in ms until it is
+// readable and identical in all that have to have it.
+func events(ctx context.Context, r *rand.Rand, count int, from, all []string) (p50, p99 float64, err error) {
+	const warmup = 5 // for each directory
+	var took []float64
+	for i := range count + warmup*len(from) {
 		content := make([]byte, 5<<10)
 		fillRandom(content, r)
 		name := fmt.Sprintf("e%05d", i)
-		from := f.Nodes[i%3]
 		began := time.Now()
-		if err := os.WriteFile(filepath.Join(from.Tree, name), content, 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(from[i%len(from)], name), content, 0o644); err != nil {
 			return 0, 0, err
 		}
-		for _, n := range f.Nodes {
-			if n == from {
-				continue
-			}
-			if err := arrival(ctx, filepath.Join(n.Tree, name), content); err != nil {
+		for _, dir := range all {
+			if err := arrival(ctx, filepath.Join(dir, name), content); err != nil {
 				return 0, 0, err
 			}
 		}
-		if i >= 20 { // the first ones warm up
-			all = append(all, time.Since(began).Seconds()*1e3)
+		if i >= warmup*len(from) {
+			took = append(took, time.Since(began).Seconds()*1e3)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	slices.Sort(all)
-	return all[len(all)/2], all[len(all)*99/100], nil
+	slices.Sort(took)
+	return took[len(took)/2], took[len(took)*99/100], nil
 }
 
 // arrival polls until a file holds content.
@@ -181,43 +220,59 @@ func arrival(ctx context.Context, path string, content []byte) error {
 	}
 }
 
-// burst writes count new 5 KB files as fast as it can on one node and measures from the last of them until all
-// are on the other two.
-func burst(ctx context.Context, g ground, count int) (create, after float64, err error) {
-	f, err := sharedFarm(ctx, g)
-	if err != nil {
-		return 0, 0, err
+const burstFiles, burstDirs = 20_000, 20
+
+// burst writes new 5 KB files as fast as it can on one node and measures from the last of them until all are on the
+// other two.
+func burst(ctx context.Context, g ground, o *outcome) error {
+	if err := farmBurst(ctx, g, o); err != nil {
+		return err
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	began := time.Now()
-	if err := tree(f.Nodes[0].Tree, count, 20, 5<<10, rand.New(rand.NewPCG(g.seed, 3))); err != nil {
-		return 0, 0, err
-	}
-	create = time.Since(began).Seconds()
-	began = time.Now()
-	if err := waitAll(ctx, f.Nodes[0]); err != nil {
-		return 0, 0, err
-	}
-	after = time.Since(began).Seconds()
-	return create, after, identical(f)
+	besideMirrorsBurst(ctx, g, o)
+	return nil
 }
 
-// failover kills (or stops) the leader under a steady stream of new files on another node and measures the
-// longest pause in their arrival on the third.
-func failover(ctx context.Context, g ground, times int, graceful bool) (gaps []float64, err error) {
+func farmBurst(ctx context.Context, g ground, o *outcome) (err error) {
 	f, err := sharedFarm(ctx, g)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
+	create, err := timed(func() error {
+		return tree(f.Nodes[0].Tree, burstFiles, burstDirs, 5<<10, rand.New(rand.NewPCG(g.seed, 3)))
+	})
+	if err != nil {
+		return err
+	}
+	after, err := timed(func() error { return waitAll(ctx, f.Nodes[0]) })
+	if err != nil {
+		return err
+	}
+	o.add("create s", create)
+	o.add("after s", after)
+	return identical(f)
+}
+
+// failovers kills (or stops) the leader ten times under a steady stream of new files on another node and measures the
+// longest pause in their arrival on the third.
+func failovers(ctx context.Context, g ground, o *outcome, graceful bool) (err error) {
+	const times = 10
+	f, err := sharedFarm(ctx, g)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	var gaps []float64
 	for round := range times {
 		gap, err := oneFailover(ctx, f, round, graceful)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		gaps = append(gaps, gap)
 	}
-	return gaps, identical(f)
+	o.add("p50 ms", median(gaps))
+	o.add("max ms", slices.Max(gaps))
+	return identical(f)
 }
 
 func oneFailover(ctx context.Context, f *farm.Farm, round int, graceful bool) (gap float64, err error) {
@@ -263,43 +318,81 @@ func oneFailover(ctx context.Context, f *farm.Farm, round int, graceful bool) (g
 	return gap, waitAll(ctx, rest[0])
 }
 
-// restart measures how long a node that holds count unchanged files takes to be in step again, and what a node
-// that idles with them keeps in memory.
-func restart(ctx context.Context, g ground, count, dirs int) (seconds, idleMiB float64, err error) {
-	f, err := farm.Start(ctx, g.binary, g.dir, 1)
+// restart measures how long one of three nodes that hold count unchanged files takes to be in step with the others again,
+// how often it reads meanwhile, and what it keeps in memory when it idles: several times of one farm, since filling it takes
+// longest. That no content is read shows in the calls of the process that read, as the kernel counts them: a content takes
+// one at least.
+func restart(ctx context.Context, g ground, o *outcome, count, dirs int) (err error) {
+	const times, idle = 3, 10 * time.Second
+	f, err := farm.Start(ctx, g.binary, g.dir, 3)
 	if err != nil {
-		return 0, 0, err
+		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	n := f.Nodes[0]
-	if err := tree(n.Tree, count, dirs, 200, rand.New(rand.NewPCG(g.seed, 4))); err != nil {
-		return 0, 0, err
+	if err := tree(f.Nodes[0].Tree, count, dirs, 200, rand.New(rand.NewPCG(g.seed, 4))); err != nil {
+		return err
 	}
-	err = errors.Join(f.Share(ctx, shared, n), waitReady(ctx, f), waitAll(ctx, n), n.Stop())
+	seconds, err := timed(func() error { return fill(ctx, f) })
 	if err != nil {
-		return 0, 0, err
+		return err
 	}
-	began := time.Now()
-	err = errors.Join(f.Run(n, ""), f.WaitUp(ctx, n), waitAll(ctx, n))
-	if err != nil {
-		return 0, 0, err
+	o.add("fill s", seconds)
+	time.Sleep(idle)
+	for _, n := range f.Nodes {
+		if err := noteMemory(o, "filled MiB", n); err != nil {
+			return err
+		}
 	}
-	seconds = time.Since(began).Seconds()
-	time.Sleep(10 * time.Second)
-	idleMiB, err = residentMiB(n.PID())
-	return seconds, idleMiB, err
+	n := f.Nodes[2]
+	for range times {
+		if err := n.Stop(); err != nil {
+			return err
+		}
+		seconds, err := timed(func() error { return errors.Join(f.Run(n, ""), f.WaitUp(ctx, n), waitAll(ctx, n)) })
+		if err != nil {
+			return err
+		}
+		reads, err := readCalls(n.PID())
+		if err != nil {
+			return err
+		}
+		o.add("restart s", seconds)
+		o.add("reads/file", reads/float64(count))
+		time.Sleep(idle)
+		if err := noteMemory(o, "idle MiB", n); err != nil {
+			return err
+		}
+		besideComparison(ctx, o, f.Nodes[0].Tree, n.Tree)
+	}
+	return identical(f)
+}
+
+func noteMemory(o *outcome, figure string, n *farm.Node) error {
+	mib, err := residentMiB(n.PID())
+	if err == nil {
+		o.add(figure, mib)
+	}
+	return err
 }
 
 func residentMiB(pid int) (float64, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	kib, err := processFigure(pid, "status", "VmRSS:")
+	return kib / 1024, err
+}
+
+// readCalls is how often a process has called read, pread and the like since it started.
+func readCalls(pid int) (float64, error) { return processFigure(pid, "io", "syscr:") }
+
+func processFigure(pid int, file, name string) (float64, error) {
+	path := fmt.Sprintf("/proc/%d/%s", pid, file)
+	b, err := os.ReadFile(path)
 	if err != nil {
 		return 0, err
 	}
 	for line := range strings.Lines(string(b)) {
-		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-			kib, err := strconv.ParseFloat(strings.Fields(rest)[0], 64)
-			return kib / 1024, err
+		if rest, ok := strings.CutPrefix(line, name); ok {
+			return strconv.ParseFloat(strings.Fields(rest)[0], 64)
 		}
 	}
-	return 0, errors.New("no VmRSS")
+	return 0, fmt.Errorf("%s has no %s", path, name)
 }

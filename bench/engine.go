@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -80,96 +79,142 @@ func (v *voters) session(n int) *engine.Session {
 	return v.engines[v.leader(n).Replica()-1].NewSession(benchGroup+uint64(n), v, client)
 }
 
-// engineWorkload has proposers write 256-byte entries with quorum ack for some time, each waiting for its answer.
-// They share sessions on the leaders' nodes, as the writers of a node do.
-func engineWorkload(sessions []*engine.Session, proposers int, for_ time.Duration) (perSecond float64, p50, p99 time.Duration, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), for_+10*time.Second)
+// writing is how writers fared; p50 and p99 are in ms.
+type writing struct{ perSecond, p50, p99 float64 }
+
+// note adds the figures of a program.
+func (w writing) note(o *outcome, program string) {
+	o.of(program, "writes/s", w.perSecond)
+	o.of(program, "p50 ms", w.p50)
+	o.of(program, "p99 ms", w.p99)
+}
+
+// write has writers put 256 bytes again and again for some time, each waiting for its answer.
+func write(ctx context.Context, writers int, for_ time.Duration, put func(ctx context.Context, writer int, value []byte) error) (writing, error) {
+	ctx, cancel := context.WithTimeout(ctx, for_+10*time.Second)
 	defer cancel()
 	stop := time.Now().Add(for_)
-	latencies := make([][]time.Duration, proposers)
-	var failed atomic.Int64
+	latencies := make([][]time.Duration, writers)
+	failed := make(chan error, writers)
 	var wait sync.WaitGroup
-	for i := range proposers {
-		s := sessions[i%len(sessions)]
+	for i := range writers {
 		wait.Go(func() {
-			payload := make([]byte, 256)
-			for seq := uint64(1); time.Now().Before(stop); seq++ {
-				binary.BigEndian.PutUint64(payload, seq)
+			value := make([]byte, 256)
+			for n := uint64(1); time.Now().Before(stop); n++ {
+				binary.BigEndian.PutUint64(value, n)
 				began := time.Now()
-				if _, err := s.Propose(ctx, core.AckQuorum, slices.Clone(payload)); err != nil {
-					failed.Add(1)
-					continue
+				if err := put(ctx, i, value); err != nil {
+					failed <- err
+					return
 				}
 				latencies[i] = append(latencies[i], time.Since(began))
 			}
 		})
 	}
 	wait.Wait()
-	if n := failed.Load(); n > 0 {
-		return 0, 0, 0, fmt.Errorf("%d writes were not committed", n)
+	select {
+	case err := <-failed:
+		return writing{}, err
+	default:
 	}
 	all := slices.Concat(latencies...)
 	slices.Sort(all)
-	return float64(len(all)) / for_.Seconds(), all[len(all)/2], all[len(all)*99/100], nil
+	ms := func(d time.Duration) float64 { return d.Seconds() * 1e3 }
+	return writing{float64(len(all)) / for_.Seconds(), ms(all[len(all)/2]), ms(all[len(all)*99/100])}, nil
 }
 
 // load is one way to write to the engine.
-type load struct{ proposers, sessions, groups int }
+type load struct{ writers, sessions, groups int }
 
-// benchEngine prints the engine's figures: three voters in one process, TLS on loopback, one disk, sync on. Each run is
-// beside one of etcd and one of the disk alone, since the speed of the machine drifts.
-func benchEngine(dir string, runs int) error {
-	fmt.Println("engine: 3 voters in one process, TLS on loopback, 256 B, quorum ack, sync on; the voters share one disk")
-	for _, l := range []load{{1, 1, 1}, {64, 1, 1}, {256, 1, 1}, {6400, 100, 1}, {6400, 100, 100}} {
-		var rates, p50s, p99s, costs, theirs, theirP50s, syncs []float64
-		for run := range runs {
-			here := filepath.Join(dir, fmt.Sprintf("engine-%d-%d-%d", l.proposers, l.groups, run))
-			rate, p50, p99, cost, err := measureEngine(here, l)
-			if err != nil {
-				return err
-			}
-			rates, p50s, p99s, costs = append(rates, rate), append(p50s, p50), append(p99s, p99), append(costs, cost)
-			disk, err := syncTime(filepath.Join(here, "sync"))
-			if err != nil {
-				return err
-			}
-			syncs = append(syncs, disk)
-			if l.proposers > 256 {
-				continue
-			}
-			rate, p50, err = measureEtcd(filepath.Join(here, "etcd"), l.proposers)
-			if err != nil {
-				return err
-			}
-			theirs, theirP50s = append(theirs, rate), append(theirP50s, p50)
-		}
-		fmt.Printf("%4d proposers, %3d groups: %s writes/s, p50 %s ms, p99 %s ms, %s µs of processor time a write; a 4 KiB sync alone %s ms\n",
-			l.proposers, l.groups, spread(rates), spread(p50s), spread(p99s), spread(costs), spread(syncs))
-		if len(theirs) > 0 {
-			fmt.Printf("                 etcd beside it: %s writes/s, p50 %s ms\n", spread(theirs), spread(theirP50s))
-		}
+// engineWorkloads are three voters in one process, TLS on loopback, that write entries of 256 bytes with quorum ack and
+// every write synced. The voters share one disk. Each run is beside one of every peer and of the disk alone, since the
+// speed of the machine drifts.
+func engineWorkloads() []workload {
+	beside := func(writers int, aims map[string]aim) workload {
+		return workload{name: fmt.Sprintf("engine-%d", writers), gib: 0.7, aims: aims,
+			what: fmt.Sprintf("the engine alone, 3 voters, 256 B, quorum ack, sync on: %d writing, beside stores of three servers", writers),
+			run: func(ctx context.Context, g ground, o *outcome) error {
+				return engineBesideStores(ctx, g, o, writers)
+			}}
 	}
-	return errors.Join(benchReads(dir, runs), benchIdle(dir, runs))
+	return []workload{
+		beside(1, map[string]aim{"writes/s": atLeast(3_500), "p50 ms": atMost(0.3)}),
+		beside(64, map[string]aim{"writes/s": atLeast(35_000)}),
+		beside(256, map[string]aim{"writes/s": atLeast(90_000), "p99 ms": atMost(10)}),
+		{name: "engine-groups", gib: 2, what: "the same with 6,400 writing, to one group, and to 100 groups", aims: map[string]aim{"share %": atLeast(80)}, run: benchGroups},
+		{name: "engine-reads", gib: 0.1, what: fmt.Sprintf("linearizable reads, %d readers", readers),
+			aims: map[string]aim{"leader/s": atLeast(150_000), "follower/s": atLeast(150_000)}, run: benchReads},
+		{name: "engine-idle", gib: 0.1, what: "100 groups that nobody writes to: percent of a core a node", aims: map[string]aim{"core %": atMost(2)}, run: benchIdle},
+	}
 }
 
-// measureEngine runs one load; p50 and p99 are in ms, cost is processor time of all voters in µs a write.
-func measureEngine(dir string, l load) (rate, p50, p99, cost float64, err error) {
+func engineBesideStores(ctx context.Context, g ground, o *outcome, writers int) error {
+	w, cost, err := measureEngine(ctx, g.dir, load{writers: writers, sessions: 1, groups: 1})
+	if err != nil {
+		return err
+	}
+	w.note(o, ours)
+	o.add("cpu µs/write", cost)
+	disk, err := syncTime(filepath.Join(g.dir, "sync"))
+	if err != nil {
+		return err
+	}
+	o.of("4 KiB sync alone", "p50 ms", disk)
+	for _, s := range stores() {
+		o.beside(ctx, s.peer, func(ctx context.Context) error {
+			w, err := s.measure(ctx, filepath.Join(g.dir, s.name), writers)
+			if err == nil {
+				w.note(o, s.name)
+			}
+			return err
+		})
+	}
+	return nil
+}
+
+// benchGroups compares one group with 100 that as many writers share.
+func benchGroups(ctx context.Context, g ground, o *outcome) error {
+	one, _, err := measureEngine(ctx, filepath.Join(g.dir, "one"), load{6400, 100, 1})
+	if err != nil {
+		return err
+	}
+	many, _, err := measureEngine(ctx, filepath.Join(g.dir, "many"), load{6400, 100, 100})
+	if err != nil {
+		return err
+	}
+	o.add("1: writes/s", one.perSecond)
+	o.add("1: p50 ms", one.p50)
+	o.add("1: p99 ms", one.p99)
+	o.add("100: writes/s", many.perSecond)
+	o.add("100: p50 ms", many.p50)
+	o.add("100: p99 ms", many.p99)
+	o.add("share %", many.perSecond/one.perSecond*100)
+	return nil
+}
+
+// measureEngine runs one load; cost is processor time of all voters in µs a write. The writers share sessions on the
+// leaders' nodes, as the writers of a node do.
+func measureEngine(ctx context.Context, dir string, l load) (w writing, cost float64, err error) {
 	v, err := startVoters(dir, l.groups)
 	if err != nil {
-		return 0, 0, 0, 0, err
+		return w, 0, err
 	}
 	defer v.stop()
 	var sessions []*engine.Session
 	for n := range l.sessions {
 		sessions = append(sessions, v.session(n%l.groups))
 	}
-	if _, _, _, err = engineWorkload(sessions, l.proposers, engineWarmup); err != nil {
-		return 0, 0, 0, 0, err
+	put := func(ctx context.Context, writer int, value []byte) error {
+		_, err := sessions[writer%len(sessions)].Propose(ctx, core.AckQuorum, slices.Clone(value))
+		return err
+	}
+	if _, err := write(ctx, l.writers, engineWarmup, put); err != nil {
+		return w, 0, err
 	}
 	before := processorTime()
-	rate, half, most, err := engineWorkload(sessions, l.proposers, engineTime)
-	cost = (processorTime() - before).Seconds() * 1e6 / (rate * engineTime.Seconds())
-	return rate, half.Seconds() * 1e3, most.Seconds() * 1e3, cost, err
+	w, err = write(ctx, l.writers, engineTime, put)
+	cost = (processorTime() - before).Seconds() * 1e6 / (w.perSecond * engineTime.Seconds())
+	return w, cost, err
 }
 
 // syncTime is the median time in ms of writing and syncing 4 KiB of a file that is there already: what no write that
@@ -200,20 +245,16 @@ func syncTime(path string) (float64, error) {
 	return took[count/2].Seconds() * 1e3, nil
 }
 
-// benchReads prints how many linearizable reads a leader and a follower serve.
-func benchReads(dir string, runs int) error {
-	var leader, follower []float64
-	for run := range runs {
-		v, err := startVoters(filepath.Join(dir, fmt.Sprintf("reads-%d", run)), 1)
-		if err != nil {
-			return err
-		}
-		led := v.leader(0)
-		leader = append(leader, readWorkload(led))
-		follower = append(follower, readWorkload(v.groups[led.Replica()%3][0]))
-		v.stop()
+// benchReads measures how many linearizable reads a leader and a follower serve.
+func benchReads(_ context.Context, g ground, o *outcome) error {
+	v, err := startVoters(g.dir, 1)
+	if err != nil {
+		return err
 	}
-	fmt.Printf("linearizable reads, %d readers: %s/s on the leader, %s/s on a follower\n", readers, spread(leader), spread(follower))
+	defer v.stop()
+	led := v.leader(0)
+	o.add("leader/s", readWorkload(led))
+	o.add("follower/s", readWorkload(v.groups[led.Replica()%3][0]))
 	return nil
 }
 
@@ -239,25 +280,21 @@ func readWorkload(g *engine.Group) (perSecond float64) {
 	return float64(done.Load()) / engineTime.Seconds()
 }
 
-// benchIdle prints what 100 groups cost that nobody writes to.
-func benchIdle(dir string, runs int) error {
+// benchIdle measures what 100 groups cost that nobody writes to.
+func benchIdle(_ context.Context, g ground, o *outcome) error {
 	const groups, idle = 100, 5 * time.Second
-	var shares []float64
-	for run := range runs {
-		v, err := startVoters(filepath.Join(dir, fmt.Sprintf("idle-%d", run)), groups)
-		if err != nil {
-			return err
-		}
-		for n := range groups {
-			v.leader(n)
-		}
-		time.Sleep(2 * time.Second) // what the elections left to do
-		before := processorTime()
-		time.Sleep(idle)
-		shares = append(shares, (processorTime()-before).Seconds()/idle.Seconds()*100/3)
-		v.stop()
+	v, err := startVoters(g.dir, groups)
+	if err != nil {
+		return err
 	}
-	fmt.Printf("%d idle groups: %s %% of a core a node\n", groups, spread(shares))
+	defer v.stop()
+	for n := range groups {
+		v.leader(n)
+	}
+	time.Sleep(2 * time.Second) // what the elections left to do
+	before := processorTime()
+	time.Sleep(idle)
+	o.add("core %", (processorTime()-before).Seconds()/idle.Seconds()*100/3)
 	return nil
 }
 
@@ -268,14 +305,4 @@ func processorTime() time.Duration {
 		return 0
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
-
-// spread is median [min–max].
-func spread(v []float64) string {
-	v = slices.Sorted(slices.Values(v))
-	f := "%.2f [%.2f–%.2f]"
-	if v[len(v)/2] > 100 {
-		f = "%.0f [%.0f–%.0f]"
-	}
-	return fmt.Sprintf(f, v[len(v)/2], v[0], v[len(v)-1])
 }

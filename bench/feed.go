@@ -17,8 +17,10 @@ import (
 
 func feedWorkloads() []workload {
 	return []workload{
-		{"diff", 1, "an observer that lacks 64 MiB of entries (256 KiB each) of a group of 3 voters, by DIFF over TLS on loopback", benchDiff},
-		{"chain", 1, "the last of three observers in a chain, 200 writes/s of 256 B: its lag behind the leader, then the middle is killed", benchChain},
+		{name: "diff", gib: 1, what: "an observer that lacks 64 MiB of entries (256 KiB each) of a group of 3 voters, by DIFF over TLS on loopback",
+			aims: map[string]aim{"MB/s": atLeast(200)}, run: benchDiff},
+		{name: "chain", gib: 1, what: "the last of three observers in a chain, 200 writes/s of 256 B: its lag behind the leader, then the middle is killed",
+			aims: map[string]aim{"p99 ms": atMost(20), "killed ms": atMost(2000)}, run: benchChain},
 	}
 }
 
@@ -101,80 +103,82 @@ func (f *feedFarm) session() *engine.Session {
 }
 
 // benchDiff measures from an observer's start to its last entry.
-func benchDiff(ctx context.Context, g ground) ([]figure, error) {
+func benchDiff(ctx context.Context, g ground, o *outcome) error {
 	const entries, size = 256, 256 << 10
 	f, err := startFeedFarm(g.dir, 1<<30)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer f.clear()
 	s := f.session()
-	o, err := f.observe(4, 1) // it has a position in the log, so that it is fed by entries
+	seen, err := f.observe(4, 1) // it has a position in the log, so that it is fed by entries
 	if err != nil {
-		return nil, err
+		return err
 	}
 	a, err := s.Propose(ctx, core.AckQuorum, make([]byte, size))
 	if err == nil {
-		err = o.WaitApplied(ctx, a.Position.Index)
+		err = seen.WaitApplied(ctx, a.Position.Index)
 	}
-	o.Close()
+	seen.Close()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for range entries {
 		payload := make([]byte, size)
 		rand.Read(payload)
 		if a, err = s.Propose(ctx, core.AckQuorum, payload); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if err := f.groups[0].WaitApplied(ctx, a.Position.Index); err != nil {
-		return nil, err
+		return err
 	}
 	began, used := time.Now(), processorTime()
-	if o, err = f.observe(4, 1); err != nil {
-		return nil, err
+	if seen, err = f.observe(4, 1); err != nil {
+		return err
 	}
-	defer o.Close()
-	if err := o.WaitApplied(ctx, a.Position.Index); err != nil {
-		return nil, err
+	defer seen.Close()
+	if err := seen.WaitApplied(ctx, a.Position.Index); err != nil {
+		return err
 	}
 	took, cost := time.Since(began), processorTime()-used
-	if c := o.Catchup(); c.By != engine.ModeDiff {
-		return nil, fmt.Errorf("the observer was fed by %s: %s %s", c.By, c.Rule, c.Why)
+	if c := seen.Catchup(); c.By != engine.ModeDiff {
+		return fmt.Errorf("the observer was fed by %s: %s %s", c.By, c.Rule, c.Why)
 	}
 	const megabytes = float64(entries * size / 1e6)
-	return []figure{{"MB/s", megabytes / took.Seconds()}, {"cpu ms/MB", cost.Seconds() * 1e3 / megabytes}}, nil
+	o.add("MB/s", megabytes/took.Seconds())
+	o.add("cpu ms/MB", cost.Seconds()*1e3/megabytes)
+	return nil
 }
 
 // benchChain measures how long after the leader the last of a chain applies each entry.
-func benchChain(ctx context.Context, g ground) ([]figure, error) {
+func benchChain(ctx context.Context, g ground, o *outcome) error {
 	const quiet, killed = 5 * time.Second, 5 * time.Second
 	f, err := startFeedFarm(g.dir, 64<<20)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer f.clear()
 	s, leader := f.session(), f.leads().Replica()
 	sources := [][]uint64{{leader}, {4, leader}, {5, 4, leader}}
 	var observers []*engine.Observer
 	for i, from := range sources {
-		o, err := f.observe(uint64(4+i), from...)
+		next, err := f.observe(uint64(4+i), from...)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		defer o.Close()
-		for o.Catchup().Hops != i+1 || o.Catchup().Mode != engine.ModeLive {
+		defer next.Close()
+		for next.Catchup().Hops != i+1 || next.Catchup().Mode != engine.ModeLive {
 			time.Sleep(10 * time.Millisecond)
 		}
-		observers = append(observers, o)
+		observers = append(observers, next)
 	}
 	from, to, err := writeSteadily(ctx, s, quiet)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := observers[2].WaitApplied(ctx, to); err != nil {
-		return nil, err
+		return err
 	}
 	calm := f.lags(leader, 6, from, to)
 	dead := make(chan struct{})
@@ -187,13 +191,16 @@ func benchChain(ctx context.Context, g ground) ([]figure, error) {
 	from, to, err = writeSteadily(ctx, s, killed)
 	<-dead
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := observers[2].WaitApplied(ctx, to); err != nil {
-		return nil, err
+		return err
 	}
 	broken := f.lags(leader, 6, from, to)
-	return []figure{{"p50 ms", calm[len(calm)/2]}, {"p99 ms", calm[len(calm)*99/100]}, {"killed ms", broken[len(broken)-1]}}, nil
+	o.add("p50 ms", calm[len(calm)/2])
+	o.add("p99 ms", calm[len(calm)*99/100])
+	o.add("killed ms", broken[len(broken)-1])
+	return nil
 }
 
 // writeSteadily writes 200 entries a second for some time.

@@ -1,13 +1,15 @@
-// Command bench reproduces the figures in the documentation: the engine alone, and whole clusters on loopback
-// side by side with the peers that are installed.
+// Command bench reproduces the figures in the documentation: the engine alone, and whole clusters on loopback, side by
+// side with the peers that are installed.
 //
-//	go run ./bench [-runs 5] [-dir DIR] [-only engine,diff,chain,cold1,cold2,event,lsyncd,burst,kill,stop,idle,restart]
+//	go run ./bench [-runs 3] [-dir DIR] [-o text|json] [-only engine,diff,chain,event,burst,kill,stop,cold1,cold2,idle,restart]
 package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,156 +23,185 @@ import (
 )
 
 func main() {
-	runs := flag.Int("runs", 3, "runs of each workload")
-	dir := flag.String("dir", "", "where the files go (default: a temporary directory, removed at the end)")
-	only := flag.String("only", "", "workloads, separated by commas (default: all)")
-	binary := flag.String("lockstep", "", "the lockstep binary (default: built from this checkout)")
-	seed := flag.Uint64("seed", 1, "of the contents")
+	b := bench{text: os.Stdout}
+	flag.IntVar(&b.runs, "runs", 3, "runs of each workload")
+	flag.StringVar(&b.dir, "dir", "", "where the files go (default: a temporary directory, removed at the end)")
+	only := flag.String("only", "", "workloads, separated by commas; engine stands for all whose names begin with it (default: all)")
+	flag.StringVar(&b.binary, "lockstep", "", "the lockstep binary (default: built from this checkout)")
+	flag.Uint64Var(&b.report.Seed, "seed", 1, "of the contents")
+	format := flag.String("o", "text", "text, or json: then standard output has one document at the end, and standard error the text")
 	flag.Parse()
+	if *format == "json" {
+		b.text = os.Stderr
+	}
 	server.SpareProcessors() // as every node does
-	if err := run(*dir, *only, *binary, *runs, *seed); err != nil {
+	err := b.run(*only)
+	if *format == "json" {
+		err = errors.Join(err, b.report.write(os.Stdout))
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-// workload runs once below g.dir and returns named figures.
+// workload is something that is measured, in a directory of its own for each run.
 type workload struct {
 	name string
-	gib  float64 // that it leaves on the disk
+	gib  float64 // that a run leaves on the disk
 	what string
-	run  func(ctx context.Context, g ground) ([]figure, error)
+	aims map[string]aim // of figures of ours
+	late bool           // it starts no sooner than what others left is removed: it may be slow to make its files
+	once bool           // a single run measures several times
+	run  func(ctx context.Context, g ground, o *outcome) error
 }
 
-type figure struct {
-	name  string
-	value float64
-}
-
+// workloads are in the order in which they run. Removing many files slows the making of new ones for minutes (ext4
+// looks for recently deleted inodes), so that what a run made stays until nothing is measured any more that makes files.
 func workloads() []workload {
-	return []workload{
-		{"cold1", 3.5, "100,000 files of 5 KB on one node, until they are on one other", func(ctx context.Context, g ground) ([]figure, error) {
-			return coldBesideRsync(ctx, g, 2)
-		}},
-		{"cold2", 5.5, "the same, until they are on two others", func(ctx context.Context, g ground) ([]figure, error) {
-			return coldBesideRsync(ctx, g, 3)
-		}},
-		{"event", 0.2, "one new 5 KB file at a time on any of 3 nodes, until it is on the other two (200 events)", func(ctx context.Context, g ground) ([]figure, error) {
-			p50, p99, err := latency(ctx, g, 200)
-			return []figure{{"p50 ms", p50}, {"p99 ms", p99}}, err
-		}},
-		{"lsyncd", 0.1, "the same with lsyncd and rsync, delay 0, to one local directory (50 events)", func(ctx context.Context, g ground) ([]figure, error) {
-			p50, p99, err := lsyncdLatency(ctx, g, 50)
-			return []figure{{"p50 ms", p50}, {"p99 ms", p99}}, err
-		}},
-		{"burst", 1, "20,000 new 5 KB files as fast as possible on one node, from the last until all are on the other two", func(ctx context.Context, g ground) ([]figure, error) {
-			c, a, err := burst(ctx, g, 20_000)
-			return []figure{{"create s", c}, {"after s", a}}, err
-		}},
-		{"kill", 0.2, "kill -9 of the leader under steady writes: longest pause", func(ctx context.Context, g ground) ([]figure, error) {
-			return gaps(failover(ctx, g, 10, false))
-		}},
-		{"stop", 0.2, "SIGTERM of the leader under steady writes: longest pause", func(ctx context.Context, g ground) ([]figure, error) {
-			return gaps(failover(ctx, g, 10, true))
-		}},
-		{"idle", 3, "a node that idles with 100,000 files", func(ctx context.Context, g ground) ([]figure, error) {
-			s, m, err := restart(ctx, g, 100_000, 1_000)
-			return []figure{{"restart s", s}, {"RSS MiB", m}}, err
-		}},
-		{"restart", 10, "a node with 1,000,000 unchanged files: restart until in step, and idle memory", func(ctx context.Context, g ground) ([]figure, error) {
-			s, m, err := restart(ctx, g, 1_000_000, 10_000)
-			return []figure{{"restart s", s}, {"RSS MiB", m}}, err
-		}},
-	}
+	return slices.Concat(engineWorkloads(), feedWorkloads(), []workload{
+		{name: "event", gib: 0.4, what: "one new 5 KB file at a time on any of 3 nodes until it is on the other two (200), beside one to one other directory",
+			aims: map[string]aim{"p50 ms": atMost(6), "p99 ms": atMost(25)}, run: latency},
+		{name: "burst", gib: 2, what: "20,000 new 5 KB files as fast as possible on one of 3 nodes: from the last until all are on the other two, beside one other directory",
+			aims: map[string]aim{"after s": atMost(4)}, run: burst},
+		{name: "kill", gib: 0.2, what: "kill -9 of the leader under steady writes, 10 times: longest pause",
+			aims: map[string]aim{"p50 ms": atMost(250), "max ms": atMost(1000)},
+			run:  func(ctx context.Context, g ground, o *outcome) error { return failovers(ctx, g, o, false) }},
+		{name: "stop", gib: 0.2, what: "SIGTERM of the leader under steady writes, 10 times: longest pause",
+			aims: map[string]aim{"max ms": atMost(50)},
+			run:  func(ctx context.Context, g ground, o *outcome) error { return failovers(ctx, g, o, true) }},
+		{name: "cold1", gib: 4.3, what: "100,000 files of 5 KB on one node, until they are on one other",
+			aims: map[string]aim{"seconds": atMost(8)},
+			run:  func(ctx context.Context, g ground, o *outcome) error { return cold(ctx, g, o, 2) }},
+		{name: "cold2", gib: 7.1, what: "the same, until they are on two others",
+			aims: map[string]aim{"seconds": atMost(12)},
+			run:  func(ctx context.Context, g ground, o *outcome) error { return cold(ctx, g, o, 3) }},
+		{name: "idle", gib: 4, late: true, once: true, what: "one of 3 nodes that hold 100,000 unchanged files of 200 bytes: restart until in step, and idle memory",
+			aims: map[string]aim{"idle MiB": atMost(60), "reads/file": atMost(0.1)},
+			run:  func(ctx context.Context, g ground, o *outcome) error { return restart(ctx, g, o, 100_000, 1_000) }},
+		{name: "restart", gib: 24, late: true, once: true, what: "the same with 1,000,000 files in 10,000 directories",
+			aims: map[string]aim{"restart s": atMost(10), "idle MiB": atMost(300), "reads/file": atMost(0.1)},
+			run:  func(ctx context.Context, g ground, o *outcome) error { return restart(ctx, g, o, 1_000_000, 10_000) }},
+	})
 }
 
-// coldBesideRsync runs a cold workload and has rsync copy the same tree as often right afterwards.
-func coldBesideRsync(ctx context.Context, g ground, size int) ([]figure, error) {
-	s, err := cold(ctx, g, size, 100_000, 200, 5<<10)
-	if err != nil {
-		return nil, err
-	}
-	r, err := rsyncCold(ctx, filepath.Join(g.dir, "n1", "tree"), filepath.Join(g.dir, "rsync"), size-1)
-	return []figure{{"seconds", s}, {"rsync -a s", r}, {"ratio", s / r}}, err
+// bench runs workloads one after the other.
+type bench struct {
+	runs   int
+	dir    string
+	binary string
+	text   io.Writer
+	report report
+	left   []string // directories of earlier runs
 }
 
-func gaps(ms []float64, err error) ([]figure, error) {
-	if err != nil {
-		return nil, err
-	}
-	slices.Sort(ms)
-	return []figure{{"p50 ms", ms[len(ms)/2]}, {"max ms", ms[len(ms)-1]}}, nil
-}
-
-func run(dir, only, binary string, runs int, seed uint64) error {
-	if dir == "" {
+func (b *bench) run(only string) error {
+	if b.dir == "" {
 		var err error
-		if dir, err = os.MkdirTemp("", "lockstep-bench-"); err != nil {
+		if b.dir, err = os.MkdirTemp("", "lockstep-bench-"); err != nil {
 			return err
 		}
-		defer os.RemoveAll(dir)
+		defer os.RemoveAll(b.dir)
 	}
-	fmt.Printf("contents of seed %d (the same again with -seed=%d)\n", seed, seed)
-	wanted := func(name string) bool { return only == "" || slices.Contains(strings.Split(only, ","), name) }
-	if wanted("engine") {
-		if err := benchEngine(dir, runs); err != nil {
-			return err
-		}
+	var err error
+	if b.dir, err = filepath.Abs(b.dir); err != nil { // peers have directories of their own to work in
+		return err
 	}
-	for _, w := range feedWorkloads() { // in this process, too
-		if wanted(w.name) {
-			if err := repeat(w, ground{dir: dir, seed: seed}, runs); err != nil {
-				return err
-			}
-		}
+	wanted, err := choose(workloads(), only)
+	if err != nil {
+		return err
 	}
-	if binary == "" && slices.ContainsFunc(workloads(), func(w workload) bool { return wanted(w.name) }) {
-		binary = filepath.Join(dir, "lockstep")
-		build := exec.Command("go", "build", "-o", binary, "github.com/lockstep-sync/lockstep/cmd/lockstep")
+	if b.binary == "" {
+		b.binary = filepath.Join(b.dir, "lockstep")
+		build := exec.Command("go", "build", "-o", b.binary, "github.com/lockstep-sync/lockstep/cmd/lockstep")
 		build.Stderr = os.Stderr
 		if err := build.Run(); err != nil {
 			return fmt.Errorf("build lockstep: %w", err)
 		}
 	}
-	for _, w := range workloads() {
-		if wanted(w.name) {
-			if err := repeat(w, ground{binary: binary, dir: dir, seed: seed}, runs); err != nil {
-				return err
-			}
+	fmt.Fprintf(b.text, "contents of seed %d (the same again with -seed=%[1]d)\n", b.report.Seed)
+	for _, w := range wanted {
+		if err := b.measure(w); err != nil {
+			return fmt.Errorf("%s: %w", w.name, err)
 		}
 	}
 	return nil
 }
 
-// repeat runs a workload and prints each figure's median and range. Trees stay until the end: deleting them at
-// once would slow down the creation of files in the next run (ext4 looks for recently deleted inodes).
-func repeat(w workload, g ground, runs int) error {
-	if err := enough(g.dir, w.gib*float64(runs)); err != nil {
-		return fmt.Errorf("%s: %w", w.name, err)
+// choose picks workloads by name, or by what their names begin with before a dash.
+func choose(all []workload, only string) ([]workload, error) {
+	if only == "" {
+		return all, nil
 	}
-	values := map[string][]float64{}
-	var names []string
-	base := g.dir
+	var chosen []workload
+	for name := range strings.SplitSeq(only, ",") {
+		before := len(chosen)
+		for _, w := range all {
+			if w.name == name || strings.HasPrefix(w.name, name+"-") {
+				chosen = append(chosen, w)
+			}
+		}
+		if len(chosen) == before {
+			return nil, fmt.Errorf("there is no workload %s: -help lists them", name)
+		}
+	}
+	return chosen, nil
+}
+
+// limit of a single run. A million files take minutes to fill three nodes.
+const limit = 40 * time.Minute
+
+// measure runs a workload and prints its outcome.
+func (b *bench) measure(w workload) error {
+	runs := b.runs
+	if w.once {
+		runs = 1
+	}
+	if w.late {
+		if err := b.clear(); err != nil {
+			return err
+		}
+	}
+	if err := enough(b.dir, w.gib*float64(runs)); err != nil {
+		return err
+	}
+	o := &outcome{Name: w.name, What: w.what, Figures: []*figure{}, Without: []string{}}
+	var err error
+	if o.Load, err = loadAverage(); err != nil {
+		return err
+	}
+	all, stolen, err := processorTicks()
+	if err != nil {
+		return err
+	}
 	for i := range runs {
-		g.dir = filepath.Join(base, fmt.Sprintf("%s-%d", w.name, i))
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
-		figures, err := w.run(ctx, g)
+		g := ground{binary: b.binary, dir: filepath.Join(b.dir, fmt.Sprintf("%s-%d", w.name, i)), seed: b.report.Seed}
+		b.left = append(b.left, g.dir)
+		ctx, cancel := context.WithTimeout(context.Background(), limit)
+		err := w.run(ctx, g, o)
 		cancel()
 		if err != nil {
-			return fmt.Errorf("%s: %w", w.name, err)
-		}
-		for _, f := range figures {
-			if i == 0 {
-				names = append(names, f.name)
-			}
-			values[f.name] = append(values[f.name], f.value)
+			return err
 		}
 	}
-	fmt.Printf("%s: %s\n", w.name, w.what)
-	for _, name := range names {
-		fmt.Printf("  %-10s %s\n", name, spread(values[name]))
+	allThen, stolenThen, err := processorTicks()
+	if err != nil {
+		return err
 	}
-	return nil
+	o.Steal = (stolenThen - stolen) / (allThen - all) * 100
+	o.judge(w.aims)
+	b.report.Workloads = append(b.report.Workloads, o)
+	return o.print(b.text)
+}
+
+// clear removes what earlier runs left.
+func (b *bench) clear() error {
+	var errs []error
+	for _, dir := range b.left {
+		errs = append(errs, os.RemoveAll(dir))
+	}
+	b.left = nil
+	return errors.Join(errs...)
 }
 
 // enough checks that dir has room for what a workload leaves there.

@@ -4,71 +4,110 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"syscall"
 	"time"
 )
 
-// rsyncCold copies a tree to an empty directory with rsync -a, on the same disk: what the cold workloads are held
-// against, right after each, since the speed of the machine and of the file system drifts. Skipped (0) where
-// rsync is not installed.
-func rsyncCold(ctx context.Context, from, to string, copies int) (seconds float64, err error) {
-	if _, err := exec.LookPath("rsync"); err != nil {
-		return 0, nil
-	}
-	began := time.Now()
-	for i := range copies {
-		out, err := exec.CommandContext(ctx, "rsync", "-a", "--exclude=/.lockstep", from+"/", fmt.Sprintf("%s-%d/", to, i)).CombinedOutput()
-		if err != nil {
-			return 0, fmt.Errorf("rsync: %w: %s", err, out)
-		}
-	}
-	return time.Since(began).Seconds(), nil
+// peer is a program that Lockstep is measured beside. There are three kinds: stores, mirrors and copiers.
+type peer struct {
+	name     string
+	needs    []string // commands, and files with their absolute paths
+	packages string   // of Debian, that have them
 }
 
-// lsyncdLatency is latency's counterpart: one new 5 KB file at a time, until lsyncd with rsync and no delay has it
-// in one local directory.
-func lsyncdLatency(ctx context.Context, g ground, events int) (p50, p99 float64, err error) {
-	if _, err := exec.LookPath("lsyncd"); err != nil {
-		return 0, 0, nil
+// missing says what to do about a peer that is not installed; empty if it is.
+func (p peer) missing() string {
+	for _, need := range p.needs {
+		var err error
+		if filepath.IsAbs(need) {
+			_, err = os.Stat(need)
+		} else {
+			_, err = exec.LookPath(need)
+		}
+		if err != nil {
+			return fmt.Sprintf("%s: %s is not installed (apt-get install %s)", p.name, need, p.packages)
+		}
 	}
-	source, target := filepath.Join(g.dir, "source"), filepath.Join(g.dir, "target")
-	config := filepath.Join(g.dir, "lsyncd.lua")
-	lua := fmt.Sprintf("settings{nodaemon=true}\nsync{default.rsync, source=%q, target=%q, delay=0}\n", source, target)
-	if err := errors.Join(os.MkdirAll(source, 0o755), os.MkdirAll(target, 0o755), os.WriteFile(config, []byte(lua), 0o644)); err != nil {
-		return 0, 0, err
+	return ""
+}
+
+// patience is how long one run of a peer may take. A burst takes csync2, the slowest, 40 s.
+const patience = 2 * time.Minute
+
+// beside measures a peer. One that is missing, fails or takes too long is noted, and the rest goes on.
+func (o *outcome) beside(ctx context.Context, p peer, measure func(ctx context.Context) error) {
+	if why := p.missing(); why != "" {
+		o.without(why)
+		return
 	}
-	cmd := exec.CommandContext(ctx, "lsyncd", config)
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if err := measure(ctx); err != nil {
+		o.without(fmt.Sprintf("%s: %v", p.name, err))
+	}
+}
+
+// servers are processes of a peer. What they print goes to a file in their directory.
+type servers struct {
+	dir  string
+	cmds []*exec.Cmd
+}
+
+func newServers(dir string) *servers { return &servers{dir: dir} }
+
+// start adds a process, with more environment than this one's. It leads a process group, which ends with it.
+func (s *servers) start(env []string, name string, args ...string) error {
+	if err := os.MkdirAll(s.dir, 0o755); err != nil {
+		return err
+	}
+	log, err := os.Create(filepath.Join(s.dir, fmt.Sprintf("%s-%d.log", name, len(s.cmds))))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := exec.Command(name, args...)
+	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = s.dir, append(os.Environ(), env...), log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
-		return 0, 0, err
+		return err
 	}
-	defer func() {
-		cmd.Process.Signal(syscall.SIGTERM)
-		cmd.Wait()
-	}()
-	r := rand.New(rand.NewPCG(g.seed, 5))
-	var all []float64
-	for i := range events + 5 {
-		content := make([]byte, 5<<10)
-		fillRandom(content, r)
-		name := fmt.Sprintf("e%05d", i)
-		began := time.Now()
-		if err := os.WriteFile(filepath.Join(source, name), content, 0o644); err != nil {
-			return 0, 0, err
+	s.cmds = append(s.cmds, cmd)
+	return nil
+}
+
+// stop ends all processes, by force if need be, and what they started.
+func (s *servers) stop() error {
+	signal := func(sig syscall.Signal) (err error) {
+		for _, cmd := range s.cmds {
+			if e := syscall.Kill(-cmd.Process.Pid, sig); e != nil && !errors.Is(e, syscall.ESRCH) {
+				err = errors.Join(err, fmt.Errorf("end %s: %w", cmd.Path, e))
+			}
 		}
-		if err := arrival(ctx, filepath.Join(target, name), content); err != nil {
-			return 0, 0, err
-		}
-		if i >= 5 {
-			all = append(all, time.Since(began).Seconds()*1e3)
-		}
-		time.Sleep(5 * time.Millisecond)
+		return err
 	}
-	slices.Sort(all)
-	return all[len(all)/2], all[len(all)*99/100], nil
+	err := signal(syscall.SIGTERM)
+	force := time.AfterFunc(5*time.Second, func() { signal(syscall.SIGKILL) })
+	defer force.Stop()
+	for _, cmd := range s.cmds {
+		cmd.Wait() // its exit status says that it was told to stop
+	}
+	s.cmds = nil
+	return err
+}
+
+// freePorts finds ports of loopback that nobody listens on.
+func freePorts(count int) (ports []int, err error) {
+	for range count {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close()
+		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+	}
+	return ports, nil
 }
