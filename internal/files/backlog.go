@@ -27,15 +27,7 @@ func (b *board) placingEpoch(index uint64) *epoch {
 func (b *board) names(h manifest.Hash) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.behind || b.walking {
-		return true // perhaps
-	}
-	for _, st := range b.paths {
-		if st.want != nil && st.want.Node.Hash == h || st.placing != nil && st.placing.Node.Hash == h {
-			return true
-		}
-	}
-	return false
+	return b.behind || b.walking || b.naming[h] != nil
 }
 
 // backlog is how many changes wait to be placed, the bytes of their files, and since when the oldest waits.

@@ -31,6 +31,8 @@ type want struct {
 	index  uint64 // position of the state that Node is of
 	epochs []*epoch
 	tries  int
+
+	next, prev *want // of those that name the same content, see naming
 }
 
 // board knows for every path with something to do whether it waits for a look at the disk, or for the placer,
@@ -66,6 +68,7 @@ type board struct {
 	asked      bool               // and all paths that lack a content which it drops are in wants
 	urged      bool               // a file waits for that
 	stranded   []manifest.Changed // with contents that no want has any more
+	naming     naming             // the wants by content
 	wants      int                // that wait or that the placer has
 	wantsSize  int64              // bytes of their files
 }
@@ -92,7 +95,7 @@ type pathState struct {
 }
 
 func newBoard(now func() time.Time) *board {
-	b := &board{now: now, paths: map[string]*pathState{}, flying: map[string]struct{}{}, laying: map[string]struct{}{}, later: map[string]time.Time{}, retry: map[string]time.Time{}}
+	b := &board{now: now, paths: map[string]*pathState{}, flying: map[string]struct{}{}, laying: map[string]struct{}{}, naming: naming{}, later: map[string]time.Time{}, retry: map[string]time.Time{}}
 	b.wake.L = &b.mu
 	return b
 }
@@ -347,8 +350,11 @@ func (b *board) wantLocked(w *want, ep *epoch) {
 	ep.left++
 	w.epochs = append(w.epochs, ep)
 	if from := b.paths[w.From]; w.From != "" && from != nil { // what it had may be here only, and another want replaces it
-		w.inherit(from.want)
-		w.inherit(from.placing)
+		for _, old := range []*want{from.want, from.placing} {
+			if w.inherit(old) { // the log is needed from the entry that brought the content
+				w.epochs = append(w.epochs, hold(old.epochs)...)
+			}
+		}
 	}
 	st := b.state(w.Path)
 	if old := st.want; old != nil {
@@ -366,17 +372,26 @@ func (b *board) wantLocked(w *want, ep *epoch) {
 	b.queueWant(w.Path, st)
 }
 
-// inherit takes over the content that came with an older want, if it is the same: it may be nowhere else yet.
-func (w *want) inherit(old *want) {
-	if old != nil && w.Inline == nil && w.Node.Kind == manifest.File && w.Node.Hash == old.Node.Hash {
-		w.Inline = old.Inline
+// inherit takes over the content that came with an older want, if it is the same: it may be nowhere else yet. It reports
+// whether it did.
+func (w *want) inherit(old *want) bool {
+	if old == nil || old.Inline == nil || w.Inline != nil || w.Node.Kind != manifest.File || w.Node.Hash != old.Node.Hash {
+		return false
 	}
+	w.Inline = old.Inline
+	return true
 }
 
+// count notes that w is among the wants of its path, by being 1, or no longer, -1.
 func (b *board) count(w *want, by int) {
 	b.inlineSize += by * len(w.Inline)
 	b.wants += by
 	b.wantsSize += int64(by) * w.Node.Size
+	if by > 0 {
+		b.naming.add(w)
+	} else {
+		b.naming.remove(w)
+	}
 }
 
 // takeWants claims up to n paths to place, fewer once their files have placeBytes, without waiting.

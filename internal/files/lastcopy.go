@@ -76,14 +76,9 @@ func (b *board) needed(contents map[manifest.Hash]int) (paths map[manifest.Hash]
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	paths = map[manifest.Hash][]string{}
-	for path, st := range b.paths {
-		for _, w := range []*want{st.want, st.placing} {
-			if w == nil || w.Inline != nil || w.Node.Kind != manifest.File {
-				continue
-			}
-			if _, ok := contents[w.Node.Hash]; ok {
-				paths[w.Node.Hash] = append(paths[w.Node.Hash], path)
-			}
+	for h := range contents {
+		if named := b.naming.paths(h); len(named) > 0 {
+			paths[h] = named
 		}
 	}
 	unasked := b.walking && !b.asked
@@ -91,11 +86,12 @@ func (b *board) needed(contents map[manifest.Hash]int) (paths map[manifest.Hash]
 	return paths, b.committed, b.behind || unasked
 }
 
-// dropPlaced removes contents that are needed by paths only that hold them: their metadata is to change.
+// dropPlaced removes contents that are needed by paths only that hold them: their metadata is to change. It does not ask for
+// very many paths.
 func (a *Agent) dropPlaced(needed map[manifest.Hash][]string) error {
 	for h, paths := range needed {
-		lacking := false
-		for _, path := range paths {
+		lacking := len(paths) > namedMost
+		for _, path := range paths[:min(len(paths), namedMost)] {
 			rec, err := a.table.get(path)
 			if err != nil {
 				return err

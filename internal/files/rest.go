@@ -14,6 +14,7 @@ func (b *board) rest() {
 	if len(b.laying) == 0 {
 		b.laying = map[string]struct{}{}
 	}
+	b.naming = naming{}
 	if len(b.looks) == 0 {
 		b.looks = nil
 	}

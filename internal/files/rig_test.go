@@ -26,7 +26,7 @@ import (
 
 // farm is a group of nodes in one process: a log that commits at once, real directories, real everything else.
 type farm struct {
-	t     *testing.T
+	t     testing.TB
 	nodes []*node
 
 	mu      sync.Mutex
@@ -61,7 +61,7 @@ type node struct {
 
 var created = time.Unix(1_700_000_000, 0)
 
-func newFarm(t *testing.T, n int) *farm {
+func newFarm(t testing.TB, n int) *farm {
 	t.Helper()
 	f := &farm{t: t, clock: created.UnixNano()}
 	for i := range n {
@@ -287,7 +287,7 @@ func (nd *node) Dial(ctx context.Context, id uint64) (net.Conn, error) {
 
 // testLog forwards logs to the test while it runs.
 type testLog struct {
-	t    *testing.T
+	t    testing.TB
 	node string
 }
 
@@ -365,7 +365,7 @@ func differences(a, b map[string]string) (out []string) {
 }
 
 // eventually polls cond, which says what is still wrong.
-func eventually(t *testing.T, cond func() string) {
+func eventually(t testing.TB, cond func() string) {
 	t.Helper()
 	deadline := time.Now().Add(15 * time.Second)
 	tick := time.NewTicker(2 * time.Millisecond)
