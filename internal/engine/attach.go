@@ -43,8 +43,6 @@ const (
 )
 
 var (
-	errLoop    = errors.New("engine: R0: this node is in the source's own path to the voters")
-	errTooDeep = fmt.Errorf("engine: R0: the source is more than %d hops from the voters", catchup.MaxHops-1)
 	errHistory = errors.New("engine: R6: the source follows another history; this replica must be brought to it first")
 )
 
@@ -122,11 +120,7 @@ func (o *Observer) detached(err error) {
 func (o *Observer) attachAny(lost uint64) (*link, error) {
 	var whole uint64 // who offered the whole state
 	var problems []error
-	candidates := o.candidates()
-	if i := slices.Index(candidates, lost); i >= 0 {
-		candidates = append(slices.Delete(candidates, i, i+1), lost)
-	}
-	for _, node := range candidates {
+	for _, node := range o.candidates(lost) {
 		l, plan, err := o.attach(node, false)
 		if l != nil {
 			return l, nil
@@ -206,7 +200,7 @@ func (o *Observer) greet(node uint64, whole bool) (*link, error) {
 // judge decides what to make of a source's answer: keep says that it feeds this observer from here on.
 func (o *Observer) judge(l *link) (keep bool, err error) {
 	w := &l.welcome
-	if err := o.checkPath(w.Path); err != nil {
+	if err := catchup.CheckPath(o.eng.cfg.Node, w.Path); err != nil {
 		return false, err
 	}
 	foreign := w.Line.History != o.rep.Line().History && o.rep.Applied().Index > 0
@@ -271,17 +265,6 @@ func (o *Observer) decided(l *link, mode string, to uint64) {
 	o.lg.Info("fed", "source", l.node, "mode", mode, "rule", w.Plan.Rule, "why", w.Plan.Why, "hops", hops)
 }
 
-// checkPath guards against loops and paths that are too long.
-func (o *Observer) checkPath(path []uint64) error {
-	switch {
-	case slices.Contains(path, o.eng.cfg.Node):
-		return errLoop
-	case len(path) > catchup.MaxHops:
-		return errTooDeep
-	}
-	return nil
-}
-
 // takeWhole installs the state that follows the answer, and acknowledges it.
 func (o *Observer) takeWhole(l *link) error {
 	o.decided(l, ModeSnap, l.welcome.At.Index)
@@ -296,7 +279,7 @@ func (o *Observer) takeWhole(l *link) error {
 			o.book.reset()
 		}
 		if o.rep.Applied() != before {
-			o.tail.reset(o.rep.Applied())
+			o.tail.Reset(o.rep.Applied())
 			o.src.cutAll()
 			o.moved.broadcast()
 		}
@@ -445,7 +428,7 @@ func (s *stay) take(f feedFrameIn) error {
 		}
 		return s.ack()
 	case framePath:
-		if err := o.checkPath(f.path); err != nil {
+		if err := catchup.CheckPath(o.eng.cfg.Node, f.path); err != nil {
 			return err
 		}
 		s.noteCut(f.path)
@@ -509,7 +492,7 @@ func (s *stay) seek(every time.Duration) {
 	if s.seeking || !lost && now.Sub(s.sought) < every {
 		return
 	}
-	candidates := o.candidates()
+	candidates := o.candidates(0)
 	if i := slices.Index(candidates, s.l.node); i >= 0 && !lost {
 		candidates = candidates[:i]
 	}
@@ -529,7 +512,7 @@ func (o *Observer) search(nodes []uint64) *link {
 			continue
 		}
 		w := &l.welcome
-		if w.Plan.Mode != catchup.Diff || len(w.Path) == 0 || o.checkPath(w.Path) != nil || w.Line.History != o.rep.Line().History {
+		if w.Plan.Mode != catchup.Diff || len(w.Path) == 0 || catchup.CheckPath(o.eng.cfg.Node, w.Path) != nil || w.Line.History != o.rep.Line().History {
 			l.close()
 			continue
 		}

@@ -12,6 +12,7 @@ import (
 
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/lockstep-sync/lockstep/internal/engine/catchup"
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
 	"github.com/lockstep-sync/lockstep/internal/engine/replica"
 	"github.com/lockstep-sync/lockstep/internal/kv"
@@ -44,7 +45,7 @@ type Observer struct {
 	lg   *slog.Logger
 	jobs *applyQueue
 	src  *source
-	tail *tail
+	tail *Tail
 
 	moved   *signal // applied or path have changed
 	reign   *reign  // by the terms of the entries that were applied
@@ -74,7 +75,7 @@ func (e *Engine) Observe(cfg ObserverConfig) (*Observer, error) {
 		return nil, fmt.Errorf("engine: observe group %d: %w", cfg.ID, err)
 	}
 	o := &Observer{
-		cfg: cfg, eng: e, rep: rep, jobs: newApplyQueue(), tail: newTail(cfg.TailBytes, rep.Applied()),
+		cfg: cfg, eng: e, rep: rep, jobs: newApplyQueue(), tail: NewTail(cfg.TailBytes, rep.Applied()),
 		moved: newSignal(), reign: newReign(), look: make(chan struct{}, 1), book: newDigestBook(rep),
 		lg: e.cfg.Log.With("group", cfg.ID, "role", "observer"),
 	}
@@ -200,7 +201,7 @@ func (o *Observer) execute(entries []*raftpb.Entry) error {
 		}
 		return err
 	}
-	o.tail.append(entries, o.src.lacking(o.rep.Applied().Index+1))
+	o.tail.Append(entries, o.src.lacking(o.rep.Applied().Index+1))
 	o.reign.begins(o.rep.Applied().Term)
 	o.moved.broadcast()
 	if o.rep.Quarantine() != nil {
@@ -217,18 +218,13 @@ func (o *Observer) Reconsider() {
 	}
 }
 
-// candidates are the nodes to be fed by, in the order in which they are asked.
-func (o *Observer) candidates() (nodes []uint64) {
-	var all []uint64
+// candidates are the nodes to be fed by, in the order in which they are asked; lost is the source that was lost last.
+func (o *Observer) candidates(lost uint64) []uint64 {
+	var assigned []uint64
 	if o.cfg.Sources != nil {
-		all = o.cfg.Sources()
+		assigned = o.cfg.Sources()
 	}
-	for _, n := range append(slices.Clone(all), o.cfg.Members.Voters()...) {
-		if n != o.eng.cfg.Node && !slices.Contains(nodes, n) {
-			nodes = append(nodes, n)
-		}
-	}
-	return nodes
+	return catchup.Candidates(o.eng.cfg.Node, lost, assigned, o.cfg.Members.Voters())
 }
 
 func (o *Observer) path() []uint64 { return *o.route.Load() }

@@ -168,7 +168,7 @@ func TestChildDuringACut(t *testing.T) {
 		if c.next > g.Applied().Index {
 			continue
 		}
-		if _, err := g.src.log.entries(c.next, g.Applied().Index, feedFrame); err != nil {
+		if _, err := g.src.log.Entries(c.next, g.Applied().Index, feedFrame); err != nil {
 			t.Errorf("who was promised entries from %d: %v", c.next, err)
 		}
 	}
@@ -186,9 +186,9 @@ type cutWhileJudged struct {
 	cut func()
 }
 
-func (p cutWhileJudged) term(index uint64) (uint64, bool) {
+func (p cutWhileJudged) Term(index uint64) (uint64, bool) {
 	p.cut()
-	return p.prefix.term(index)
+	return p.prefix.Term(index)
 }
 
 // TestCutDuringADecision: the entries by which a source decides stay until it has.
@@ -215,7 +215,7 @@ func TestCutDuringADecision(t *testing.T) {
 	if err != nil || w.Plan.Mode != catchup.Diff {
 		t.Fatalf("%+v, %v", w.Plan, err)
 	}
-	if _, err := s.log.entries(c.next, g.Applied().Index, feedFrame); err != nil {
+	if _, err := s.log.Entries(c.next, g.Applied().Index, feedFrame); err != nil {
 		t.Errorf("who was promised entries from %d: %v", c.next, err)
 	}
 	s.leave(c)

@@ -162,7 +162,7 @@ func (s *source) admit(h hello, c *child) (w welcome, view kv.View, err error) {
 
 // offer is what this member has for those that lack something. For between.
 func (s *source) offer() (catchup.Source, error) {
-	first, err := s.log.first()
+	first, err := s.log.First()
 	if err != nil {
 		return catchup.Source{}, err
 	}
@@ -179,8 +179,8 @@ func (s *source) offer() (catchup.Source, error) {
 	}
 	return catchup.Source{
 		Cluster: s.eng.cfg.Cluster, Group: s.group, Node: s.eng.cfg.Node, Path: path,
-		History: line.History, Fork: fork(line), First: first, Commit: min(s.log.last(), s.rep.Applied().Index),
-		Term: s.log.term, Bytes: s.log.bytes, Cached: s.log.cached(), Snapshot: size,
+		History: line.History, Fork: fork(line), First: first, Commit: min(s.log.Last(), s.rep.Applied().Index),
+		Term: s.log.Term, Bytes: s.log.Bytes, Cached: s.log.Cached(), Snapshot: size,
 	}, nil
 }
 
@@ -336,7 +336,7 @@ func (s *source) await(ctx context.Context, c *child, moved <-chan struct{}, tic
 }
 
 func (s *source) tooFar(c *child) error {
-	if s.log.bytes(c.next, s.rep.Applied().Index) > c.limit {
+	if s.log.Bytes(c.next, s.rep.Applied().Index) > c.limit {
 		return errSlow
 	}
 	return nil
@@ -350,20 +350,20 @@ func (s *source) inFlight(c *child) uint64 {
 	if acked+1 >= c.next {
 		return 0
 	}
-	return s.log.bytes(acked+1, c.next-1)
+	return s.log.Bytes(acked+1, c.next-1)
 }
 
 // sendSome writes a frame of what c lacks, if there is anything and c has credit; more says that there may be more.
 func (s *source) sendSome(out *bufio.Writer, c *child) (more bool, err error) {
 	// What an observer has applied is in its tail a moment later, and a state is installed before the log begins there.
-	applied := min(s.log.last(), s.rep.Applied().Index)
+	applied := min(s.log.Last(), s.rep.Applied().Index)
 	if c.next > applied || s.inFlight(c) >= feedWindow {
 		return false, nil
 	}
 	if err := s.tooFar(c); err != nil {
 		return false, err
 	}
-	entries, err := s.log.entries(c.next, applied, feedFrame)
+	entries, err := s.log.Entries(c.next, applied, feedFrame)
 	if err != nil {
 		return false, fmt.Errorf("observer at %d: %w", c.next-1, err)
 	}

@@ -11,18 +11,18 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
 )
 
-// errGone says that entries are no longer there to be sent.
-var errGone = errors.New("engine: entries are gone")
+// ErrGone says that entries are no longer there to be sent.
+var ErrGone = errors.New("engine: entries are gone")
 
 // prefix is the committed, applied part of a log from which a member feeds others. Indexes are at most the applied one.
 type prefix interface {
-	first() (uint64, error) // first retained index
-	last() uint64           // last of those that are committed
-	term(index uint64) (uint64, bool)
-	bytes(from, to uint64) uint64 // approximately
-	cached() uint64               // entries from here on are in memory
-	// entries returns from, …, as many as limit bytes hold but at least one, none above to. errGone: no longer there.
-	entries(from, to, limit uint64) ([]*raftpb.Entry, error)
+	First() (uint64, error) // first retained index
+	Last() uint64           // last of those that are committed
+	Term(index uint64) (uint64, bool)
+	Bytes(from, to uint64) uint64 // approximately
+	Cached() uint64               // entries from here on are in memory
+	// Entries returns from, …, as many as limit bytes hold but at least one, none above to. ErrGone: no longer there.
+	Entries(from, to, limit uint64) ([]*raftpb.Entry, error)
 }
 
 // logPrefix is a voter's log, as far as it is committed.
@@ -33,12 +33,12 @@ type logPrefix struct {
 	applied func() uint64 // by raft, from this log
 }
 
-func (p logPrefix) first() (uint64, error) {
+func (p logPrefix) First() (uint64, error) {
 	first, err := p.log.FirstIndex()
 	return p.pins.first(first), err
 }
 
-func (p logPrefix) last() uint64 {
+func (p logPrefix) Last() uint64 {
 	i, err := core.CommittedIn(p.log, p.state(), p.applied())
 	if err != nil {
 		return 0 // it offers nothing then
@@ -46,31 +46,31 @@ func (p logPrefix) last() uint64 {
 	return i
 }
 
-func (p logPrefix) term(i uint64) (uint64, bool) {
+func (p logPrefix) Term(i uint64) (uint64, bool) {
 	t, err := p.log.Term(i)
 	return t, err == nil
 }
 
-func (p logPrefix) bytes(from, to uint64) uint64 {
+func (p logPrefix) Bytes(from, to uint64) uint64 {
 	all, rest := p.log.Bytes(from), p.log.Bytes(to+1)
 	return all - min(all, rest)
 }
 
-func (p logPrefix) cached() uint64 { return p.log.Cached() }
+func (p logPrefix) Cached() uint64 { return p.log.Cached() }
 
-func (p logPrefix) entries(from, to, limit uint64) ([]*raftpb.Entry, error) {
+func (p logPrefix) Entries(from, to, limit uint64) ([]*raftpb.Entry, error) {
 	entries, err := p.log.Entries(from, to+1, limit)
 	if err != nil || len(entries) == 0 {
-		return nil, fmt.Errorf("%w: from %d: %w", errGone, from, err)
+		return nil, fmt.Errorf("%w: from %d: %w", ErrGone, from, err)
 	}
 	return entries, nil
 }
 
-// tail is what an observer keeps of the entries that it has applied, to feed others from. It is in memory only: what
+// Tail is what an observer keeps of the entries that it has applied, to feed others from. It is in memory only: what
 // an observer holds is committed and lies in the voters' logs, so after a restart it can offer nothing but live
 // entries, and who lacks older ones takes a fallback. A log on disk would cost every observer a second copy of each
 // entry to save that.
-type tail struct {
+type Tail struct {
 	limit int // bytes that are kept; four times as many while a child still needs them
 
 	mu    sync.RWMutex
@@ -80,17 +80,18 @@ type tail struct {
 	gone  uint64   // bytes before list
 }
 
-func newTail(limit int, at core.Position) *tail { return &tail{limit: limit, base: at} }
+// NewTail begins with nothing, behind a state at at.
+func NewTail(limit int, at core.Position) *Tail { return &Tail{limit: limit, base: at} }
 
-// reset forgets everything: the state was replaced by one at at.
-func (t *tail) reset(at core.Position) {
+// Reset forgets everything: the state was replaced by one at at.
+func (t *Tail) Reset(at core.Position) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.base, t.list, t.sizes, t.gone = at, nil, nil, 0
 }
 
-// append adds applied entries and drops the oldest ones; needed is the first index that some child still lacks.
-func (t *tail) append(entries []*raftpb.Entry, needed uint64) {
+// Append adds applied entries and drops the oldest ones; needed is the first index that some child still lacks.
+func (t *Tail) Append(entries []*raftpb.Entry, needed uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, e := range entries {
@@ -118,32 +119,36 @@ func (t *tail) append(entries []*raftpb.Entry, needed uint64) {
 // entrySize is about what an entry takes in memory.
 func entrySize(e *raftpb.Entry) int { return len(e.GetData()) + 160 }
 
-func (t *tail) end() uint64 {
+func (t *Tail) end() uint64 {
 	if len(t.sizes) == 0 {
 		return t.gone
 	}
 	return t.sizes[len(t.sizes)-1]
 }
 
-func (t *tail) first() (uint64, error) {
+// First is the first index that is kept.
+func (t *Tail) First() (uint64, error) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	return t.base.Index + 1, nil
 }
 
-func (t *tail) last() uint64 {
+// Last is the last index that is kept.
+func (t *Tail) Last() uint64 {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	return t.base.Index + uint64(len(t.list))
 }
 
-func (t *tail) cached() uint64 {
+// Cached is the first index that is kept: all of them are in memory.
+func (t *Tail) Cached() uint64 {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	return t.base.Index + 1
 }
 
-func (t *tail) term(i uint64) (uint64, bool) {
+// Term of an entry that is kept, or of the one before the first.
+func (t *Tail) Term(i uint64) (uint64, bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	switch {
@@ -155,7 +160,8 @@ func (t *tail) term(i uint64) (uint64, bool) {
 	return t.list[i-t.base.Index-1].GetTerm(), true
 }
 
-func (t *tail) bytes(from, to uint64) uint64 {
+// Bytes is about what the entries from, …, to take, as far as they are kept.
+func (t *Tail) Bytes(from, to uint64) uint64 {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	offset := func(i uint64) uint64 { // behind entry i
@@ -170,11 +176,12 @@ func (t *tail) bytes(from, to uint64) uint64 {
 	return offset(to) - offset(from-1)
 }
 
-func (t *tail) entries(from, to, limit uint64) ([]*raftpb.Entry, error) {
+// Entries returns from, …, as many as limit bytes hold but at least one, none above to; ErrGone if from is not kept.
+func (t *Tail) Entries(from, to, limit uint64) ([]*raftpb.Entry, error) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	if from <= t.base.Index || from > t.base.Index+uint64(len(t.list)) {
-		return nil, fmt.Errorf("%w: from %d, the oldest is %d", errGone, from, t.base.Index+1)
+		return nil, fmt.Errorf("%w: from %d, the oldest is %d", ErrGone, from, t.base.Index+1)
 	}
 	i := int(from - t.base.Index - 1)
 	end := min(len(t.list), int(to-t.base.Index))

@@ -429,8 +429,8 @@ var mutants = []mutant{
 	},
 	{
 		name: "a feed that leaves entries out", file: "engine/source.go", whole: true,
-		old: "	entries, err := s.log.entries(c.next, applied, feedFrame)\n",
-		new: "	c.next = max(c.next, applied-min(applied, 1))\n	entries, err := s.log.entries(c.next, applied, feedFrame)\n",
+		old: "	entries, err := s.log.Entries(c.next, applied, feedFrame)\n",
+		new: "	c.next = max(c.next, applied-min(applied, 1))\n	entries, err := s.log.Entries(c.next, applied, feedFrame)\n",
 		why: "an observer is sent what does not follow, and begins again for ever",
 	},
 	{
@@ -453,7 +453,7 @@ var mutants = []mutant{
 	},
 	{
 		name: "relay offers what was before a state that it took", file: "engine/attach.go", whole: true,
-		old: "			o.tail.reset(o.rep.Applied())\n",
+		old: "			o.tail.Reset(o.rep.Applied())\n",
 		new: "",
 		why: "observers that a relay feeds are sent what does not follow",
 	},
