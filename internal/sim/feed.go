@@ -1,28 +1,97 @@
 package sim
 
 import (
+	"fmt"
+	"slices"
+
 	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/lockstep-sync/lockstep/internal/engine/catchup"
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/engine/replica"
 )
+
+// source is whoever feeds observers: a member from its log, or an observer (a relay) from what it remembers. What it feeds
+// is committed and applied, and follows what was fed before without a gap.
+type source interface {
+	fmt.Stringer
+	host() *host
+	alive() bool
+	do(f func())
+	later(d int64, f func())
+	between(job func(done func())) // two applied batches
+	stock() catchup.Source
+	path() []uint64 // itself first, its upstream, and so on to a voter; empty: it has no way there at present
+	covers() uint64 // its state, the index
+	offered() uint64
+	bytes(from, to uint64) uint64
+	entries(from, to uint64) ([]*raftpb.Entry, error)
+	begin() *transfer
+	brood() *children
+}
+
+// children are the feeds from one source.
+type children struct{ feeds []*feed }
+
+func (c *children) brood() *children { return c }
+
+// leave ends a feed at its source.
+func (c *children) leave(f *feed) {
+	f.broken = true
+	c.feeds = slices.DeleteFunc(slices.Clone(c.feeds), func(x *feed) bool { return x == f })
+}
+
+// cutAll ends every feed: the source ends, or its state was replaced and what is live does not follow what was sent.
+func (c *children) cutAll() {
+	for _, f := range c.feeds {
+		f.sourceGone()
+	}
+	c.feeds = nil
+}
+
+// lacking is the lowest index that a child has not said to have, or limit.
+func (c *children) lacking(limit uint64) uint64 {
+	for _, f := range c.feeds {
+		limit = min(limit, f.pinned+1)
+	}
+	return limit
+}
+
+// advance has what was applied sent on.
+func (c *children) advance() {
+	for _, f := range slices.Clone(c.feeds) {
+		f.pump()
+	}
+}
+
+// reroute tells of a path that has changed.
+func (c *children) reroute() {
+	for _, f := range c.feeds {
+		f.tell()
+	}
+}
 
 // feed is the connection of an observer with its source: what is sent arrives in order or the connection is
 // broken, of which each end hears in its own time. It plays the part of the engine's runner of feeds.
 type feed struct {
 	o      *observer
-	src    *member
-	run    int // of the observer
+	src    source // nil: nobody is there
+	node   uint64
+	whole  bool // the whole state is asked for, not entries
 	broken bool
-	heard  int64 // when the observer heard of the source last
 
-	live     bool // registered with the source
-	entries  []*raftpb.Entry
-	bytes    int
-	sending  bool
-	pinned   uint64   // the log is needed above it
-	next     uint64   // what was not sent yet
-	arrivals [2]int64 // when the latest in each direction arrives
+	// Of the observer.
+	heard int64 // when it heard of the source last
+	live  bool  // it is fed from here
+
+	// Of the source.
+	told    []uint64 // path that the observer was told last
+	sending bool
+	next    uint64   // to be sent
+	pinned  uint64   // what is above is needed
+	barrier uint64   // up to there the observer catches up
+	limit   uint64   // bytes that it may be behind
+	arrival [2]int64 // when the latest in each direction arrives
 }
 
 // carry delivers in order or breaks the connection.
@@ -36,8 +105,8 @@ func (f *feed) carry(from, to uint64, direction int, arrive func()) {
 		f.broken = true
 		return
 	}
-	at := max(w.now+w.net.delay(), f.arrivals[direction])
-	f.arrivals[direction] = at
+	at := max(w.now+w.net.delay(), f.arrival[direction])
+	f.arrival[direction] = at
 	w.after(at-w.now, func() {
 		if !f.broken {
 			arrive()
@@ -47,14 +116,14 @@ func (f *feed) carry(from, to uint64, direction int, arrive func()) {
 
 // up sends from the observer to the source.
 func (f *feed) up(arrive func()) {
-	f.carry(f.o.h.id, f.src.h.id, 0, func() { f.src.do(arrive) })
+	f.carry(f.o.h.id, f.node, 0, func() { f.src.do(arrive) })
 }
 
 // down sends from the source to the observer.
 func (f *feed) down(arrive func()) {
-	f.carry(f.src.h.id, f.o.h.id, 1, func() {
+	f.carry(f.node, f.o.h.id, 1, func() {
 		f.o.later(0, func() {
-			if f.o.feed == f {
+			if f.held() {
 				f.heard = f.o.h.w.now
 				arrive()
 			}
@@ -62,176 +131,200 @@ func (f *feed) down(arrive func()) {
 	})
 }
 
+// held says whether the observer holds on to the connection.
+func (f *feed) held() bool { return f.o.feed == f || f.o.better == f }
+
 // watch has the observer leave a silent source.
 func (f *feed) watch() {
 	f.o.later(second, func() {
+		silent, patience := f.o.h.w.now-f.heard, planPatience
+		if f.live {
+			patience = feedDeadline
+		}
 		switch {
-		case f.o.feed != f:
-		case f.o.h.w.now-f.heard > feedDeadline:
+		case !f.held():
+		case silent > patience:
 			f.o.h.w.report.Reattached++
-			f.o.detach()
+			f.o.lose(f)
 		default:
 			f.watch()
 		}
 	})
 }
 
-// refused has the observer look for another source soon.
-func (f *feed) refused() {
+// refuse has the observer hear soon that the connection is no more.
+func (f *feed) refuse() {
 	f.o.later(spread(f.o.h.w.dice.net, 5*milli), func() {
-		if f.o.feed == f {
-			f.o.detach()
+		if f.held() {
+			f.o.lose(f)
 		}
 	})
 }
 
-// sourceGone: the source's process ended; most observers hear of it soon.
+// sourceGone: the source's end is closed; most observers hear of it soon.
 func (f *feed) sourceGone() {
 	f.broken = true
 	if f.o.h.w.dice.net.IntN(4) > 0 {
-		f.refused()
+		f.refuse()
 	}
 }
 
 // plan decides and registers between two applied batches of the source.
 func (f *feed) plan(l catchup.Learner) {
-	m, w := f.src, f.o.h.w
-	first, err := m.log.FirstIndex()
-	must(err, "look at log")
-	commit := f.offered()
-	cached := ^uint64(0)
-	if w.shape.cached {
-		cached = first
+	s, w := f.src, f.o.h.w
+	stock := s.stock()
+	p := catchup.Decide(stock, l)
+	if p.Mode != catchup.Reject && slices.Contains(stock.Path, l.Node) {
+		fail("%s is told %s %s by %s, which it feeds itself: %v", f.o, p.Mode, p.Rule, s, stock.Path)
 	}
-	p := catchup.Decide(catchup.Source{
-		Group: m.gr.id, Node: m.h.id, Path: []uint64{m.h.id}, History: m.rep.Line().History,
-		First: first, Commit: commit,
-		Term: func(i uint64) (uint64, bool) {
-			t, err := m.log.Term(i)
-			return t, err == nil
-		},
-		Bytes:  func(from, to uint64) uint64 { return (m.log.Bytes(from) - m.log.Bytes(to+1)) << 20 },
-		Cached: cached, Snapshot: w.shape.snapshotBytes,
-	}, l)
 	w.report.plan(p.Rule, p.Mode)
-	w.trace(traceFeed, f.o.h.id, m.h.id, uint64(p.Mode), p.From, p.To)
-	switch p.Mode {
-	case catchup.Diff:
-		f.live, f.pinned, f.next = true, p.From-1, p.From
-		m.feeds = append(m.feeds, f)
-		f.down(func() {})
-		f.diff(p.From, p.To)
-	case catchup.Snap:
-		t := m.begin()
-		f.down(func() { f.o.install(f, t) })
-	case catchup.Behind:
-		f.down(func() { f.o.detach() })
+	w.trace(traceFeed, f.o.h.id, f.node, uint64(p.Mode), p.From, p.To)
+	path := s.path()
+	switch {
+	case p.Mode == catchup.Diff:
+		f.enter(p.From-1, p.To)
+		f.down(func() { f.o.welcome(f, path) })
+		f.pump()
+		f.beat()
+	case p.Mode == catchup.Snap && f.whole:
+		f.enter(s.covers(), s.covers())
+		f.sending = true // nothing before it is installed
+		t := s.begin()
+		f.down(func() { f.o.install(f, t, path) })
+		f.beat()
 	default:
-		fail("%s is told %s %s: %s", f.o, p.Mode, p.Rule, p.Why)
+		f.down(func() { f.o.refused(f, &p) })
 	}
+	f.told = path
 }
 
-// diff sends what the log has, a frame after the other, then what is live.
-func (f *feed) diff(from, to uint64) {
-	m, w := f.src, f.o.h.w
+// enter registers the feed: the observer has everything up to at.
+func (f *feed) enter(at, barrier uint64) {
+	f.next, f.pinned, f.barrier = at+1, at, barrier
+	f.limit = max(uint64(f.o.h.w.shape.feedBacklog), 2*f.src.bytes(at+1, barrier))
+	c := f.src.brood()
+	c.feeds = append(c.feeds, f)
+}
+
+// pump sends the next frame of what the observer lacks; an observer that is too slow is cut off.
+func (f *feed) pump() {
+	s, w := f.src, f.o.h.w
 	if f.broken {
-		m.drop(f)
+		s.brood().leave(f)
 		return
 	}
-	if from > to {
-		f.sending = false
-		f.flush()
-		f.beat()
+	to := s.offered()
+	if f.sending || f.next > to {
 		return
 	}
-	f.sending = true
-	es, err := m.log.Entries(from, to+1, w.shape.feedFrame)
-	if err != nil { // the log was reset to an installed state
+	if s.bytes(f.next, to) > f.limit {
+		w.report.CutOff++
 		f.sourceGone()
-		m.drop(f)
+		s.brood().leave(f)
+		return
+	}
+	es, err := s.entries(f.next, to)
+	if err != nil { // the log was reset to an installed state, or a relay has forgotten them
+		f.sourceGone()
+		s.brood().leave(f)
 		return
 	}
 	w.report.Fed += len(es)
-	f.next = from + uint64(len(es))
+	if _, relay := s.(*observer); relay {
+		w.report.Relayed += len(es)
+	}
+	f.next, f.sending = f.next+uint64(len(es)), true
 	f.down(func() { f.o.apply(f, es) })
-	m.later(spread(w.dice.disk, 200*micro), func() { f.diff(from+uint64(len(es)), to) })
+	pause := spread(w.dice.disk, 200*micro)
+	if f.next > f.barrier { // live
+		pause = spread(w.dice.net, w.shape.latency)
+	}
+	s.later(pause, func() {
+		f.sending = false
+		f.pump()
+	})
 }
 
-// offered is how far the source can feed.
-func (f *feed) offered() uint64 {
-	m := f.src
-	commit, err := core.CommittedIn(m.log, m.rep.Applied(), m.g.Status().Applied)
-	must(err, "look at log")
-	return commit
+// tell lets the observer know how its source is fed, if that has changed.
+func (f *feed) tell() {
+	if path := f.src.path(); !slices.Equal(path, f.told) {
+		f.told = path
+		f.down(func() { f.o.hearPath(f, path) })
+	}
 }
 
 // beat says now and then that the source is there, and sends what its state had before its log.
 func (f *feed) beat() {
 	f.src.later(feedBeat, func() {
+		f.pump()
 		if f.broken {
-			f.src.drop(f)
 			return
 		}
-		if to := f.offered(); !f.sending && len(f.entries) == 0 && f.next <= to {
-			f.diff(f.next, to)
-			return
-		}
+		f.tell()
 		f.down(func() {})
 		f.beat()
 	})
 }
 
-// flush sends what has become live.
-func (f *feed) flush() {
-	if f.sending || f.broken || len(f.entries) == 0 {
-		return
+// A member is a source: it feeds from its log what raft has committed.
+
+func (m *member) host() *host                   { return m.h }
+func (m *member) between(job func(done func())) { m.jobs.add(job) }
+func (m *member) covers() uint64                { return m.rep.Applied().Index }
+func (m *member) bytes(from, to uint64) (n uint64) {
+	if all, rest := m.log.Bytes(from), m.log.Bytes(to+1); all > rest {
+		n = all - rest
 	}
-	w := f.o.h.w
-	es := f.entries
-	f.next = es[len(es)-1].GetIndex() + 1
-	f.entries, f.bytes, f.sending = nil, 0, true
-	w.report.Fed += len(es)
-	f.down(func() { f.o.apply(f, es) })
-	f.src.later(spread(w.dice.net, w.shape.latency), func() {
-		f.sending = false
-		f.flush()
-	})
+	return n
 }
 
-// publish hands applied entries to every observer that is fed from here; one that is too slow is cut off.
-func (m *member) publish(es []*raftpb.Entry) {
-	for _, f := range append([]*feed(nil), m.feeds...) {
-		f.entries = append(f.entries, es...)
-		for _, e := range es {
-			f.bytes += len(e.GetData())
-		}
-		if f.bytes > m.h.w.shape.feedBacklog {
-			m.h.w.report.CutOff++
-			f.sourceGone()
-			m.drop(f)
-			continue
-		}
-		f.flush()
-	}
+func (m *member) offered() uint64 {
+	commit, err := core.CommittedIn(m.log, m.rep.Applied(), m.g.Status().Applied)
+	must(err, "look at log")
+	return commit
 }
 
-// cutAll ends every feed: the state was replaced, and what is live does not follow what was sent.
-func (m *member) cutAll() {
-	for _, f := range m.feeds {
-		f.sourceGone()
+func (m *member) entries(from, to uint64) ([]*raftpb.Entry, error) {
+	es, err := m.log.Entries(from, to+1, m.h.w.shape.feedFrame)
+	if err == nil && len(es) == 0 {
+		err = errBroken
 	}
-	m.feeds = nil
+	return es, err
 }
 
-// drop ends the feed at its source.
-func (m *member) drop(f *feed) {
-	f.broken = true
-	for i, x := range m.feeds {
-		if x == f {
-			m.feeds = append(m.feeds[:i:i], m.feeds[i+1:]...)
-			return
-		}
+// path of a voter: it is its own, as long as somebody leads.
+func (m *member) path() []uint64 {
+	if _, leader, _ := m.g.Lead(); leader == 0 {
+		return nil
 	}
+	return []uint64{m.h.id}
+}
+
+func (m *member) stock() catchup.Source {
+	first, err := m.log.FirstIndex()
+	must(err, "look at log")
+	s := lineOf(m.rep)
+	s.Group, s.Node, s.Path = m.gr.id, m.h.id, []uint64{m.h.id} // what it has is good, even while nobody leads
+	s.First, s.Commit, s.Cached, s.Snapshot = first, m.offered(), ^uint64(0), m.h.w.shape.snapshotBytes
+	s.Term = func(i uint64) (uint64, bool) {
+		t, err := m.log.Term(i)
+		return t, err == nil
+	}
+	s.Bytes = func(from, to uint64) uint64 { return m.bytes(from, to) << 20 }
+	if m.h.w.shape.cached {
+		s.Cached = first
+	}
+	return s
+}
+
+// lineOf is the part of a stock that the replica knows.
+func lineOf(rep *replica.Replica) (s catchup.Source) {
+	line := rep.Line()
+	s.History = line.History
+	if line.Before != ([16]byte{}) {
+		s.Fork = &catchup.Fork{Before: line.Before, Index: line.Fork.Index, Term: line.Fork.Term}
+	}
+	return s
 }
 
 // barrier asks a voter, as an observer does, for an index that covers everything that is committed now.

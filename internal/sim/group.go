@@ -21,6 +21,9 @@ type group struct {
 	founders  []uint64 // the first voters
 	ledger    ledger
 	inSync    inSyncRecord
+	wirings   []wiring // of its observers; the last is in force
+	topology  string   // of it
+	places    []uint64 // hosts of observers, in the order of their seats
 	record    seatRecord
 	recovered bool               // begun anew by one of its replicas, after most were lost
 	replicas  map[uint64]*member // all that ever were, by id
@@ -74,8 +77,11 @@ func (w *world) addGroup(id uint64) {
 	for _, h := range w.hosts[w.shape.voters:] {
 		if id == 1 || r.IntN(2) == 0 {
 			gr.addObserver(h)
+			gr.places = append(gr.places, h.id)
 		}
 	}
+	gr.topology = w.shape.topology
+	gr.rewire()
 }
 
 // member of the group with a replica id; nil if there never was one.

@@ -41,6 +41,7 @@ func (j *jobs) next() {
 // member is a replica that raft feeds: it does with a core's effects what the engine's runner does, with every
 // disk write and message taking its time.
 type member struct {
+	children
 	h        *host
 	gr       *group
 	id       uint64
@@ -64,7 +65,6 @@ type member struct {
 	nextID    uint64
 	jobs      jobs
 	offers    map[uint64]int // snapshots on their way, by receiver
-	feeds     []*feed        // observers that are fed from here
 	applied   uint64
 	snapshots int
 	keeper    keeper
@@ -286,9 +286,9 @@ func (m *member) apply(a *core.Apply) {
 			if !ok {
 				return
 			}
-			m.publish(a.Entries)
 			m.later(spread(r, 100*micro), func() {
 				m.g.Applied(a, results)
+				m.advance()
 				done()
 			})
 		})
@@ -344,10 +344,7 @@ func (m *member) truncate() {
 		return
 	}
 	to := min(durable-m.h.w.shape.retain, m.g.Status().Applied)
-	for _, f := range m.feeds {
-		to = min(to, f.pinned)
-	}
-	must(m.h.logs.Compact(m.gr.id, to), "truncate log")
+	must(m.h.logs.Compact(m.gr.id, min(to, m.lacking(to+1)-1)), "truncate log")
 }
 
 func (m *member) String() string { return fmt.Sprintf("group %d replica %d", m.gr.id, m.id) }

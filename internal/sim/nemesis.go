@@ -37,6 +37,7 @@ const (
 	garbage      // messages that no peer may send
 	clockJump
 	clockRate
+	rewire // observers are to be fed by others
 	faultKinds
 )
 
@@ -44,7 +45,7 @@ var faultNames = [faultKinds]string{"process killed", "several processes killed"
 	"partition", "leader isolated", "slow disk", "lossy network", "leadership moved", "false report of a death",
 	"membership changed", "two leaders called at once", "killed after a vote", "disk error", "disk full",
 	"log lost for good", "bit flipped in a log", "observer wiped", "broken frame", "old messages replayed", "garbage messages", "clock jumped",
-	"clock rate changed"}
+	"clock rate changed", "topology changed"}
 
 func (f fault) String() string { return faultNames[f] }
 
@@ -121,6 +122,8 @@ func (n *nemesis) strike(w *world, f fault) bool {
 		h.drift = int64((r.Float64() - 0.5) * float64(w.shape.tick)) // ticks from half to one and a half times as long
 	case changeMembers:
 		return n.change(w, gr)
+	case rewire:
+		return gr.redraw(r)
 	case crashVoter:
 		return false // waits for its moment
 	}

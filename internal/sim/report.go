@@ -30,6 +30,8 @@ type Report struct {
 	Duplicates, Elections, Conflicts, Expired               int
 	Crashes, Snapshots, ObserverSnapshots, Changes, Digests int
 	Fed, CutOff, Reattached                                 int // entries sent to observers; observers cut off, or left by a silent source
+	Relayed, Moved                                          int // entries sent by observers; observers that went over to a better source
+	Loops, TooDeep, Circles                                 int // paths refused for either; circles of observers seen
 	Duplicated                                              int // messages that arrived twice
 	InSync, Shrunk                                          int // in-sync sets recorded, and those that were smaller
 	Damaged, Waits                                          int // logs that were found damaged; steps not taken since nobody agreed
@@ -105,6 +107,9 @@ func (r *Report) counters() []counter {
 		{"snapshots of members", &r.Snapshots}, {"snapshots of observers", &r.ObserverSnapshots},
 		{"entries fed to observers", &r.Fed}, {"observers cut off", &r.CutOff},
 		{"observers left by a silent source", &r.Reattached},
+		{"entries fed by observers", &r.Relayed}, {"observers that went over to a better source", &r.Moved},
+		{"feeds refused or left for a loop", &r.Loops}, {"and for too long a path", &r.TooDeep},
+		{"circles of observers, left again", &r.Circles},
 		{"in-sync sets recorded", &r.InSync}, {"of them smaller", &r.Shrunk},
 		{"clusters of two programs", &r.Mixed}, {"programs exchanged", &r.Installed}, {"cluster levels raised", &r.Raised},
 		{"raises refused", &r.RaisesRefused}, {"processes ended, their program being too old", &r.Unfit},

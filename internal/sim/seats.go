@@ -24,6 +24,7 @@ func (gr *group) reseat(change func(*control.Group) bool) {
 	next.Members, next.Former = slices.Clone(next.Members), slices.Clone(next.Former)
 	if change(&next) {
 		gr.record.states = append(gr.record.states, next)
+		gr.rewire()
 	}
 }
 

@@ -26,6 +26,9 @@ type shape struct {
 	inflight          int
 	feedFrame         uint64 // bytes of entries in one frame of a feed
 	feedBacklog       int    // bytes an observer may lag behind live before it is cut off
+	topology          string // of feeds, see wiring.go
+	zones             int    // of hosts; 0: nobody knows of any
+	tailBytes         int    // of entries that an observer remembers for others
 	snapshotBytes     uint64 // what a state is said to weigh, for catchup.Decide
 	cached            bool   // a source's log is in memory as a whole, for catchup.Decide
 	limits            replica.Limits
@@ -67,7 +70,7 @@ func drawShape(r *mathrand.Rand) shape {
 		uncommitted:   uint64(pick(2000, 64<<20)),
 		inflight:      int(pick(1, 2, 256)),
 		feedFrame:     uint64(pick(1, 500, 1<<20)),
-		feedBacklog:   int(pick(300, 3000, 8<<20)),
+		feedBacklog:   int(pick(2000, 20_000, 8<<20)),
 		snapshotBytes: uint64(pick(0, 0, 1<<30)),
 		cached:        r.IntN(2) == 0,
 		limits:        replica.Limits{Sessions: int(pick(3, 10, 10_000, 10_000)), Results: int(pick(2, 2048))},
@@ -92,6 +95,11 @@ func drawShape(r *mathrand.Rand) shape {
 			s.faults = append(s.faults, f)
 			s.weights = append(s.weights, math.Exp(r.NormFloat64()))
 		}
+	}
+	s.topology, s.zones, s.tailBytes = topologies[r.IntN(len(topologies))], int(pick(0, 0, 2, 3)), int(pick(1, 2000, 16<<20))
+	if r.IntN(16) == 0 { // so many that a path may be too long
+		s.observers, s.topology = 10, ring
+		s.voters, s.groups = min(s.voters, 3), min(s.groups, 2)
 	}
 	if r.IntN(6) == 0 {
 		s.mixed, s.raises, s.ruins = true, r.IntN(4) > 0, false

@@ -28,19 +28,21 @@ type transfer struct {
 	close  func() error
 }
 
-// begin takes a view of m's state, to be installed elsewhere; now and then the connection will break.
-func (m *member) begin() *transfer {
-	view := m.rep.StateView()
+func (m *member) begin() *transfer { return begin(m.h, m.gr, m.rep) }
+
+// begin takes a view of a replica's state, to be installed elsewhere; now and then the connection will break.
+func begin(h *host, gr *group, rep *replica.Replica) *transfer {
+	view := rep.StateView()
 	t := &transfer{budget: -1, close: view.Close}
-	r := m.h.w.dice.net
+	r := h.w.dice.net
 	var out bytes.Buffer
-	if d := m.gr.work.differ(); d != nil && m.h.w.shape.differ {
-		state, err := m.rep.MachineView(view)
+	if d := gr.work.differ(); d != nil && h.w.shape.differ {
+		state, err := rep.MachineView(view)
 		must(err, "view machine")
-		must(m.rep.WriteEngineState(view, &out), "write engine's state")
+		must(rep.WriteEngineState(view, &out), "write engine's state")
 		t.view, t.differ = state, d
 	} else {
-		must(m.rep.WriteSnapshot(view, &out), "write snapshot")
+		must(rep.WriteSnapshot(view, &out), "write snapshot")
 	}
 	t.data = out.Bytes()
 	if r.IntN(10) == 0 {

@@ -4,9 +4,11 @@
 // its number.
 //
 // A cluster is a number of hosts (processes with one log, one state and one writer each), on which groups have
-// members (replicas that vote or learn, fed by raft) and observers (replicas without a log, fed by a stream).
+// members (replicas that vote or learn, fed by raft) and observers (replicas without a log, fed by a stream from a member or
+// from one another).
 //
-// What is real: core.Group, replica.Replica with its snapshots and sessions, catchup.Decide, the machines and
+// What is real: core.Group, replica.Replica with its snapshots and sessions, catchup.Decide, an observer's guard against loops
+// and its order of asking, control's assignment of feeds, what relays keep (engine.Tail), the machines and
 // the manifest's difference by digests, in every other seed the log store on a disk in memory that tears, forgets and
 // garbles (platter), else its in-memory twin; kv's twin; control.PlanInSync and core's counting of in-sync sets;
 // control.PlanMembership, and what decides whether a replica with a damaged log may begin again (core.Status.Spares,
@@ -218,6 +220,7 @@ func (w *world) run() {
 	w.populate() // here, not in newWorld: whoever starts a core draws from raft's randomness
 	w.report.shaped(&w.shape)
 	w.nemesis.begin(w)
+	w.watchCircles()
 	if w.cluster != nil {
 		w.after(spread(w.dice.roll, second), w.cluster.operate)
 	}
