@@ -161,6 +161,14 @@ func (h *host) shield(f func()) {
 	f()
 }
 
+// clock is the time of day as the host has it.
+func (h *host) clock() int64 {
+	if h.w.shape.still {
+		return second
+	}
+	return h.w.now + h.skew
+}
+
 // suspect hosts may have lost what all their replicas acknowledged.
 func (h *host) suspect() bool { return h.lost || h.doubtful }
 

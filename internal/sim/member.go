@@ -261,7 +261,7 @@ func (m *member) propose(p core.Proposal, done func(core.Answer)) {
 		ps := m.queue
 		m.queue = nil
 		m.batches++
-		m.g.Propose(w.now+m.h.skew, m.batches, ps)
+		m.g.Propose(m.h.clock(), m.batches, ps)
 	})
 }
 

@@ -43,6 +43,8 @@ type shape struct {
 	mixed, raises     bool // hosts run two programs, see levels.go; and the level is raised
 	differ            bool // states are compared by digests rather than streamed, where the machine can
 
+	still bool // all clocks show the same, always
+
 	faults  []fault
 	weights []float64
 	pace    int64 // mean time between faults
