@@ -194,8 +194,7 @@ func besideMirrorsBurst(ctx context.Context, g ground, o *outcome) {
 			})
 		})
 		if err == nil {
-			o.of(m.name, "create s", create)
-			o.of(m.name, "after s", after)
+			o.burst(m.name, create, after)
 		}
 		return err
 	})
