@@ -4,7 +4,8 @@ package api
 type GroupRecover struct {
 	Confirm string `json:"confirm"`           // the group's name: what others had beyond the survivors is lost
 	DryRun  bool   `json:"dry_run,omitempty"` // only say what would happen
-	// From is the node to begin with: one whose history the control group does not know. Empty: the survivor that has most.
+	// From is the node to begin with: one whose history the control group does not know, or any if the states of all voters
+	// that answer are in quarantine; its state counts from then on. Empty: the survivor that has most.
 	From string `json:"from,omitempty"`
 }
 
@@ -19,6 +20,9 @@ type GroupRecovered struct {
 	Survivors []string `json:"survivors"`
 	Lost      []string `json:"lost"` // members that do not answer
 	DryRun    bool     `json:"dry_run"`
+	// Doubtful: the state of Node is in quarantine: a majority had another one. It counts if the node was named; else it is
+	// replaced by that of the next voter.
+	Doubtful bool `json:"doubtful,omitempty"`
 }
 
 // OfflineRecovered is what the recovery of the control group on a stopped node did.
@@ -30,4 +34,6 @@ type OfflineRecovered struct {
 	Fork    uint64   `json:"fork"`
 	Last    uint64   `json:"last"`
 	Others  []string `json:"others"` // members of the control group that come back under the new history
+	// Doubtful: the state of Node was in quarantine, and counts from now on.
+	Doubtful bool `json:"doubtful,omitempty"`
 }

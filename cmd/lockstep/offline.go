@@ -11,7 +11,7 @@ import (
 
 // offlineRecover recovers the control group on a stopped node.
 func offlineRecover(ctx context.Context, c cli.OfflineRecover) (api.OfflineRecovered, error) {
-	return server.OfflineRecover(ctx, c.Data, c.Confirm, slog.New(slog.DiscardHandler))
+	return server.OfflineRecover(ctx, c.Data, c.Confirm, c.Doubtful, slog.New(slog.DiscardHandler))
 }
 
 // offlineLog looks at the log of a stopped node.

@@ -21,6 +21,8 @@ type (
 type OfflineRecover struct {
 	Data    string
 	Confirm string // the node's name
+	// Doubtful goes on with a state that is in quarantine.
+	Doubtful bool
 }
 
 func (a *app) groupRecover() *cobra.Command {
@@ -36,8 +38,12 @@ kept as conflict copies.
 
 Refused while enough members answer. If the control group was itself recovered from an older copy, it
 may not know the history that a node has; that node then keeps what it has and warns. With --from, the
-group goes on with that node's copy, whatever the others have. If the control group has lost its majority, too, recover that
-first: lockstep offline recover.`,
+group goes on with that node's copy, whatever the others have.
+
+Refused as well if every voter that answers is in quarantine: its state is not what a majority had. If there
+is no backup, --from says with whose state the group goes on though it may be wrong; the audit trail keeps that.
+
+If the control group has lost its majority, too, recover that first: lockstep offline recover.`,
 		Example: "  lockstep group recover web --unsafe --dry-run\n  lockstep group recover web --unsafe --yes-lose-data web",
 		Args:    wants,
 		RunE: asking(a, func(ctx context.Context, c *client.Client, args []string) (recovered, error) {
@@ -54,7 +60,7 @@ first: lockstep offline recover.`,
 	}
 	c.Flags().BoolVar(&unsafe, "unsafe", false, "yes, without a majority")
 	c.Flags().StringVar(&confirm, "yes-lose-data", "", "the group's name again, as a confirmation")
-	c.Flags().StringVar(&from, "from", "", "begin with this node, whose history the control group does not know")
+	c.Flags().StringVar(&from, "from", "", "begin with this node, whose history is not known, or whose state is in quarantine")
 	c.Flags().BoolVar(&dry, "dry-run", false, "only say what would happen")
 	return c
 }
@@ -67,6 +73,9 @@ func (r recovered) text(w io.Writer) error {
 	_, err := fmt.Fprintf(w, "%s %s on %s, with everything up to position %d\n", r.Group, verb, r.Node, r.Last)
 	if err == nil && r.History != "" {
 		_, err = fmt.Fprintf(w, "  history %s, forked from %s at %d\n", r.History, r.Before, r.Fork)
+	}
+	if err == nil && r.Doubtful {
+		_, err = io.WriteString(w, "  its state is in quarantine: a majority had another one\n")
 	}
 	if err == nil && len(r.Lost) > 0 {
 		_, err = fmt.Fprintf(w, "  lost: what only %s had; who of them comes back follows by itself\n", strings.Join(r.Lost, ", "))
@@ -89,6 +98,9 @@ control group's voters is gone for good. The node must be stopped. What only the
 cluster (nodes that joined, groups that were made) is lost. Start the node afterwards; then recover the
 groups that have lost their majorities: lockstep group recover.
 
+Refused if the node's state is in quarantine, since it is not what a majority had. If no other node has the
+control group, and there is no backup, --doubtful goes on with it as it is.
+
 Do this on one node only. Others that come back are told and follow. If it was done on two nodes, they
 stay apart and warn, until one is wiped and joins again.`,
 		Example: "  lockstep offline recover --data /var/lib/lockstep --yes-lose-data n1",
@@ -106,6 +118,7 @@ stay apart and warn, until one is wiped and joins again.`,
 	}
 	c.Flags().StringVar(&cfg.Data, "data", DefaultData, "data directory of the node")
 	c.Flags().StringVar(&cfg.Confirm, "yes-lose-data", "", "the node's name, as a confirmation")
+	c.Flags().BoolVar(&cfg.Doubtful, "doubtful", false, "also with a state that is in quarantine, and trust it from now on")
 	return c
 }
 

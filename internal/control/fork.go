@@ -25,6 +25,8 @@ type Fork struct {
 	Cause   string    `json:"cause"`
 	Time    time.Time `json:"time"`
 	Members []uint64  `json:"members"` // the replicas that there were then
+	// Trusted: the seed's state was in quarantine, and counts from now on, since people have decided so.
+	Trusted bool `json:"trusted,omitempty"`
 	// Upload names what the seed was given to begin with (restore).
 	Upload string `json:"upload,omitempty"`
 }
@@ -103,6 +105,9 @@ func (x *execution) forkGroup(c *ForkGroup) (Result, error) {
 	}
 	x.what = fmt.Sprintf("group %s: %s on %s: history %x goes on from %x at %d; what others had beyond is not part of it",
 		g.Name, c.Fork.Cause, c.Node, c.To, c.Fork.Before, c.Fork.Index)
+	if c.Fork.Trusted {
+		x.what += "; its state was in quarantine, and counts from now on"
+	}
 	return Result{Group: g.ID}, x.put(idKey(tagGroup, g.ID), *g)
 }
 

@@ -78,7 +78,11 @@ func (g *Group) Catchup() Catchup {
 	c := g.catchup.get()
 	c.Feeds = g.src.count()
 	if q := g.rep.Quarantine(); q != nil {
-		return Catchup{Mode: ModeDiverged, Rule: "R2", Why: q.String(), From: c.From, To: c.To, Received: c.Received, Feeds: c.Feeds}
+		why, st := q.String(), g.Core()
+		if sources, _ := healers(&st, q, g.book.latest()); len(sources) == 0 {
+			why = fmt.Sprintf("its state after entry %d is not what the majority had, and of no member it is known that it has a better one", q.Mark)
+		}
+		return Catchup{Mode: ModeDiverged, Rule: "R2", Why: why, From: c.From, To: c.To, Received: c.Received, Feeds: c.Feeds}
 	}
 	st := g.Core()
 	if st.Role == core.Leader {

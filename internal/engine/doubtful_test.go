@@ -2,8 +2,10 @@ package engine
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -137,5 +139,48 @@ func TestAVerdictCountsNobodyWhomAnotherOneFoundOut(t *testing.T) {
 	overlapping.Mark = three
 	if got := right.book.trusted(overlapping); !slices.Equal(got, overlapping.Agree) {
 		t.Errorf("%v count, want %v", got, overlapping.Agree)
+	}
+}
+
+// All others are gone for good. A recovery does not make a state right; only who decides so has it count from then on.
+func TestARecoveryDoesNotTrustAStateInQuarantine(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	m, members, _ := written(t, ctx, 5)
+	leader := leaderOf(t, ctx, members)
+	bad := othersOf(members, leader)[0]
+	id := bad.group.Replica()
+	m.refuse(ServiceSnapshot, true)
+	damage(t, bad.state, 999)
+	if _, err := leader.group.Check(ctx, false); err != nil {
+		t.Fatal(err)
+	}
+	quarantined(t, ctx, bad.group)
+	for _, o := range members {
+		m.kill(o.group.Replica())
+	}
+	recovered := func(to byte, trust bool) *member {
+		t.Helper()
+		if _, err := Recover(bad.logs, bad.state, RecoverConfig{Group: testGroup, Replica: id, History: [16]byte{to}, Trust: trust}); err != nil {
+			t.Fatal(err)
+		}
+		r := boot(t, m, id, nil, bad.logs, bad.state)
+		until(t, ctx, r.group, "it leads alone", func(s core.Status) bool { return s.Role == core.Leader && s.TermBegun })
+		return r
+	}
+	r := recovered(8, false)
+	if _, err := r.group.Barrier(ctx); !errors.Is(err, ErrQuarantined) || r.group.Quarantine() == nil {
+		t.Errorf("it is trusted, though nobody has decided so: %v", err)
+	}
+	if how := r.group.Catchup(); how.Mode != ModeDiverged || !strings.Contains(how.Why, "of no member") {
+		t.Errorf("it says %+v", how)
+	}
+	m.kill(id)
+	r = recovered(9, true)
+	if _, err := r.group.Barrier(ctx); err != nil || r.group.Quarantine() != nil {
+		t.Errorf("people have decided to trust it: %v", err)
+	}
+	if d, _, err := r.group.Digest(); err != nil || binary.BigEndian.Uint64(d[:8]) != 999 {
+		t.Errorf("digest %s, %v", d, err)
 	}
 }

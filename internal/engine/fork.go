@@ -174,6 +174,9 @@ type RecoverConfig struct {
 	Start uint64
 	// StateOnly drops the log, which is damaged, and goes on from the state.
 	StateOnly bool
+	// Trust lifts the quarantine of the state: nobody has a better one, and people have decided to go on with it. Without
+	// it a quarantine stays, and the replica heals from one that has joined it.
+	Trust bool
 }
 
 // Recover makes one replica the only voter of a group under a new history, durably. It keeps its state and all
@@ -219,7 +222,7 @@ func Recover(logs logstore.Store, state kv.Store, cfg RecoverConfig) (replica.Li
 		}
 		line.Fork = cfg.Fork
 	}
-	if err := replica.Turn(store, line, conf); err != nil {
+	if err := replica.Turn(store, line, conf, cfg.Trust); err != nil {
 		return replica.Line{}, fmt.Errorf("engine: recover group %d: %w", cfg.Group, err)
 	}
 	return line, nil
@@ -360,7 +363,7 @@ func (e *Engine) Rebase(group uint64, line replica.Line) (kept bool, err error) 
 		return false, fmt.Errorf("engine: rebase group %d: %w", group, err)
 	}
 	e.cfg.Log.Info("the replica goes on under another history", "group", group, "at", st.At.Index, "history", historyName(line.History))
-	return true, replica.Turn(store, line, conf)
+	return true, replica.Turn(store, line, conf, false)
 }
 
 // cutLog drops everything above at; the term stays, so that what was said in it is not said twice.

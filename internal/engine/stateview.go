@@ -84,7 +84,7 @@ func (e *Engine) Install(cfg RecoverConfig, snapshot io.Reader) error {
 		return fail(err)
 	}
 	line := replica.Line{History: cfg.History, Before: before, Fork: at, Start: at.Index + 1, Seed: cfg.Replica}
-	return replica.Turn(store, line, conf)
+	return replica.Turn(store, line, conf, false)
 }
 
 // tooEarly is err, or, if that is about a level which the program knows, that the node does not act under it yet.

@@ -45,18 +45,19 @@ func wayOut(group, node string) string {
 		"lockstep group recover %[1]s --unsafe --from %[2]s --yes-lose-data %[1]s; to give it up: lockstep dir unbind %[1]s %[2]s, then bind it again (its files stay)", group, node)
 }
 
-// from chooses the member that was named to begin with. It must have gone astray: of the others the one that has most begins.
+// from chooses the member that was named to begin with. It must have gone astray, or all voters that answer be in
+// quarantine: of the others the one that has most begins.
 func (n *node) from(g *control.Group, name string, ends []logEndAnswer) (int, error) {
 	for i, m := range g.Members {
 		switch {
 		case n.nameOf(m.Node) != name:
-		case ends[i].Astray:
+		case ends[i].Astray, ends[i].Last.Index > 0 && allDoubtful(ends):
 			return i, nil
 		case ends[i].Replica == 0:
 			return 0, &api.Error{Code: api.CodeUnavailable, Op: "group recover", Subject: name, Why: "it does not answer, or does not run the group",
 				Hint: "lockstep group show " + g.Name + " says what it does; start it, and try again"}
 		default:
-			return 0, &api.Error{Code: api.CodeConflict, Op: "group recover", Subject: name, Why: "the control group knows the history that it has",
+			return 0, &api.Error{Code: api.CodeConflict, Op: "group recover", Subject: name, Why: "the control group knows the history that it has, and a voter answers whose state is not in doubt",
 				Hint: "leave --from out: of the survivors the one that has most begins"}
 		}
 	}

@@ -41,6 +41,7 @@ type groupRequest struct {
 	History [16]byte    `json:"history,omitzero"` // that the asker goes by, where it matters
 	Index   uint64      `json:"index,omitempty"`
 	Repair  bool        `json:"repair,omitempty"`
+	Trust   bool        `json:"trust,omitempty"` // a state in quarantine is to count
 	Deep    bool        `json:"deep,omitempty"`
 	Path    string      `json:"path,omitempty"`
 	Node    uint64      `json:"node,omitempty"`

@@ -77,7 +77,7 @@ func (n *node) align(g *control.Group, m control.Member) error {
 		if err := files.ForgetAbove(table, line.Start-1); err != nil {
 			return err
 		}
-		cfg := engine.RecoverConfig{Group: g.ID, Replica: m.Replica, History: g.History, Fork: line.Fork, Start: line.Start}
+		cfg := engine.RecoverConfig{Group: g.ID, Replica: m.Replica, History: g.History, Fork: line.Fork, Start: line.Start, Trust: g.Fork.Trusted}
 		_, err := n.eng.Recover(cfg)
 		if errors.Is(err, logstore.ErrDamaged) {
 			n.log.Warn("the group goes on from the state alone: the log of the replica is damaged", "group", g.Name, "at", st.At.Index)
@@ -151,18 +151,21 @@ type logEndAnswer struct {
 	Leads   bool          `json:"leads,omitempty"`   // and has committed something in its term
 	Damaged bool          `json:"damaged,omitempty"` // its log is: it does not vote, and ends where its state does
 	Astray  bool          `json:"astray,omitempty"`  // the control group does not know its history: it does not vote
+	// Doubtful: its state is in quarantine. It votes.
+	Doubtful bool `json:"doubtful,omitempty"`
 }
 
 func (n *node) logEndHere(_ context.Context, req groupRequest) (out logEndAnswer, err error) {
 	if s, ok := n.suspected(req.Group); ok {
 		st, end, err := n.eng.StoppedEnd(req.Group)
-		return logEndAnswer{History: st.Line.History, Replica: s.replica, Commit: end.Commit, Last: end.Last, Damaged: !s.astray, Astray: s.astray}, err
+		return logEndAnswer{History: st.Line.History, Replica: s.replica, Commit: end.Commit, Last: end.Last, Damaged: !s.astray, Astray: s.astray,
+			Doubtful: st.Quarantine != nil}, err
 	}
 	h, err := n.holding(req.Group)
 	if err != nil {
 		return out, err
 	}
-	out.Replica = h.replica
+	out.Replica, out.Doubtful = h.replica, h.member.Quarantine() != nil
 	if h.grp == nil {
 		out.History, out.Commit = h.obs.Line().History, h.obs.Applied()
 		out.Last = out.Commit
@@ -201,18 +204,18 @@ func (n *node) GroupRecover(ctx context.Context, group string, req api.GroupReco
 		return out, err
 	}
 	node, _ := n.ctl.state().NodeNamed(out.Node)
-	done, err := call(ctx, n, node.ID, methodRecover, groupRequest{Group: g.ID, Path: n.id.Name()}, n.recoverHere)
+	done, err := call(ctx, n, node.ID, methodRecover, groupRequest{Group: g.ID, Path: n.id.Name(), Trust: req.From != ""}, n.recoverHere)
 	if err != nil {
 		return out, err
 	}
 	done.Lost, done.Survivors = out.Lost, out.Survivors
-	n.log.Warn("group recovered with loss", "group", g.Name, "seed", out.Node, "replica", seed, "history", done.History)
+	n.log.Warn("group recovered with loss", "group", g.Name, "seed", out.Node, "replica", seed, "history", done.History, "doubtful", done.Doubtful)
 	return done, nil
 }
 
 // planRecovery asks who is there, refuses if they are enough to go on, and chooses who begins: of the members on the
 // group's history the one whose log goes farthest, as an election would. One that has gone astray begins whatever the
-// others have, if it was named (from).
+// others have, if it was named (from). If all voters that answer are in quarantine nobody begins who was not named.
 func (n *node) planRecovery(ctx context.Context, op string, g *control.Group, from string) (out api.GroupRecovered, seed uint64, err error) {
 	type found struct {
 		logEndAnswer
@@ -242,6 +245,9 @@ func (n *node) planRecovery(ctx context.Context, op string, g *control.Group, fr
 		beginWith(&out, from, ends[best])
 		return out, ends[best].Replica, nil
 	}
+	if allDoubtful(ends) {
+		return out, 0, n.doubtfulError(op, g, ends)
+	}
 	if up, all, enough := majorityOf(ends); enough {
 		return out, 0, &api.Error{Code: api.CodeConflict, Op: op, Subject: g.Name,
 			Why:  fmt.Sprintf("%d of its %d voters answer: it has its majority and needs no recovery", up, all),
@@ -257,6 +263,7 @@ func (n *node) planRecovery(ctx context.Context, op string, g *control.Group, fr
 }
 
 func beginWith(out *api.GroupRecovered, node string, e logEndAnswer) {
+	out.Doubtful = e.Doubtful
 	out.Node, out.Before, out.Fork, out.Last = node, fmt.Sprintf("%x", e.History), e.Commit.Index, e.Last.Index
 }
 
@@ -314,6 +321,7 @@ func (n *node) recoverHere(ctx context.Context, req groupRequest) (out api.Group
 	}
 	f := &control.ForkGroup{Group: g.Name, Was: g.History, Node: n.id.Name(), InSync: sealed.InSync, Fork: control.Fork{
 		Before: st.Line.History, Index: end.Commit.Index, Term: end.Commit.Term, Start: end.Last.Index + 1, Cause: control.ForkRecover,
+		Trusted: req.Trust && st.Quarantine != nil,
 	}}
 	rand.Read(f.To[:])
 	var refused *api.Error
@@ -328,7 +336,7 @@ func (n *node) recoverHere(ctx context.Context, req groupRequest) (out api.Group
 		"before", fmt.Sprintf("%x", f.Fork.Before), "fork", f.Fork.Index, "last", end.Last.Index)
 	return api.GroupRecovered{
 		Group: g.Name, Node: n.id.Name(), History: fmt.Sprintf("%x", f.To), Before: fmt.Sprintf("%x", f.Fork.Before),
-		Fork: f.Fork.Index, Last: end.Last.Index,
+		Fork: f.Fork.Index, Last: end.Last.Index, Doubtful: st.Quarantine != nil,
 	}, nil
 }
 

@@ -23,8 +23,9 @@ import (
 const knock = 2 * time.Second
 
 // OfflineRecover makes a stopped node the only voter of the control group under a new history. confirm is the
-// node's name. It is refused while a majority of the control group's voters still accepts connections.
-func OfflineRecover(ctx context.Context, path, confirm string, log *slog.Logger) (out api.OfflineRecovered, err error) {
+// node's name. It is refused while a majority of the control group's voters still accepts connections, and, unless doubtful,
+// if the node's state is in quarantine; that counts from then on.
+func OfflineRecover(ctx context.Context, path, confirm string, doubtful bool, log *slog.Logger) (out api.OfflineRecovered, err error) {
 	const op = "offline recover"
 	if _, err := os.Stat(path); err != nil {
 		return out, &api.Error{Code: api.CodeNotFound, Op: op, Subject: path, Why: err.Error(), Hint: "give the node's data directory with --data"}
@@ -63,7 +64,7 @@ func OfflineRecover(ctx context.Context, path, confirm string, log *slog.Logger)
 		return out, damaged(data.sub("state"), err)
 	}
 	defer func() { err = errors.Join(err, state.Close()) }()
-	return recoverControl(ctx, data, id, logs, state)
+	return recoverControl(ctx, data, id, logs, state, doubtful)
 }
 
 // forRecover has an error of the disk say what to do before the recovery is tried again, and errors that a start has as
@@ -81,7 +82,7 @@ func forRecover(op, path string, err error) error {
 	return err
 }
 
-func recoverControl(ctx context.Context, data *dataDir, id *access.Identity, logs logstore.Store, state kv.Store) (out api.OfflineRecovered, err error) {
+func recoverControl(ctx context.Context, data *dataDir, id *access.Identity, logs logstore.Store, state kv.Store, doubtful bool) (out api.OfflineRecovered, err error) {
 	const op = "offline recover"
 	if err := claimState(data.sub("state"), state, id); err != nil {
 		return out, err
@@ -114,7 +115,17 @@ func recoverControl(ctx context.Context, data *dataDir, id *access.Identity, log
 		return out, &api.Error{Code: api.CodeFailed, Op: op, Subject: id.Name(), Why: "this node was about to change its part in the control group",
 			Hint: "recover on another node"}
 	}
-	cfg := engine.RecoverConfig{Group: control.ControlGroup, Replica: h.Replica}
+	standing, _, err := engine.StoppedEnd(logs, state, control.ControlGroup)
+	if err != nil {
+		return out, err
+	}
+	if standing.Quarantine != nil && !doubtful {
+		return out, &api.Error{Code: api.CodeConflict, Op: op, Subject: id.Name(),
+			Why: fmt.Sprintf("the state of the control group on this node is in quarantine: after entry %d it is not what a majority had", standing.Quarantine.Mark),
+			Hint: "recover on another node that has the control group, or restore the cluster: lockstep restore FILE --data DIR; " +
+				"to go on with what this one has though it may be wrong, add --doubtful"}
+	}
+	cfg := engine.RecoverConfig{Group: control.ControlGroup, Replica: h.Replica, Trust: doubtful}
 	rand.Read(cfg.History[:])
 	line, err := engine.Recover(logs, state, cfg)
 	if err != nil {
@@ -126,7 +137,7 @@ func recoverControl(ctx context.Context, data *dataDir, id *access.Identity, log
 	}
 	return api.OfflineRecovered{
 		Node: id.Name(), Cluster: id.Cluster().String(), History: fmt.Sprintf("%x", line.History), Before: fmt.Sprintf("%x", line.Before),
-		Fork: line.Fork.Index, Last: line.Start - 1, Others: others,
+		Fork: line.Fork.Index, Last: line.Start - 1, Others: others, Doubtful: standing.Quarantine != nil,
 	}, state.Sync()
 }
 

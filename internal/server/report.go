@@ -38,8 +38,10 @@ type report struct {
 	Dir    *api.DirNode `json:"dir,omitempty"`
 	Losses uint64       `json:"losses,omitempty"` // writes that it accepted as the leader and lost, ever
 	Alarm  string       `json:"alarm,omitempty"`  // states differ and nobody knows who is right
-	Files  uint64       `json:"files"`
-	Bytes  uint64       `json:"bytes"`
+	// Doubtful: the state is in quarantine.
+	Doubtful bool   `json:"doubtful,omitempty"`
+	Files    uint64 `json:"files"`
+	Bytes    uint64 `json:"bytes"`
 	// Moved are the bytes of files' contents that it has received since it opened the directory.
 	Moved uint64 `json:"moved,omitempty"`
 }
@@ -90,7 +92,7 @@ func (n *node) reportHere(ctx context.Context, req groupRequest) (report, error)
 
 func reportMember(m member, grp *engine.Group, obs *engine.Observer) (report, error) {
 	at, how := m.Applied(), m.Catchup()
-	r := report{Applied: at.Index, Commit: at.Index, Term: at.Term, Role: control.RoleObserver}
+	r := report{Applied: at.Index, Commit: at.Index, Term: at.Term, Role: control.RoleObserver, Doubtful: m.Quarantine() != nil}
 	r.feed(how)
 	if grp == nil {
 		r.Leader, r.Commit = 0, max(at.Index, obs.SourceApplied())

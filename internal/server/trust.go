@@ -65,6 +65,7 @@ func trustWarnings(g *control.Group, shown api.Group, reports []report) (list []
 			Text: fmt.Sprintf("an all acknowledgement counts %d of %d voters: %s", len(g.InSync.Replicas), voters, g.InSync.Why),
 			Hint: "members join again by themselves when they have caught up"})
 	}
+	list = append(list, doubtWarnings(g, shown, reports)...)
 	for i, r := range reports {
 		if r.Mode == modeAstray {
 			list = append(list, api.Warning{Name: "unknown_history", Subject: g.Name + " on " + shown.Replicas[i].Node, Text: r.Why,

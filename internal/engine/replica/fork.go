@@ -16,12 +16,17 @@ type Standing struct {
 	Conf *raftpb.ConfState // nil: not known
 	// Level of the state; at least core.FirstLevel.
 	Level uint64
+	// Quarantine is why the state is not to be trusted; nil: there is no reason.
+	Quarantine *Quarantine
 }
 
 // ReadStanding reads it from the group's part of the node's state; zero if there is none.
 func ReadStanding(store kv.Reader) (Standing, error) {
 	st, err := readState(store)
-	return Standing{At: st.at, Line: st.line, Conf: st.conf, Level: st.level}, err
+	if err == nil {
+		st.quarantine, err = readQuarantine(store)
+	}
+	return Standing{At: st.at, Line: st.line, Conf: st.conf, Level: st.level, Quarantine: st.quarantine}, err
 }
 
 // ReadMachine is the machine's state of a replica that does not run, and the index that it covers.
@@ -31,8 +36,9 @@ func ReadMachine(store kv.Reader) (kv.Reader, uint64, error) {
 }
 
 // Turn puts a replica that does not run, and has a state, on another line with another configuration, durably.
-// Position, sessions and the machine's state stay as they are.
-func Turn(store kv.Store, line Line, conf *raftpb.ConfState) error {
+// Position, sessions and the machine's state stay as they are; so does a quarantine, unless the state is to be trusted from
+// now on.
+func Turn(store kv.Store, line Line, conf *raftpb.ConfState, trust bool) error {
 	st, err := readState(store)
 	if err != nil {
 		return err
@@ -40,7 +46,11 @@ func Turn(store kv.Store, line Line, conf *raftpb.ConfState) error {
 	st.line, st.conf = line, conf
 	b := store.Batch()
 	defer b.Discard()
-	if err := st.write(b); err != nil {
+	err = st.write(b)
+	if err == nil && trust {
+		err = b.Delete(quarantineKey)
+	}
+	if err != nil {
 		return fmt.Errorf("turn to %x at %d: %w", line.History, st.at.Index, err)
 	}
 	if err := b.Commit(); err != nil {
