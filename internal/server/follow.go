@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"time"
 
@@ -36,7 +37,8 @@ func (n *node) introduceOnce(ctx context.Context, init *control.Init) error {
 			n.notAdmitted(err)
 			return err
 		}
-		if err := os.Remove(n.data.sub(initFile)); err != nil {
+		// It is gone already if what follows failed the last time.
+		if err := os.Remove(n.data.sub(initFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
