@@ -43,3 +43,21 @@ func TestRunWaitsForWhatRuns(t *testing.T) {
 		}
 	})
 }
+
+// Who asks for a digest is answered even if the applier ended because a configuration change was interrupted: the queue is
+// then still open.
+func TestDigestOfAReplicaThatHasEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &Group{jobs: newApplyQueue()}
+		result := make(chan error, 1)
+		go func() {
+			_, _, err := g.Digest()
+			result <- err
+		}()
+		synctest.Wait()
+		close(g.jobs.done)
+		if err := <-result; err != ErrClosed {
+			t.Errorf("its result is %v", err)
+		}
+	})
+}

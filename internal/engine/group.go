@@ -465,22 +465,15 @@ func (g *Group) Applied() core.Position { return g.rep.Applied() }
 // View returns the machine's state at one point in time; the caller closes it.
 func (g *Group) View() kv.View { return g.rep.View() }
 
-// Digest of the machine's state and the position that it is of.
-func (g *Group) Digest() (machine.Digest, core.Position, error) {
-	type answer struct {
-		d   machine.Digest
-		at  core.Position
-		err error
-	}
-	ch := make(chan answer, 1)
-	if !g.jobs.call(func() {
-		d, err := g.rep.Digest()
-		ch <- answer{d, g.rep.Applied(), err}
-	}) {
-		return machine.Digest{}, core.Position{}, ErrClosed
-	}
-	a := <-ch
-	return a.d, a.at, a.err
+// Digest of the machine's state and the position that it is of; ErrClosed once nothing is applied any more.
+func (g *Group) Digest() (d machine.Digest, at core.Position, err error) {
+	err = g.jobs.run(func() error {
+		var err error
+		d, err = g.rep.Digest()
+		at = g.rep.Applied()
+		return err
+	})
+	return d, at, err
 }
 
 // close stops the replica without giving up leadership first (HandOver does that).

@@ -130,6 +130,9 @@ func (n *node) fateHere(ctx context.Context, req groupRequest) (fateAnswer, erro
 		return fateAnswer{}, err
 	}
 	m := n.ctl.member()
+	if m == nil {
+		return fateAnswer{}, errStarting
+	}
 	if req.Group != control.ControlGroup {
 		h, err := n.holding(req.Group)
 		if err != nil {

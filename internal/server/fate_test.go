@@ -7,6 +7,7 @@ import (
 	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/control"
 	"github.com/lockstep-sync/lockstep/internal/engine"
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
 	"github.com/lockstep-sync/lockstep/internal/engine/replica"
 )
 
@@ -119,3 +120,14 @@ func TestTokenOfAWriteOverAFork(t *testing.T) {
 type doubtfulMember struct{ member }
 
 func (doubtfulMember) Quarantine() *replica.Quarantine { return &replica.Quarantine{Mark: 1} }
+
+// TestFateDuringAStart: a node answers calls, and may have loaded the control group's state, before its part of that group
+// runs.
+func TestFateDuringAStart(t *testing.T) {
+	n := &node{ctl: newControlPlane()}
+	n.ctl.publish(&control.State{Groups: []control.Group{{ID: control.ControlGroup}}})
+	token := writeToken{history: [16]byte{1}, at: core.Position{Term: 1, Index: 2}}.String()
+	if _, err := n.fateHere(t.Context(), groupRequest{Group: control.ControlGroup, Path: token}); !errors.Is(err, errStarting) {
+		t.Error(err)
+	}
+}
