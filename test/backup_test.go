@@ -75,7 +75,7 @@ func TestBackupUnderWritesAndRestore(t *testing.T) {
 	if _, err := os.Stat(data); err == nil || !strings.Contains(plan, "would be") {
 		t.Errorf("a dry run made %s: %s", data, plan)
 	}
-	refused(t, api.CodeConflict, "tree", "holds files", "restore", file, "--data", data, "--name", "n1") // where n1 has it
+	refused(t, api.CodeConflict, "tree", "another node keeps", "restore", file, "--data", data, "--name", "n1") // where n1 has it
 	if _, err := os.Stat(data); err == nil {
 		t.Error("a refused restore left a data directory")
 	}

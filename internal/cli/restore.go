@@ -43,7 +43,8 @@ func (a *app) restoreCommand() *cobra.Command {
 		Long: `With --data: make the first node of a new cluster in an empty data directory, with all groups of the
 backup, or one. The new cluster has an id, a CA and keys of its own; members of the old one cannot
 join it with what they have. Groups go to the directories that the node of that name had (else the
-first member's), or where --dir says.
+first member's), or where --dir says. Directories that hold files, or carry a root marker, are used
+only with --over-living; those that a running node keeps never are.
 
 With --group, without --data: make one group of the backup a group of the running cluster, under its
 own name or another one (--as), on the nodes that --on names. A group that exists is replaced only with

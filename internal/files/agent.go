@@ -91,10 +91,12 @@ type Config struct {
 	Node    string    // this node's name: the author of its changes
 	Root    string    // the binding
 	Work    string    // work area, on the binding's mount; place.WorkDir finds it
-	Table   kv.Store  // the placed table, for this binding alone
-	Log     Log
-	Peers   Peers
-	Resume  string // how a person confirms deletions that wait for it: a command, for a hint; may be empty
+	// Claim is the hold on Root; the agent lets it go in the end, also if New fails. nil: New takes it.
+	Claim  *place.Claim
+	Table  kv.Store // the placed table, for this binding alone
+	Log    Log
+	Peers  Peers
+	Resume string // how a person confirms deletions that wait for it: a command, for a hint; may be empty
 
 	Chunks kv.Store // where chunks of large files are; nil: only old versions at the same path are used
 	// Extra opens contents that this node has outside of the binding, those of a backup; nil: there are none.
@@ -125,6 +127,7 @@ type Agent struct {
 	board  *board
 	store  *content.Store
 	placer *place.Placer
+	claim  *place.Claim
 	root   *vfs.Root
 	kept   []place.Kept
 
@@ -159,7 +162,7 @@ func New(cfg Config) (*Agent, error) {
 	defaults(&cfg)
 	a := &Agent{
 		cfg: cfg, log: cfg.Logger, table: table{cfg.Table}, board: newBoard(cfg.Now),
-		results: make(chan []finding, 64), rescan: make(chan struct{}, 1), begun: make(chan struct{}), over: make(chan struct{}),
+		claim: cfg.Claim, results: make(chan []finding, 64), rescan: make(chan struct{}, 1), begun: make(chan struct{}), over: make(chan struct{}),
 	}
 	// What the group has applied so far is not known to be on disk: until all of it was compared, what is committed
 	// from now on must not move the placed index past it.
@@ -214,6 +217,9 @@ func (a *Agent) open() (err error) {
 		err = place.CheckMarker(a.cfg.Root, a.cfg.GroupID)
 	} else {
 		err = place.EnsureMarker(a.cfg.Root, a.cfg.GroupID, a.cfg.Created)
+	}
+	if err == nil && a.claim == nil {
+		a.claim, err = place.Take(a.cfg.Root, a.cfg.GroupID)
 	}
 	if err != nil {
 		return err
@@ -343,6 +349,9 @@ func (a *Agent) closeAll() error {
 	}
 	if a.root != nil {
 		errs = append(errs, a.root.Close())
+	}
+	if a.claim != nil { // last: from now on another process may take the directory up
+		errs = append(errs, a.claim.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -208,5 +208,7 @@ func (a *Agent) checkRoot() {
 		a.stop(stopGone, fmt.Sprintf("the directory is not the binding any more: %v", err), "mount or restore it; it goes on by itself")
 	case reason == stopGone && place.CheckMarker(a.cfg.Root, a.cfg.GroupID) == nil:
 		a.fail(ErrReopen)
+	case err == nil && reason == running && !a.claim.Current(): // its marker was copied back: that is to be held
+		a.fail(ErrReopen)
 	}
 }

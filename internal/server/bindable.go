@@ -10,11 +10,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lockstep-sync/lockstep/api"
+	"github.com/lockstep-sync/lockstep/internal/files/manifest"
+	"github.com/lockstep-sync/lockstep/internal/files/place"
 )
 
-// checkHere makes sure that a directory can be bound on this node; one that does not exist is made when it is. Nothing
-// is written to find that out: the directory may be part of another binding, which is for the control group to refuse.
-func (n *node) checkHere(dir string) error {
+// checkHere makes sure that a directory can be bound on this node, to a group with that root marker ("": one that is not
+// made yet; anyMark: whatever the directory carries is taken over); one that does not exist is made when it is. Nothing
+// is written to find that out: the directory may be part of another binding of this node, which is for the control group
+// to refuse.
+func (n *node) checkHere(dir, mark string) error {
 	if inside(dir, n.data.path) || inside(n.data.path, dir) {
 		return unbindable(dir, "it overlaps the node's data directory "+n.data.path, "choose another directory")
 	}
@@ -30,7 +34,54 @@ func (n *node) checkHere(dir string) error {
 	if !st.IsDir() {
 		return unbindable(dir, at+" is not a directory", "give a directory")
 	}
-	return checkWritable(dir, at)
+	if err := checkWritable(dir, at); err != nil {
+		return err
+	}
+	return n.checkUnheld(filepath.Clean(dir), mark)
+}
+
+// anyMark stands for every root marker: no group's is like it.
+const anyMark = "*"
+
+// checkUnheld refuses a directory that another node keeps, or that is part of what another node keeps, and one that
+// carries another group's root marker.
+func (n *node) checkUnheld(dir, mark string) error {
+	own := n.ownPaths()
+	for at := dir; ; at = filepath.Dir(at) {
+		if own[at] {
+			return nil
+		}
+		if err := place.Held(at); err != nil {
+			return errHeld("bind", dir, err)
+		}
+		if at == filepath.Dir(at) {
+			break
+		}
+	}
+	if was := place.Marked(dir); was != "" && was != mark && mark != anyMark {
+		return &api.Error{Code: api.CodeConflict, Op: "bind", Subject: dir, Why: "it carries the root marker of another group (" + was + ")",
+			Hint: "if no node keeps it any more, say so by removing " + filepath.Join(dir, manifest.Reserved, "root") + "; else choose another directory"}
+	}
+	return nil
+}
+
+// ownPaths are the directories of this node's holdings, those that are being released included.
+func (n *node) ownPaths() map[string]bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	own := map[string]bool{}
+	for _, h := range n.holdings {
+		if h.path != "" {
+			own[filepath.Clean(h.path)] = true
+		}
+	}
+	return own
+}
+
+// errHeld is a directory that another node of this machine keeps.
+func errHeld(op, subject string, why error) error {
+	return &api.Error{Code: api.CodeConflict, Op: op, Subject: subject, Why: why.Error(),
+		Hint: "choose another directory, or have the other node let it go: unbind it there, or stop that node"}
 }
 
 func unbindable(dir, why, hint string) error {

@@ -29,7 +29,7 @@ const (
 	methodLogEnd  = "server.logend"  // how far this node's replica goes
 	methodSpare   = "server.spare"   // can the group that is led here do without a replica?
 	methodDiscard = "server.discard" // remove an upload
-	methodEmpty   = "server.empty"   // does this directory hold nothing?
+	methodEmpty   = "server.empty"   // does this directory hold nothing, and no mark?
 	methodRecover = "server.recover" // begin a new history with this node's replica
 	methodFate    = "server.fate"    // what became of an accepted write
 	methodCompare = "server.compare" // compare the replicas' states; for the leader
@@ -44,6 +44,7 @@ type groupRequest struct {
 	Trust   bool        `json:"trust,omitempty"` // a state in quarantine is to count
 	Deep    bool        `json:"deep,omitempty"`
 	Path    string      `json:"path,omitempty"`
+	Mark    string      `json:"mark,omitempty"` // root marker of the group that the path is for
 	Node    uint64      `json:"node,omitempty"`
 	List    api.DirList `json:"list,omitzero"`
 }
@@ -80,7 +81,7 @@ func (n *node) registerCalls() {
 	})
 	handle(n, methodHello, n.helloHere)
 	handle(n, methodReport, n.reportHere)
-	handle(n, methodCheck, func(_ context.Context, r groupRequest) (none, error) { return none{}, n.checkHere(r.Path) })
+	handle(n, methodCheck, func(_ context.Context, r groupRequest) (none, error) { return none{}, n.checkHere(r.Path, r.Mark) })
 	handle(n, methodFlush, n.flushHere)
 	handle(n, methodPlaced, n.placedHere)
 	handle(n, methodVerify, n.verifyHere)

@@ -24,7 +24,7 @@ import (
 func (n *node) DirCreate(ctx context.Context, req api.DirCreate) error {
 	const op = "dir create"
 	for name, dir := range req.Paths {
-		if err := n.checkBinding(ctx, op, name, dir); err != nil {
+		if err := n.checkBinding(ctx, op, name, dir, ""); err != nil {
 			return err
 		}
 	}
@@ -36,7 +36,7 @@ func (n *node) DirCreate(ctx context.Context, req api.DirCreate) error {
 
 // DirBind adds a node's directory to a files group.
 func (n *node) DirBind(ctx context.Context, group, name, dir string) error {
-	if err := n.checkBinding(ctx, "dir bind", name, dir); err != nil {
+	if err := n.checkBinding(ctx, "dir bind", name, dir, n.markOf(group)); err != nil {
 		return err
 	}
 	_, err := n.ctl.propose(ctx, &control.Command{By: n.id.Name(), Bind: &control.Bind{Group: group, Node: name, Path: dir}})
@@ -58,16 +58,24 @@ func (n *node) DirUnbind(ctx context.Context, group, name string) error {
 	return err
 }
 
-// checkBinding asks the node itself; what only the control group knows is checked there.
-func (n *node) checkBinding(ctx context.Context, op, name, dir string) error {
+// markOf is the root marker of a group's directories; "": there is no such group.
+func (n *node) markOf(group string) string {
+	if g, ok := n.ctl.state().GroupNamed(group); ok {
+		return g.Marker()
+	}
+	return ""
+}
+
+// checkBinding asks the node itself (checkHere); what only the control group knows is checked there.
+func (n *node) checkBinding(ctx context.Context, op, name, dir, mark string) error {
 	node, ok := n.ctl.state().NodeNamed(name)
 	if !ok || !filepath.IsAbs(dir) {
 		return nil // the control group refuses it, in better words
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	_, err := call(ctx, n, node.ID, methodCheck, groupRequest{Path: dir},
-		func(_ context.Context, r groupRequest) (none, error) { return none{}, n.checkHere(r.Path) })
+	_, err := call(ctx, n, node.ID, methodCheck, groupRequest{Path: dir, Mark: mark},
+		func(_ context.Context, r groupRequest) (none, error) { return none{}, n.checkHere(r.Path, r.Mark) })
 	if err == nil {
 		return nil
 	}

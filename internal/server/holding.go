@@ -250,15 +250,19 @@ func (h *holding) keepAgent(ctx context.Context) {
 func (h *holding) openAgent(ctx context.Context) (*files.Agent, error) {
 	table := kv.Prefixed(h.n.state, tablePrefix(h.group.ID, h.binding))
 	placed := placedTable(h.n.state, h.group.ID, h.binding)
-	work, err := h.workDir(placed)
+	claim, err := h.claim(placed)
 	if err != nil {
 		return nil, err
 	}
-	if err := h.setAside(ctx, work); err != nil {
-		return nil, err
+	work, err := place.WorkDir(h.n.workDir(h.group.ID, h.binding), h.path)
+	if err == nil {
+		err = h.setAside(ctx, work)
+	}
+	if err != nil {
+		return nil, errors.Join(err, claim.Close())
 	}
 	return files.New(files.Config{
-		GroupID: h.markerID(), Created: h.group.Created, Node: h.n.id.Name(), Root: h.path, Work: work,
+		GroupID: h.markerID(), Created: h.group.Created, Node: h.n.id.Name(), Root: h.path, Work: work, Claim: claim,
 		Table: placed, Chunks: kv.Prefixed(table, []byte("c/")),
 		Log: groupLog{h}, Peers: groupPeers{h}, Extra: h.uploaded(), Owner: os.Geteuid() == 0,
 		Resume: "lockstep dir resume " + h.group.Name + " " + h.n.id.Name(),
@@ -267,26 +271,41 @@ func (h *holding) openAgent(ctx context.Context) (*files.Agent, error) {
 	})
 }
 
-// workDir finds the work area; a directory that is bound for the first time is marked before.
-func (h *holding) workDir(table kv.Reader) (string, error) {
-	preferred := h.n.workDir(h.group.ID, h.binding)
+// claim takes the directory up, so that no other node of this machine does. One that is bound for the first time is
+// marked before. What carries another group's mark is taken over only where a restore sets aside what is there.
+func (h *holding) claim(table kv.Reader) (*place.Claim, error) {
 	fresh := true
 	if err := table.Scan(nil, nil, func(_, _ []byte) error { fresh = false; return kv.ErrStop }); err != nil {
-		return "", err
+		return nil, err
 	}
 	if fresh {
 		if err := os.MkdirAll(h.path, 0o755); err != nil {
-			return "", err
+			return nil, err
 		}
 	}
-	work, err := place.WorkDir(preferred, h.path)
-	if !fresh || !errors.Is(err, place.ErrMarkerMissing) {
-		return work, err
+	claim, err := place.Take(h.path, h.markerID())
+	switch {
+	case !fresh:
+	case errors.Is(err, place.ErrMarkerMissing):
+		if err := place.EnsureMarker(h.path, h.markerID(), h.group.Created); err != nil {
+			return nil, err
+		}
+		claim, err = place.Take(h.path, h.markerID())
+	case errors.Is(err, place.ErrMarkerForeign):
+		due, stateErr := h.asideDue()
+		if stateErr != nil || !due {
+			return nil, errors.Join(err, stateErr)
+		}
+		h.n.log.Warn("a directory that was another group's is taken over", "group", h.group.Name, "path", h.path, "was", place.Marked(h.path))
+		claim, err = place.TakeOver(h.path, h.markerID(), h.group.Created)
 	}
-	if err := place.EnsureMarker(h.path, h.markerID(), h.group.Created); err != nil {
-		return "", err
+	if errors.Is(err, place.ErrHeld) {
+		return nil, errHeld("dir", h.n.id.Name()+":"+h.path, err)
 	}
-	return place.WorkDir(preferred, h.path)
+	if err == nil && !claim.Locked() {
+		h.n.log.Warn("the file system cannot lock: see to it that no other node keeps this directory", "group", h.group.Name, "path", h.path)
+	}
+	return claim, err
 }
 
 func (h *holding) markerID() string { return h.group.Marker() }

@@ -29,7 +29,7 @@ func (n *node) GroupMember(ctx context.Context, group string, req api.GroupMembe
 		comes = req.With
 	}
 	if path := req.Path; path != "" {
-		if err := n.checkBinding(ctx, op, comes, path); err != nil {
+		if err := n.checkBinding(ctx, op, comes, path, g.Marker()); err != nil {
 			return err
 		}
 	}

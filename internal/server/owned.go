@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 
 	"github.com/lockstep-sync/lockstep/api"
@@ -232,11 +233,7 @@ func (n *node) release(h *holding) error {
 	if err := n.eng.StopGroup(group, true); err != nil {
 		return err
 	}
-	err := dropWork(n.workDir(group, h.binding))
-	if place.CheckMarker(h.path, h.markerID()) == nil {
-		err = errors.Join(err, dropWork(filepath.Join(h.path, manifest.Reserved, "work")))
-	}
-	if err = errors.Join(err, place.RemoveMarker(h.path, h.markerID())); err != nil {
+	if err := errors.Join(dropWork(n.workDir(group, h.binding)), h.unmark()); err != nil {
 		n.log.Warn("not all traces of a binding could be removed", "group", h.group.Name, "path", h.path, "err", err)
 	}
 	if err := disown(n.state, group, h.binding); err != nil {
@@ -245,4 +242,16 @@ func (n *node) release(h *holding) error {
 	n.forget(group)
 	n.log.Info("group released; its files stay", "group", h.group.Name, "path", h.path)
 	return nil
+}
+
+// unmark makes the directory one like any other, unless it is no binding of the group, or another node keeps it by now.
+func (h *holding) unmark() error {
+	c, err := place.Take(h.path, h.markerID())
+	switch {
+	case errors.Is(err, place.ErrMarkerMissing), errors.Is(err, place.ErrMarkerForeign), errors.Is(err, place.ErrNotDirectory), errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	}
+	return errors.Join(dropWork(filepath.Join(h.path, manifest.Reserved, "work")), c.RemoveMarker(), c.Close())
 }

@@ -28,6 +28,7 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/files"
 	"github.com/lockstep-sync/lockstep/internal/files/content"
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
+	"github.com/lockstep-sync/lockstep/internal/files/place"
 )
 
 // A restore: one member, the seed, gets all that the backup holds of the group (an upload, DATA/restore/ID: the state,
@@ -52,6 +53,10 @@ func (n *node) Restore(ctx context.Context, req api.Restore, body io.Reader) (ap
 	if err := n.upload(ctx, p.seed, upload, body); err != nil {
 		return p.out, asAPIError("restore", req.Group, err)
 	}
+	if err := n.checkRestorePaths(ctx, &req, &restorePlan{}); err != nil { // an upload may take hours
+		n.discard(ctx, p.seed, upload)
+		return p.out, err
+	}
 	f := &control.ForkGroup{Group: req.As, Node: p.out.Node, Fork: control.Fork{
 		Before: p.before, Index: req.Index, Term: req.Term, Start: req.Index + 1, Cause: control.ForkRestore, Upload: upload,
 	}}
@@ -62,7 +67,7 @@ func (n *node) Restore(ctx context.Context, req api.Restore, body io.Reader) (ap
 	} else {
 		cmd = &control.Command{By: n.id.Name(), CreateGroup: &control.CreateGroup{
 			Name: req.As, Paths: req.Paths, Ack: req.Ack, Conflict: req.Conflict, Mode: req.Mode, Topology: req.Topology,
-			History: p.before, Restore: f,
+			History: f.To, Restore: f, // a mark of its own: directories of the group in the backup are another's
 		}}
 	}
 	if _, err := n.ctl.propose(ctx, cmd); err != nil {
@@ -145,7 +150,7 @@ func (n *node) fitPolicy(req *api.Restore, p *restorePlan) {
 func (n *node) checkRestorePaths(ctx context.Context, req *api.Restore, p *restorePlan) error {
 	for _, name := range slices.Sorted(maps.Keys(req.Paths)) {
 		dir := req.Paths[name]
-		if err := n.checkBinding(ctx, "restore", name, dir); err != nil {
+		if err := n.checkBinding(ctx, "restore", name, dir, anyMark); err != nil {
 			return err
 		}
 		node, ok := n.ctl.state().NodeNamed(name)
@@ -160,7 +165,7 @@ func (n *node) checkRestorePaths(ctx context.Context, req *api.Restore, p *resto
 		case !errors.As(err, &e) || e.Code != api.CodeConflict:
 			return err
 		case req.OverLiving:
-			p.out.Warnings = append(p.out.Warnings, name+":"+dir+" holds files: those that differ from the backup's are set aside")
+			p.out.Warnings = append(p.out.Warnings, name+":"+dir+": "+e.Why+": what differs from the backup's is set aside, and the directory becomes this group's")
 		default:
 			e.Op, e.Subject = "restore", name+":"+dir
 			return e
@@ -182,6 +187,10 @@ func emptyHere(dir string) error {
 			return &api.Error{Code: api.CodeConflict, Op: "restore", Subject: dir, Why: "the directory holds files",
 				Hint: "choose an empty one, or add --over-living: files that differ from the backup's are then set aside"}
 		}
+	}
+	if was := place.Marked(dir); was != "" {
+		return &api.Error{Code: api.CodeConflict, Op: "restore", Subject: dir, Why: "the directory is a binding of group " + was,
+			Hint: "choose another one, or, if no node keeps it any more, add --over-living: it is then this group's"}
 	}
 	return nil
 }
@@ -460,11 +469,15 @@ func (h *holding) dropUpload(ctx context.Context) {
 	}
 }
 
+// asideDue says whether the files are still to be compared with what was restored.
+func (h *holding) asideDue() (bool, error) {
+	v, marked, err := h.n.state.Get(asideKey(h.group.ID, h.binding))
+	return err == nil && marked && len(v) == 1 && v[0] == asideDue, err
+}
+
 // setAside brings a binding in order that had files when its group was restored.
 func (h *holding) setAside(ctx context.Context, work string) error {
-	key := asideKey(h.group.ID, h.binding)
-	v, marked, err := h.n.state.Get(key)
-	if err != nil || !marked || len(v) != 1 || v[0] != asideDue {
+	if due, err := h.asideDue(); err != nil || !due {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, proposeTimeout)
@@ -484,7 +497,7 @@ func (h *holding) setAside(ctx context.Context, work string) error {
 	}
 	b := h.n.state.Through().Batch()
 	defer b.Discard()
-	if err := b.Set(key, []byte{asideDone}); err != nil {
+	if err := b.Set(asideKey(h.group.ID, h.binding), []byte{asideDone}); err != nil {
 		return err
 	}
 	if err := b.Commit(); err != nil {

@@ -73,32 +73,18 @@ func EnsureMarker(root, group string, created time.Time) error {
 // CheckMarker says whether root is the binding of the group: nil, or an error that wraps ErrMarkerMissing,
 // ErrMarkerForeign, ErrNotDirectory or (root is not there) fs.ErrNotExist.
 func CheckMarker(root, group string) error {
-	rootFd, err := openRoot(root)
+	dir, err := openMarkerDir(root)
 	if err != nil {
 		return err
-	}
-	defer closeFd(rootFd)
-	dir, err := vfs.OpenBeneath(rootFd, manifest.Reserved)
-	if vfs.NoSuchDir(err) {
-		return fmt.Errorf("%s: %w", root, ErrMarkerMissing)
-	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", root, err)
 	}
 	defer closeFd(dir)
 	return checkMarker(dir, root, group)
 }
 
-// RemoveMarker makes root a directory like any other: the group's root marker goes, and what lies beside it unless it
-// was kept aside for the user. A directory that is not there, or is no binding of the group, is left alone.
-func RemoveMarker(root, group string) error {
-	err := CheckMarker(root, group)
-	switch {
-	case errors.Is(err, ErrMarkerMissing), errors.Is(err, ErrMarkerForeign), errors.Is(err, ErrNotDirectory), errors.Is(err, fs.ErrNotExist):
-		return nil
-	case err != nil:
-		return err
-	}
+// RemoveMarker makes root, which c holds, a directory like any other: the root marker goes, and what lies beside it
+// unless it was kept aside for the user.
+func (c *Claim) RemoveMarker() error {
+	root := c.root
 	rootFd, err := openRoot(root)
 	if err != nil {
 		return err
@@ -113,6 +99,9 @@ func RemoveMarker(root, group string) error {
 		return fmt.Errorf("unmark %s: %w", root, err)
 	}
 	defer closeFd(dir)
+	if !c.Current() {
+		return fmt.Errorf("unmark %s: its root marker is another one than before", root)
+	}
 	if err := unix.Unlinkat(dir, markerFile, 0); err != nil {
 		return fmt.Errorf("unmark %s: %w", root, err)
 	}
