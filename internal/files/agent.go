@@ -116,7 +116,8 @@ type Config struct {
 	Now        func() time.Time
 	Logger     *slog.Logger
 
-	walkStep int // entries of the manifest that a walk compares at a time; 0: 4,096
+	walkStep int                // entries of the manifest that a walk compares at a time; 0: 4,096
+	syncfs   func(fd int) error // makes a file system durable; nil: syncfs(2)
 }
 
 // Agent keeps one binding. Changed, Restored and ServeContent may be called before and while Run runs.
@@ -153,7 +154,7 @@ type Agent struct {
 	durable     atomic.Uint64 // placed index of the last checkpoint
 	checkpoints atomic.Uint64 // how many were begun, as far as the placed table remembers
 	floor       atomic.Uint64 // see Floor
-	spent       spent
+	unsynced    unsynced
 }
 
 // New opens the binding: work area, contents, placer, placed table. It fails if Root is not the binding of
@@ -188,6 +189,9 @@ func defaults(cfg *Config) {
 	}
 	if cfg.walkStep <= 0 {
 		cfg.walkStep = walkStep
+	}
+	if cfg.syncfs == nil {
+		cfg.syncfs = unix.Syncfs
 	}
 	if cfg.Checkpoint <= 0 {
 		cfg.Checkpoint = 3 * time.Second

@@ -9,12 +9,11 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"sync"
 	"time"
 
 	"github.com/zeebo/blake3"
-	"golang.org/x/sys/unix"
 
+	"github.com/lockstep-sync/lockstep/internal/files/content/pack"
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 	"github.com/lockstep-sync/lockstep/internal/files/place"
 	"github.com/lockstep-sync/lockstep/internal/vfs"
@@ -68,7 +67,7 @@ func (a *Agent) timeLoop(ctx context.Context) {
 func (a *Agent) checkpoint(clean bool) error {
 	index := a.board.placedIndex()
 	if index <= a.durable.Load() && !clean {
-		if err := a.spareLog(); err != nil || a.spent.none() {
+		if err := a.spareLog(); err != nil || a.unsynced.idle() {
 			return err
 		}
 		return a.syncPlaced()
@@ -98,44 +97,6 @@ func (a *Agent) checkpoint(clean bool) error {
 	}
 	a.durable.Store(index)
 	a.floor.Store(max(index, a.floor.Load()))
-	return nil
-}
-
-// spent are contents that were placed since the last syncfs. Until the next one, a power failure leaves no copy of them but
-// the staged one.
-type spent struct {
-	mu   sync.Mutex
-	list []manifest.Hash
-}
-
-func (s *spent) add(hashes []manifest.Hash) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.list = append(s.list, hashes...)
-}
-
-func (s *spent) take() (list []manifest.Hash) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	list, s.list = s.list, nil
-	return list
-}
-
-func (s *spent) none() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.list) == 0
-}
-
-// syncPlaced makes what was placed durable and lets go what was staged for it.
-func (a *Agent) syncPlaced() error {
-	list := a.spent.take()
-	if err := unix.Syncfs(a.root.Fd()); err != nil {
-		return fmt.Errorf("checkpoint: syncfs: %w", err)
-	}
-	if err := a.store.Drop(list...); err != nil {
-		a.log.Warn("drop staged contents", "err", err)
-	}
 	return nil
 }
 
@@ -296,7 +257,7 @@ func (a *Agent) hashFile(path string) (h manifest.Hash, in vfs.Info, err error) 
 	return h, in, nil
 }
 
-// keepAside copies a file to Work/kept, where it stays until somebody removes it.
+// keepAside copies a file to Work/kept, durably, where it stays until somebody removes it.
 func (a *Agent) keepAside(path string) error {
 	f, _, err := a.root.Open(path)
 	if err != nil {
@@ -316,7 +277,10 @@ func (a *Agent) keepAside(path string) error {
 	if err == nil {
 		err = out.Sync()
 	}
-	return errors.Join(err, out.Close())
+	if err = errors.Join(err, out.Close()); err != nil {
+		return err
+	}
+	return errors.Join(pack.SyncDir(dir), pack.SyncDir(a.cfg.Work)) // what is kept may be nowhere else in a moment
 }
 
 // revertEdit is what a read-only binding does about a finding.

@@ -99,6 +99,9 @@ func (a *Agent) adopt(all []adoption) error {
 		return err
 	}
 	for i := range all {
+		if r := &all[i].record; r.Stat.Kind == manifest.File && r.Stat.Size > 0 {
+			a.unsynced.add(all[i].path, r.Hash)
+		}
 		if all[i].place {
 			a.rechecks.add(all[i].path, 0)
 		}

@@ -132,12 +132,9 @@ func (a *Agent) pointAt(todo []laying, holders map[manifest.Hash]int, needed map
 // spares says whether the file of l can be replaced although its content is needed: it is staged too, or the file is not
 // what its record says, which is the placer's business. stage: it is staged now, if l has waited long enough.
 func (a *Agent) spares(l *laying, stage bool) bool {
-	if a.store.Has(l.held) {
-		if err := a.store.Sync(); err != nil {
-			l.kept = err
-			return false
-		}
-		return true
+	if staged, err := a.relies(l.held); staged {
+		l.kept = err
+		return err == nil
 	}
 	if !stage || l.tries < keepTries {
 		src, ok := a.openContent(l.held, l.Path)

@@ -125,7 +125,9 @@ func (a *Agent) place(ctx context.Context, wants []*want) error {
 			a.holdBack(todo)
 			return nil
 		}
-		err = a.apply(ctx, free)
+		if err = a.secure(free); err == nil {
+			err = a.apply(ctx, free)
+		}
 	}
 	return err
 }
@@ -249,6 +251,7 @@ func (a *Agent) recordPlaced(tasks []place.Task, results []place.Result) error {
 	e := a.table.edit()
 	defer e.discard()
 	var release []manifest.Hash
+	var at []string
 	for i := range results {
 		r, t := &results[i], &tasks[i]
 		if r.Code != place.Done && r.Code != place.Adopted {
@@ -270,7 +273,7 @@ func (a *Agent) recordPlaced(tasks []place.Task, results []place.Result) error {
 		}
 		// A change of metadata came without its content: what is staged of that is for another path.
 		if t.Want.Kind == manifest.File && t.Inline == nil && t.Want.Size > 0 && !t.SameContent {
-			release = append(release, t.Want.Hash)
+			release, at = append(release, t.Want.Hash), append(at, t.Path)
 		}
 		if err := a.recordChunks(t); err != nil {
 			a.log.Warn("chunk table", "err", err) // only hints
@@ -285,7 +288,9 @@ func (a *Agent) recordPlaced(tasks []place.Task, results []place.Result) error {
 	if err := a.store.Release(release...); err != nil {
 		a.log.Warn("release staged contents", "err", err)
 	}
-	a.spent.add(release)
+	for i, h := range release {
+		a.unsynced.add(at[i], h)
+	}
 	return nil
 }
 

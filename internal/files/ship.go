@@ -155,7 +155,8 @@ func (a *Agent) pushAll(ctx context.Context, items []content.Item) (failed map[i
 
 // expire drops what was staged and is named by nothing that waits to be placed (I4).
 func (a *Agent) expire(now time.Time) {
-	if err := a.store.Expire(now, a.board.names); err != nil {
+	needed := func(h manifest.Hash) bool { return a.board.names(h) || a.unsynced.keeps(h) }
+	if err := a.store.Expire(now, needed); err != nil {
 		a.log.Warn("drop staged contents", "err", err)
 	}
 }
