@@ -98,6 +98,7 @@ func TestPlacedAgainBeforeTheSystemWentDown(t *testing.T) {
 			nd.agent.board.stop()
 			damage(nd, "f", "bad  content")
 			nd.agent.board.resume()
+			must(t, nd.agent.Flush(t.Context())) // nobody looks at f any more
 			v, err := nd.agent.Verify(t.Context(), true)
 			if err != nil || v.Repaired != 1 {
 				t.Fatalf("%+v %v", v, err)
