@@ -146,7 +146,7 @@ func (o *Observer) attachAny(lost uint64) (*link, error) {
 // attach says HELLO to a node. A link: it feeds this observer. No link and no error: it would send the whole state,
 // which whole asks for.
 func (o *Observer) attach(node uint64, whole bool) (l *link, plan catchup.Plan, err error) {
-	l, err = o.greet(node, whole)
+	l, err = o.greet(o.stopping, node, whole)
 	if err != nil {
 		return nil, plan, fmt.Errorf("node %d: %w", node, err)
 	}
@@ -167,16 +167,18 @@ func (o *Observer) attach(node uint64, whole bool) (l *link, plan catchup.Plan, 
 	return l, plan, nil
 }
 
-// greet makes the connection and gets the answer to HELLO.
-func (o *Observer) greet(node uint64, whole bool) (*link, error) {
-	ctx, cancel := context.WithTimeout(o.stopping, openPatience)
+// greet makes the connection and gets the answer to HELLO. The link ends with the observer; until there is an answer, with
+// ctx.
+func (o *Observer) greet(ctx context.Context, node uint64, whole bool) (*link, error) {
+	opening, cancel := context.WithTimeout(ctx, openPatience)
 	defer cancel()
-	conn, err := o.eng.cfg.Transport.Open(ctx, node, ServiceFeed)
+	conn, err := o.eng.cfg.Transport.Open(opening, node, ServiceFeed)
 	if err != nil {
 		return nil, err
 	}
 	l := &link{node: node, conn: conn}
 	l.stop = context.AfterFunc(o.stopping, func() { conn.Close() })
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	at := o.rep.Applied()
 	if q := o.rep.Quarantine(); q != nil && q.Want != (machine.Digest{}) {
 		at = core.Position{} // its entries are the others', its state is not: nothing of it counts
@@ -355,7 +357,8 @@ type stay struct {
 	l       *link
 	better  chan *link // what a search has found; nil: nothing
 	seeking bool
-	sought  time.Time // when the last search began
+	giveUp  context.CancelFunc // ends the search
+	sought  time.Time          // when the last search began
 	synced  chan syncResult
 	syncing bool
 }
@@ -368,6 +371,7 @@ type syncResult struct {
 func (s *stay) end() {
 	s.l.close()
 	if s.seeking {
+		s.giveUp() // whoever has no source any more must not wait until nodes that are silent have been asked
 		if l := <-s.better; l != nil {
 			l.close()
 		}
@@ -385,6 +389,7 @@ func (s *stay) step(tick <-chan time.Time) error {
 		return fmt.Errorf("node %d: %w", s.l.node, err)
 	case l := <-s.better:
 		s.seeking = false
+		s.giveUp()
 		s.move(l)
 	case r := <-s.synced:
 		s.syncing = false
@@ -501,13 +506,21 @@ func (s *stay) seek(every time.Duration) {
 		return
 	}
 	s.seeking, s.sought = true, now
-	o.tasks.Go(func() { s.better <- o.search(candidates) })
+	ctx, cancel := context.WithCancel(o.stopping)
+	s.giveUp = cancel
+	o.tasks.Go(func() { s.better <- o.search(ctx, candidates) })
 }
 
 // search returns a link to the first of some nodes that feeds this observer by DIFF and has a way to the voters.
-func (o *Observer) search(nodes []uint64) *link {
+func (o *Observer) search(ctx context.Context, nodes []uint64) *link {
 	for _, node := range nodes {
-		l, err := o.greet(node, false)
+		l, err := o.greet(ctx, node, false)
+		if ctx.Err() != nil && err == nil {
+			l.close()
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
 		if err != nil {
 			continue
 		}

@@ -34,14 +34,15 @@ type fabric struct {
 	conns   map[*fabricConn]bool
 	breakAt map[uint64]int // learner → bytes after which its next feeds break; taken off when it happens
 	opened  map[[2]uint64]int
-	sent    map[uint64]int // node → bytes that it has written to connections
+	tried   map[[2]uint64]int // connections that were asked for
+	sent    map[uint64]int    // node → bytes that it has written to connections
 	serving sync.WaitGroup
 }
 
 func newFabric() *fabric {
 	return &fabric{
 		engines: map[uint64]*Engine{}, silent: map[uint64]bool{}, lost: map[[2]uint64]bool{}, conns: map[*fabricConn]bool{},
-		breakAt: map[uint64]int{}, opened: map[[2]uint64]int{}, sent: map[uint64]int{},
+		breakAt: map[uint64]int{}, opened: map[[2]uint64]int{}, tried: map[[2]uint64]int{}, sent: map[uint64]int{},
 	}
 }
 
@@ -96,6 +97,13 @@ func (f *fabric) connections() (n int) {
 	return n
 }
 
+// attempts is how often a node has asked for a connection to another one.
+func (f *fabric) attempts(from, to uint64) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.tried[[2]uint64{from, to}]
+}
+
 func (f *fabric) setSilent(node uint64, silent bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -121,6 +129,9 @@ func (c cable) Send(to, group uint64, msgs []*raftpb.Message) {
 }
 
 func (c cable) Open(ctx context.Context, to uint64, service string) (net.Conn, error) {
+	c.f.mu.Lock()
+	c.f.tried[[2]uint64{c.self, to}]++
+	c.f.mu.Unlock()
 	if c.f.loses(c.self, to) || c.f.loses(to, c.self) {
 		<-ctx.Done()
 		return nil, ctx.Err()

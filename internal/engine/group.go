@@ -59,6 +59,7 @@ type Group struct {
 	pulling bool            // this replica is installing one
 	decided bool            // how it catches up with the present leader
 	ticks   int
+	cutting bool // a cut of the log is under way
 
 	newsDue     *time.Timer // has the loop call sendOverdue
 	newsAwaited bool        // it is set; owned by the loop

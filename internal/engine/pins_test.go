@@ -56,10 +56,12 @@ type slowSync struct {
 	hold  atomic.Bool
 	began chan struct{} // one token when a sync waits
 	goOn  chan struct{} // closed: they go on
+	syncs atomic.Int32  // begun since they are held up
 }
 
 func (s *slowSync) Sync() error {
 	if s.hold.Load() {
+		s.syncs.Add(1)
 		select {
 		case s.began <- struct{}{}:
 		default:
@@ -115,6 +117,26 @@ func cutting(t *testing.T) (g *Group, goOn func()) {
 	return g, func() {
 		free()
 		<-logs.made
+	}
+}
+
+// TestCutsDoNotQueue: while a cut waits for a disk that is slow, or full, no other one is begun.
+func TestCutsDoNotQueue(t *testing.T) {
+	g, goOn := cutting(t)
+	looked := make(chan struct{})
+	if !g.box.call(func() {
+		for range 20 {
+			g.truncate()
+		}
+		close(looked)
+	}) {
+		t.Fatal("the group has ended")
+	}
+	<-looked
+	goOn()
+	g.eng.Close() // which waits for whoever cuts
+	if n := g.eng.cfg.State.(*slowSync).syncs.Load(); n != 1 {
+		t.Errorf("%d syncs for one cut", n)
 	}
 }
 

@@ -189,7 +189,7 @@ func (e *Engine) ServeSnapshot(ctx context.Context, from uint64, conn net.Conn) 
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	var head [8]byte
-	if _, err := io.ReadFull(conn, head[:]); err != nil {
+	if _, err := io.ReadFull(&strict{conn, planPatience}, head[:]); err != nil {
 		return
 	}
 	id, tag := splitWire(binary.BigEndian.Uint64(head[:]))

@@ -24,6 +24,9 @@ func (g *Group) tick() {
 // applied, what an active follower, an attached observer or a snapshot in flight still needs, or what the
 // owner of the group still reads from it (GroupConfig.Floor).
 func (g *Group) truncate() {
+	if g.cutting {
+		return // the state of a slow disk, or a full one, may be long in coming
+	}
 	first, err := g.log.FirstIndex()
 	if err != nil || g.log.Bytes(first) <= 2*g.cfg.RetainBytes {
 		return
@@ -42,7 +45,11 @@ func (g *Group) truncate() {
 	if to = g.pins.cut(to); to < first {
 		return
 	}
-	g.tasks.Go(func() { g.compact(to) })
+	g.cutting = true
+	g.tasks.Go(func() {
+		g.compact(to)
+		g.box.call(func() { g.cutting = false })
+	})
 }
 
 // retainFrom is the first index of the newest RetainBytes of log.

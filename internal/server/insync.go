@@ -97,7 +97,7 @@ func (n *node) keepInSync(ctx context.Context, k *inSyncKeeper, g *control.Group
 		return nil
 	}
 	change.Replicas, change.Why = next, why
-	k.proposed = append(k.proposed, change)
+	k.note(change)
 	err := n.proposeInSync(ctx, change)
 	if err == nil {
 		level := slog.LevelInfo
@@ -107,6 +107,15 @@ func (n *node) keepInSync(ctx context.Context, k *inSyncKeeper, g *control.Group
 		n.log.Log(ctx, level, "in-sync set changed", "group", g.Name, "version", rec.Version+1, "members", n.namesOf(g, next), "why", why)
 	}
 	return err
+}
+
+// note remembers what is proposed. While the control group does not answer the same is proposed again and again.
+func (k *inSyncKeeper) note(c control.SetInSync) {
+	if !slices.ContainsFunc(k.proposed, func(p control.SetInSync) bool {
+		return p.Version == c.Version && slices.Equal(p.Replicas, c.Replicas)
+	}) {
+		k.proposed = append(k.proposed, c)
+	}
 }
 
 func (n *node) proposeInSync(ctx context.Context, c control.SetInSync) error {
