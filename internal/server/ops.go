@@ -274,7 +274,7 @@ func (n *node) Group(ctx context.Context, name string) (api.Group, error) {
 func (n *node) groupNamed(op, name string) (*control.Group, error) {
 	g, ok := n.ctl.state().GroupNamed(name)
 	if !ok {
-		return nil, &api.Error{Code: api.CodeNotFound, Op: op, Subject: name, Why: "no such group", Hint: "lockstep group list shows them"}
+		return nil, n.ctl.state().UnknownGroup(op, name)
 	}
 	return g, nil
 }
