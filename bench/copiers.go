@@ -4,13 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"time"
-
-	"github.com/lockstep-sync/lockstep/internal/farm"
 )
 
 // copierPeer is a peer that copies a tree once: what the cold workloads are measured beside.
@@ -105,16 +102,5 @@ func serveRsync(ctx context.Context, s *servers, to string) (url string, err err
 	if err := s.start(nil, "rsync", "--daemon", "--no-detach", "--config="+file); err != nil {
 		return "", err
 	}
-	return "rsync://" + address + "/tree/", listening(ctx, address)
-}
-
-// listening waits until somebody listens at an address.
-func listening(ctx context.Context, address string) error {
-	return farm.Poll(ctx, 10*time.Millisecond, func() error {
-		conn, err := net.Dial("tcp", address)
-		if err != nil {
-			return err
-		}
-		return conn.Close()
-	})
+	return "rsync://" + address + "/tree/", s.listening(ctx, address)
 }

@@ -11,11 +11,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
-
-	"github.com/lockstep-sync/lockstep/internal/farm"
 )
 
 // etcd is a cluster of three etcd servers, and connections to their leader, which the writers share. It has no TLS, which
@@ -58,7 +55,7 @@ func startEtcd(ctx context.Context, dir string, writers int) (store, error) {
 // connect waits until the cluster answers, and opens connections to the server that leads.
 func (e *etcd) connect(ctx context.Context, connections int) error {
 	var url string
-	err := farm.Poll(ctx, 50*time.Millisecond, func() error {
+	err := e.await(ctx, func() error {
 		c := newEtcdClient(e.clients[0])
 		defer c.close()
 		err := c.put(ctx, []byte("ready"), nil)

@@ -44,7 +44,7 @@ func besideMirrors(ctx context.Context, g ground, o *outcome, measure func(ctx c
 			if err := m.start(ctx, s, from, to); err != nil {
 				return err
 			}
-			if err := watched(ctx, from, to); err != nil {
+			if err := watched(ctx, s, from, to); err != nil {
 				return err
 			}
 			return measure(ctx, m, from, to)
@@ -53,9 +53,9 @@ func besideMirrors(ctx context.Context, g ground, o *outcome, measure func(ctx c
 }
 
 // watched waits until a change arrives: one that was made before a peer watches may not.
-func watched(ctx context.Context, from, to string) error {
+func watched(ctx context.Context, s *servers, from, to string) error {
 	changed := time.Time{}
-	return farm.Poll(ctx, 10*time.Millisecond, func() error {
+	return s.await(ctx, func() error {
 		if time.Since(changed) > 3*time.Second {
 			changed = time.Now()
 			if err := os.WriteFile(filepath.Join(from, "first"), []byte(changed.String()), 0o644); err != nil {
@@ -107,7 +107,7 @@ func startCsync2(ctx context.Context, s *servers, from, to string) error {
 	if err := s.start([]string{env}, "sh", "-c", "exec "+call(receiver)+" -ii"); err != nil {
 		return err
 	}
-	if err := listening(ctx, fmt.Sprintf("%s:%d", receiver, ports[0])); err != nil {
+	if err := s.listening(ctx, fmt.Sprintf("%s:%d", receiver, ports[0])); err != nil {
 		return err
 	}
 	script := fmt.Sprintf(`sed 's,^,%s,; s,/$,,' | xargs -d '\n' %s -c && %[2]s -u`, from, call(sender))

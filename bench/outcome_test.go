@@ -58,13 +58,3 @@ func TestChoose(t *testing.T) {
 		}
 	}
 }
-
-func TestAMissingPeerSaysHowToInstallIt(t *testing.T) {
-	o := &outcome{}
-	for range 2 {
-		o.beside(t.Context(), peer{"nothing", []string{"sh", "no-such-command"}, "a-package"}, nil)
-	}
-	if len(o.Without) != 1 || !strings.Contains(o.Without[0], "no-such-command") || !strings.Contains(o.Without[0], "apt-get install a-package") {
-		t.Errorf("%q", o.Without)
-	}
-}

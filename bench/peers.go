@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/lockstep-sync/lockstep/internal/farm"
 )
 
 // peer is a program that Lockstep is measured beside. There are three kinds: stores, mirrors and copiers.
@@ -53,8 +55,14 @@ func (o *outcome) beside(ctx context.Context, p peer, measure func(ctx context.C
 
 // servers are processes of a peer. What they print goes to a file in their directory.
 type servers struct {
-	dir  string
-	cmds []*exec.Cmd
+	dir       string
+	processes []*process
+}
+
+type process struct {
+	cmd    *exec.Cmd
+	log    string
+	exited chan struct{} // closed when it has ended, and cmd knows how
 }
 
 func newServers(dir string) *servers { return &servers{dir: dir} }
@@ -64,27 +72,58 @@ func (s *servers) start(env []string, name string, args ...string) error {
 	if err := os.MkdirAll(s.dir, 0o755); err != nil {
 		return err
 	}
-	log, err := os.Create(filepath.Join(s.dir, fmt.Sprintf("%s-%d.log", name, len(s.cmds))))
+	p := &process{cmd: exec.Command(name, args...), exited: make(chan struct{})}
+	p.log = filepath.Join(s.dir, fmt.Sprintf("%s-%d.log", name, len(s.processes)))
+	log, err := os.Create(p.log)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(name, args...)
-	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = s.dir, append(os.Environ(), env...), log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
+	p.cmd.Dir, p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr = s.dir, append(os.Environ(), env...), log, log
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if err := p.cmd.Start(); err != nil {
 		return err
 	}
-	s.cmds = append(s.cmds, cmd)
+	go func() {
+		defer close(p.exited)
+		p.cmd.Wait() // ProcessState says how it ended
+	}()
+	s.processes = append(s.processes, p)
 	return nil
+}
+
+// await tries until it works, unless a process ends before.
+func (s *servers) await(ctx context.Context, try func() error) error {
+	return farm.Poll(ctx, 10*time.Millisecond, func() error {
+		for _, p := range s.processes {
+			select {
+			case <-p.exited:
+				said, _ := os.ReadFile(p.log)
+				return farm.Final(fmt.Errorf("%s ended: %v: %s", p.cmd.Path, p.cmd.ProcessState, said[max(0, len(said)-500):]))
+			default:
+			}
+		}
+		return try()
+	})
+}
+
+// listening waits until somebody listens at an address.
+func (s *servers) listening(ctx context.Context, address string) error {
+	return s.await(ctx, func() error {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	})
 }
 
 // stop ends all processes, by force if need be, and what they started.
 func (s *servers) stop() error {
 	signal := func(sig syscall.Signal) (err error) {
-		for _, cmd := range s.cmds {
-			if e := syscall.Kill(-cmd.Process.Pid, sig); e != nil && !errors.Is(e, syscall.ESRCH) {
-				err = errors.Join(err, fmt.Errorf("end %s: %w", cmd.Path, e))
+		for _, p := range s.processes {
+			if e := syscall.Kill(-p.cmd.Process.Pid, sig); e != nil && !errors.Is(e, syscall.ESRCH) {
+				err = errors.Join(err, fmt.Errorf("end %s: %w", p.cmd.Path, e))
 			}
 		}
 		return err
@@ -92,10 +131,9 @@ func (s *servers) stop() error {
 	err := signal(syscall.SIGTERM)
 	force := time.AfterFunc(5*time.Second, func() { signal(syscall.SIGKILL) })
 	defer force.Stop()
-	for _, cmd := range s.cmds {
-		cmd.Wait() // its exit status says that it was told to stop
+	for _, p := range s.processes {
+		<-p.exited
 	}
-	s.cmds = nil
 	return err
 }
 

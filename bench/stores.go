@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"time"
 )
 
 // storePeer is a peer that keeps values on three servers, each with a data directory of its own: what the engine is
@@ -12,8 +13,12 @@ type storePeer struct {
 	start func(ctx context.Context, dir string, writers int) (store, error)
 }
 
-// storeServers is how many servers a store has.
-const storeServers = 3
+const (
+	storeServers = 3 // of each store
+
+	// storeWarmup is longer than the engine's: a Java server compiles itself meanwhile.
+	storeWarmup = 5 * time.Second
+)
 
 // store runs, and holds connections to its leader.
 type store interface {
@@ -36,7 +41,7 @@ func (p storePeer) measure(ctx context.Context, dir string, writers int) (w writ
 		return w, err
 	}
 	defer func() { err = errors.Join(err, s.stop()) }()
-	if _, err := write(ctx, writers, engineWarmup, s.put); err != nil {
+	if _, err := write(ctx, writers, storeWarmup, s.put); err != nil {
 		return w, err
 	}
 	return write(ctx, writers, engineTime, s.put)

@@ -12,8 +12,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/lockstep-sync/lockstep/internal/farm"
 )
 
 const (
@@ -61,7 +59,7 @@ func startZookeeper(ctx context.Context, dir string, writers int) (store, error)
 // connect waits until a server leads, opens sessions with it, and makes a node for each writer.
 func (z *zookeeper) connect(ctx context.Context, sessions, writers int) error {
 	var leader string
-	if err := farm.Poll(ctx, 50*time.Millisecond, func() (err error) {
+	if err := z.await(ctx, func() (err error) {
 		leader, err = z.leading()
 		return err
 	}); err != nil {
