@@ -48,6 +48,15 @@ func (s *sealedNode) start() {
 	s.node = n
 }
 
+// stop stops the node if it runs.
+func (s *sealedNode) stop() {
+	s.t.Helper()
+	if s.node != nil {
+		stopNode(s.t, s.node)
+		s.node = nil
+	}
+}
+
 func (s *sealedNode) web() *control.Group {
 	s.t.Helper()
 	g, ok := s.ctl.state().GroupNamed("web")
@@ -73,13 +82,17 @@ func await(t *testing.T, what string, done func() bool) {
 	}
 }
 
-// awaitRuns waits until the group runs on the history that the control group has.
+// awaitRuns waits until the group runs on the history that the control group has. A replica that stands aside for good
+// never will.
 func (s *sealedNode) awaitRuns() {
 	s.t.Helper()
 	await(s.t, "the group runs", func() bool {
 		g, ok := s.ctl.state().GroupNamed("web")
 		if !ok {
 			return false
+		}
+		if why, aside := s.suspected(g.ID); aside {
+			s.t.Fatalf("the group does not run: %v", why)
 		}
 		h, err := s.holding(g.ID)
 		if err != nil || h.grp == nil || h.grp.Line().History != g.History {
@@ -88,6 +101,13 @@ func (s *sealedNode) awaitRuns() {
 		compared, _ := h.ready()
 		return compared
 	})
+}
+
+// awaitReturn waits until the replica, which stands aside, is taken back and runs.
+func (s *sealedNode) awaitReturn() {
+	s.t.Helper()
+	await(s.t, "it is taken back", func() bool { _, aside := s.suspected(s.web().ID); return !aside })
+	s.awaitRuns()
 }
 
 // put writes a file and waits until the group has it.
@@ -139,6 +159,7 @@ func (s *sealedNode) sealWeb() seal {
 // acknowledges from then on cannot be cut off any more.
 func TestRecoveryThatComesLate(t *testing.T) {
 	s := startSealed(t)
+	defer s.stop()
 	s.put("before")
 	id := s.web().ID
 	late := s.fork(s.sealWeb(), 9)
@@ -148,21 +169,20 @@ func TestRecoveryThatComesLate(t *testing.T) {
 		}
 	}
 	if s.holds(id) {
-		t.Error("it runs while its recovery is decided")
+		t.Fatal("it runs while its recovery is decided")
 	}
 	if _, err := s.seal(id); err == nil {
 		t.Error("two recoveries at once")
 	}
-	stopNode(t, s.node)
+	s.stop()
 	s.start()
-	defer func() { stopNode(t, s.node) }()
 	s.awaitRuns()
 	was := s.web().History
 	s.put("acknowledged")
 	_, err := s.ctl.propose(t.Context(), late)
 	var refused *api.Error
 	if !errors.As(err, &refused) || refused.Code != api.CodeConflict {
-		t.Errorf("the recovery of before: %v", err)
+		t.Fatalf("the recovery of before: %v", err)
 	}
 	s.ctl.nudge()
 	if err := s.agree(t.Context(), s.ctl.state()); err != nil {
@@ -211,6 +231,7 @@ func TestRecoveryDecidedAfterTheWait(t *testing.T) {
 // the group stays where it is, over a restart too, until the control group can say what becomes of it.
 func TestRecoveryWithoutAControlGroup(t *testing.T) {
 	s := startSealed(t)
+	defer s.stop()
 	s.put("before")
 	two := filepath.Join(t.TempDir(), "n2")
 	n2, err := upNode(t, two, "n2", tokenOf(t, s.node), slog.DiscardHandler)
@@ -230,7 +251,7 @@ func TestRecoveryWithoutAControlGroup(t *testing.T) {
 	}
 	_ = s.agree(t.Context(), s.ctl.state()) // which fails: nobody decides
 	if s.holds(id) {
-		t.Error("it runs though nobody knows what becomes of it")
+		t.Fatal("it runs though nobody knows what becomes of it")
 	}
 	if _, err := s.holding(id); err == nil || !errors.As(err, &unknown) || unknown.Code != api.CodeUnavailable {
 		t.Errorf("who asks for it is told: %v", err)
@@ -238,7 +259,7 @@ func TestRecoveryWithoutAControlGroup(t *testing.T) {
 	if n2, err = upNode(t, two, "n2", "", slog.DiscardHandler); err != nil {
 		t.Fatal(err)
 	}
-	defer func() { stopNode(t, n2); stopNode(t, s.node) }()
+	defer stopNode(t, n2) // while both can still hand over
 	await(t, "it is decided", func() bool { return s.web().InSync.Version > version })
 	s.awaitRuns()
 	if s.files() != 1 {
@@ -305,7 +326,7 @@ func TestControlGroupThatWentBack(t *testing.T) {
 	if err != nil || done.Node != "n1" {
 		t.Fatalf("%+v, %v", done, err)
 	}
-	s.awaitRuns()
+	s.awaitReturn()
 	s.put("again")
 	if s.files() != 3 || s.web().History == g.History || !s.web().Knows(later) {
 		t.Errorf("%d files on %x", s.files(), s.web().History)
@@ -354,7 +375,7 @@ func TestControlStateThatHeals(t *testing.T) {
 	s.ctl.publish(old)
 	await(t, "it stands aside", func() bool { _, aside := s.suspected(id); return aside })
 	s.ctl.publish(now)
-	s.awaitRuns()
+	s.awaitReturn()
 	if _, aside := s.suspected(id); aside || s.files() != 2 {
 		t.Errorf("aside %v, %d files", aside, s.files())
 	}
