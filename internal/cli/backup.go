@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"path"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/client"
@@ -104,30 +106,64 @@ its name; a file of that name is not overwritten.`,
 	return c
 }
 
-// createBackup writes beside FILE and renames once everything was verified from disk.
-func (a *app) createBackup(ctx context.Context, c *client.Client, file string, groups []string) (backupInfo, error) {
+// createBackup writes beside FILE, under a name that nobody else has, and gives it its name once everything was verified
+// from disk. Whatever has the name by then stays.
+func (a *app) createBackup(ctx context.Context, c *client.Client, file string, groups []string) (info backupInfo, err error) {
 	const op = "backup create"
 	if _, err := os.Lstat(file); err == nil {
-		return backupInfo{}, &api.Error{Code: api.CodeConflict, Op: op, Subject: file, Why: "the file exists", Hint: "choose another name, or move it away"}
+		return info, fileExists(op, file)
 	}
-	part := file + ".part"
-	out, err := os.OpenFile(part, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	out, err := os.CreateTemp(filepath.Dir(file), ".lockstep-backup-*")
 	if err != nil {
-		return backupInfo{}, &api.Error{Code: api.CodeFailed, Op: op, Subject: part, Why: err.Error(), Hint: "choose a directory that this user may write to"}
+		return info, &api.Error{Code: api.CodeFailed, Op: op, Subject: file, Why: err.Error(), Hint: "choose a directory that this user may write to"}
 	}
-	info, err := a.download(ctx, c, out, groups)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(out.Name()))
+		}
+	}()
+	got, err := a.download(ctx, c, out, groups)
+	if closed := out.Close(); !errors.Is(closed, fs.ErrClosed) {
+		err = errors.Join(err, closed)
+	}
+	if err == nil {
+		err = nameFile(out.Name(), file)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return info, fileExists(op, file)
+	}
 	if err != nil {
-		return backupInfo{}, errors.Join(err, out.Close(), os.Remove(part))
+		return info, err
 	}
-	if err := os.Rename(part, file); err != nil {
-		return backupInfo{}, fmt.Errorf("%s: %w", op, err)
+	got.File = file
+	return backupInfo(got), syncDir(filepath.Dir(file))
+}
+
+func fileExists(op, file string) error {
+	return &api.Error{Code: api.CodeConflict, Op: op, Subject: file, Why: "the file exists", Hint: "choose another name, or move it away"}
+}
+
+// nameFile renames without replacing anything; fs.ErrExist: something has the name.
+func nameFile(from, to string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS) {
+		if err != nil {
+			err = &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
+		}
+		return err
 	}
-	dir, err := os.Open(filepath.Dir(file))
+	if err := os.Link(from, to); err != nil { // NFS knows no such rename
+		return err
+	}
+	return os.Remove(from)
+}
+
+func syncDir(path string) error {
+	dir, err := os.Open(path)
 	if err != nil {
-		return backupInfo{}, fmt.Errorf("%s: %w", op, err)
+		return err
 	}
-	info.File = file
-	return backupInfo(info), errors.Join(dir.Sync(), dir.Close())
+	return errors.Join(dir.Sync(), dir.Close())
 }
 
 func (a *app) download(ctx context.Context, c *client.Client, out *os.File, groups []string) (info api.BackupInfo, err error) {

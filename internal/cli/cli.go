@@ -229,6 +229,7 @@ func (a *app) report(ctx context.Context, err error) int {
 	var e *api.Error
 	isAPI := errors.As(err, &e)
 	switch {
+	case isAPI && e.Code == api.CodeInterrupted && e.Hint != "": // it says how things are now
 	case ctx.Err() != nil && (errors.Is(err, context.Canceled) || isAPI && e.Code == api.CodeInterrupted):
 		e = &api.Error{Code: api.CodeInterrupted, Why: "interrupted"}
 	case isAPI:

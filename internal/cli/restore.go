@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -61,6 +62,9 @@ The whole file is verified before anything is done. --dry-run only says what wou
 				return err
 			}
 			r, err := a.restore(cmd.Context(), args[0], o)
+			if said := (*api.Error)(nil); cmd.Context().Err() != nil && err != nil && (!errors.As(err, &said) || said.Code != api.CodeInterrupted || said.Hint == "") {
+				return interrupted(args[0], "nothing had been done yet", "do it again when it suits")
+			}
 			if err != nil {
 				return err
 			}
@@ -130,6 +134,7 @@ func sendGroup(ctx context.Context, c *client.Client, f BackupFile, req api.Rest
 		return r, err
 	}
 	r, w := io.Pipe()
+	caller := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	sent := make(chan error, 1)
@@ -140,10 +145,21 @@ func sendGroup(ctx context.Context, c *client.Client, f BackupFile, req api.Rest
 	}()
 	out, err := c.Restore(ctx, req, r)
 	r.Close() // ends Send if the node did not want the rest
-	if failed := <-sent; err != nil && failed != nil && !errors.Is(failed, io.ErrClosedPipe) {
+	failed := <-sent
+	switch {
+	case err != nil && caller.Err() != nil && failed == nil:
+		return out, interrupted(req.As, "everything had been sent", "the restore may happen all the same: lockstep group show "+req.As+" tells")
+	case err != nil && caller.Err() != nil:
+		return out, interrupted(req.As, "not everything had been sent", "nothing was restored, and the node drops what it had got; do it again when it suits")
+	case err != nil && failed != nil && !errors.Is(failed, io.ErrClosedPipe):
 		return out, failed
 	}
 	return out, err
+}
+
+// interrupted says how things are after an interruption.
+func interrupted(subject, why, hint string) error {
+	return &api.Error{Code: api.CodeInterrupted, Op: "restore", Subject: subject, Why: "interrupted: " + why, Hint: hint}
 }
 
 // restoreCluster runs the first node of a new cluster for as long as it takes to restore the groups into it.
@@ -174,10 +190,23 @@ func (a *app) restoreCluster(ctx context.Context, f BackupFile, o restoreOptions
 		return dryCluster(data, cfg.Name, reqs), nil
 	}
 	out, err = a.runRestore(ctx, f, cfg, reqs)
-	if err != nil { // it was empty before
-		err = errors.Join(err, os.RemoveAll(data))
+	if err == nil {
+		return out, nil
 	}
-	return out, err
+	if ctx.Err() != nil {
+		err = interrupted(data, "the new cluster was not finished", "its data directory is removed; "+leftIn(reqs))
+	}
+	return out, errors.Join(err, os.RemoveAll(data)) // it was empty before
+}
+
+// leftIn says what an unfinished restore leaves where the groups were to go.
+func leftIn(reqs []api.Restore) string {
+	var dirs []string
+	for _, req := range reqs {
+		dirs = append(dirs, slices.Collect(maps.Values(req.Paths))...)
+	}
+	slices.Sort(dirs)
+	return "some files may be in " + strings.Join(dirs, ", ") + " already: empty them, .lockstep included, or add --over-living, and do it again"
 }
 
 // clusterRequests says where each group goes: --dir, else where the node of this name had it, else the first member.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -92,7 +93,9 @@ func (n *node) groupsToBackUp(op string, st *control.State, names []string) (gro
 		if err != nil {
 			return nil, err
 		}
-		groups = append(groups, g)
+		if !slices.ContainsFunc(groups, func(other *control.Group) bool { return other.ID == g.ID }) { // named twice
+			groups = append(groups, g)
+		}
 	}
 	return groups, nil
 }

@@ -35,6 +35,8 @@ func (f BackupFile) backupError(op string, err error) error {
 		return failed.asAPI(op)
 	case err == nil || errors.As(err, &e):
 		return err
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded): // nothing is wrong with the file
+		return err
 	case errors.Is(err, fs.ErrNotExist):
 		return &api.Error{Code: api.CodeNotFound, Op: op, Subject: f.Path, Why: "there is no such file", Hint: "give the file that lockstep backup create has written"}
 	case errors.Is(err, backup.ErrNewer):

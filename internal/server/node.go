@@ -57,6 +57,7 @@ type node struct {
 	sealed     map[uint64]seal         // groups that must not run now, by id
 	estranged  map[[2]uint64]time.Time // (group, node) → when it was last heard of on another history
 	superseded chan replica.Line       // of the control group, at another node
+	uploads    arriving
 
 	fault  chan error     // a storage failure: the node stops at once
 	quit   chan departure // the cluster does not want this node, or its program is too old: it stops in good order

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -255,12 +256,21 @@ func (n *node) discardHere(_ context.Context, req groupRequest) (none, error) {
 	return none{}, os.RemoveAll(n.uploadDir(req.Path))
 }
 
-// wantsUpload says whether a group of this node was restored from an upload.
-func (n *node) wantsUpload(id string) bool {
-	return slices.ContainsFunc(n.ctl.state().Groups, func(g control.Group) bool { return g.Fork != nil && g.Fork.Upload == id })
+// wantsUpload says whether this node still holds a group of which it is the seed, by this upload.
+func (n *node) wantsUpload(id string) bool { return wantsUpload(n.ctl.state(), n.self, id) }
+
+func wantsUpload(st *control.State, self uint64, id string) bool {
+	return slices.ContainsFunc(st.Groups, func(g control.Group) bool {
+		m, ok := g.Member(self)
+		return ok && !g.Deleted && g.Fork != nil && g.Fork.Upload == id && began(g.Fork, m.Binding)
+	})
 }
 
-// uploadAge is when an upload that no group came of is given up.
+// began says whether a binding on the node that was given the upload is the one that the group began with. Its replica
+// gets another id when its role changes; a directory that was bound again is another binding, with a higher id.
+func began(f *control.Fork, binding uint64) bool { return f.Upload != "" && binding <= f.Seed }
+
+// uploadAge is when an upload that has arrived, and that no group came of, is given up.
 const uploadAge = time.Hour
 
 // tidyUploads removes what restores left that were never decided.
@@ -274,13 +284,41 @@ func (n *node) tidyUploads() error {
 	}
 	var errs []error
 	for _, e := range entries {
-		info, err := os.Stat(filepath.Join(n.uploadDir(e.Name()), "contents")) // changes as long as it grows
-		if err != nil || n.wantsUpload(e.Name()) || time.Since(info.ModTime()) < uploadAge {
+		info, err := os.Stat(filepath.Join(n.uploadDir(e.Name()), "contents")) // dated when it had arrived
+		if err != nil || n.wantsUpload(e.Name()) || n.uploads.underWay(e.Name()) || time.Since(info.ModTime()) < uploadAge {
 			continue
 		}
 		errs = append(errs, os.RemoveAll(n.uploadDir(e.Name())))
 	}
 	return errors.Join(errs...)
+}
+
+// arriving is the uploads that this process is receiving. One content may take any time to arrive, and says nothing of
+// itself meanwhile.
+type arriving struct {
+	mu  sync.Mutex
+	ids map[string]bool
+}
+
+// begin returns what ends it.
+func (a *arriving) begin(id string) (end func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.ids == nil {
+		a.ids = map[string]bool{}
+	}
+	a.ids[id] = true
+	return func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		delete(a.ids, id)
+	}
+}
+
+func (a *arriving) underWay(id string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.ids[id]
 }
 
 // serveRestore takes an upload from another node.
@@ -308,6 +346,7 @@ func (n *node) serveRestore(ctx context.Context, from uint64, conn net.Conn) {
 
 // receiveUpload stores a fragment durably; on error nothing of it stays.
 func (n *node) receiveUpload(id string, body io.Reader) (err error) {
+	defer n.uploads.begin(id)()
 	dir := n.uploadDir(id)
 	if err := os.MkdirAll(filepath.Join(dir, "contents"), 0o700); err != nil {
 		return err
@@ -345,6 +384,10 @@ func (n *node) receiveUpload(id string, body io.Reader) (err error) {
 	}
 	if err != nil {
 		return fmt.Errorf("receive what the backup holds: %w", err)
+	}
+	now := time.Now() // uploadAge begins
+	if err := os.Chtimes(filepath.Join(dir, "contents"), now, now); err != nil {
+		return err
 	}
 	d, err := os.Open(dir)
 	if err != nil {
@@ -428,7 +471,7 @@ func (n *node) importUpload(g *control.Group, m control.Member) error {
 // uploaded opens contents of the upload that this replica began with, as long as it is there; nil: there was none.
 func (h *holding) uploaded() func(manifest.Hash) (content.Source, bool) {
 	f := h.group.Fork
-	if f == nil || f.Upload == "" || f.Seed != h.replica {
+	if f == nil || !began(f, h.binding) {
 		return nil
 	}
 	dir := filepath.Join(h.n.uploadDir(f.Upload), "contents")
@@ -444,7 +487,7 @@ const uploadPoll = time.Second
 // dropUpload removes the upload once everything in it is on disk.
 func (h *holding) dropUpload(ctx context.Context) {
 	f := h.group.Fork
-	if f == nil || f.Upload == "" || f.Seed != h.replica {
+	if f == nil || !began(f, h.binding) {
 		return
 	}
 	dir := h.n.uploadDir(f.Upload)
