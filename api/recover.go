@@ -36,4 +36,6 @@ type OfflineRecovered struct {
 	Others  []string `json:"others"` // members of the control group that come back under the new history
 	// Doubtful: the state of Node was in quarantine, and counts from now on.
 	Doubtful bool `json:"doubtful,omitempty"`
+	// StateOnly: the log of Node was damaged and was given up; the group goes on from its state.
+	StateOnly bool `json:"state_only,omitempty"`
 }

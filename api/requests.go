@@ -111,6 +111,7 @@ type Check struct {
 	Name string `json:"name"`
 	OK   bool   `json:"ok"`
 	Text string `json:"text,omitempty"` // why not
+	Hint string `json:"hint,omitempty"` // what to do about it; empty: nothing, it passes by itself as a rule
 }
 
 // Ready is the answer of GET /readyz: status 200 if every check holds, else 503.

@@ -96,7 +96,8 @@ func (a *app) offlineRecover() *cobra.Command {
 		Long: `Make this node the only voter of the control group, under a new history, when the majority of the
 control group's voters is gone for good. The node must be stopped. What only the others knew of the
 cluster (nodes that joined, groups that were made) is lost. Start the node afterwards; then recover the
-groups that have lost their majorities: lockstep group recover.
+groups that have lost their majorities: lockstep group recover. If the log of the control group is damaged
+here, it goes on from the state alone: also on the only node of a cluster.
 
 Refused if the node's state is in quarantine, since it is not what a majority had. If no other node has the
 control group, and there is no backup, --doubtful goes on with it as it is.
@@ -125,6 +126,9 @@ stay apart and warn, until one is wiped and joins again.`,
 func (r offlineRecovered) text(w io.Writer) error {
 	_, err := fmt.Fprintf(w, "the control group goes on at %s, with everything up to position %d\n  history %s, forked from %s at %d\n",
 		r.Node, r.Last, r.History, r.Before, r.Fork)
+	if err == nil && r.StateOnly {
+		_, err = fmt.Fprintln(w, "  from its state alone: its log was damaged")
+	}
 	if err == nil && len(r.Others) > 0 {
 		_, err = fmt.Fprintf(w, "  %s: follow by themselves when they come back; remove those that never will\n", strings.Join(r.Others, ", "))
 	}

@@ -128,6 +128,10 @@ func recoverControl(ctx context.Context, data *dataDir, id *access.Identity, log
 	cfg := engine.RecoverConfig{Group: control.ControlGroup, Replica: h.Replica, Trust: doubtful}
 	rand.Read(cfg.History[:])
 	line, err := engine.Recover(logs, state, cfg)
+	if errors.Is(err, logstore.ErrDamaged) { // what the state has is all that can be trusted
+		cfg.StateOnly = true
+		line, err = engine.Recover(logs, state, cfg)
+	}
 	if err != nil {
 		return out, err
 	}
@@ -137,7 +141,7 @@ func recoverControl(ctx context.Context, data *dataDir, id *access.Identity, log
 	}
 	return api.OfflineRecovered{
 		Node: id.Name(), Cluster: id.Cluster().String(), History: fmt.Sprintf("%x", line.History), Before: fmt.Sprintf("%x", line.Before),
-		Fork: line.Fork.Index, Last: line.Start - 1, Others: others, Doubtful: standing.Quarantine != nil,
+		Fork: line.Fork.Index, Last: line.Start - 1, Others: others, Doubtful: standing.Quarantine != nil, StateOnly: cfg.StateOnly,
 	}, state.Sync()
 }
 

@@ -117,11 +117,13 @@ type groupNames struct {
 	groups map[uint64]*control.Group
 	owned  map[uint64]uint64 // group in which this node votes → how far its state is
 	err    error             // why nothing is known
+	data   string
+	self   string // the node's name; NODE: not known
 }
 
 // readNames reads them from the state store, without changing it.
 func readNames(data string) (n groupNames) {
-	n.groups = map[uint64]*control.Group{}
+	n.groups, n.data, n.self = map[uint64]*control.Group{}, data, "NODE"
 	view, err := kv.ViewPebble(filepath.Join(data, "state"), kv.PebbleOptions{Log: slog.New(slog.DiscardHandler), OnError: func(error) {}})
 	if err != nil {
 		n.err = err
@@ -141,6 +143,9 @@ func readNames(data string) (n groupNames) {
 	if err = errors.Join(err, view.Close()); err != nil {
 		n.err = err
 		return n
+	}
+	if p, ok := st.Node(h.Node); ok {
+		n.self = p.Name
 	}
 	for i := range st.Groups {
 		n.groups[st.Groups[i].ID] = &st.Groups[i]
@@ -417,6 +422,16 @@ func (o *openedLog) damaged(id uint64) bool {
 	return slices.ContainsFunc(o.Groups, func(g logstore.Found) bool { return g.Group == id && g.Damaged != nil })
 }
 
+// recovery is the command with which a group goes on from what its members have.
+func recovery(group string) string {
+	return fmt.Sprintf("lockstep group recover %[1]s --unsafe --yes-lose-data %[1]s", group)
+}
+
+// offlineRecovery is the same for the control group.
+func offlineRecovery(data, node string) string {
+	return fmt.Sprintf("lockstep offline recover --data %s --yes-lose-data %s", data, node)
+}
+
 // next is what a start does about a group whose log is damaged.
 func (n *groupNames) next(id uint64) string {
 	g := n.groups[id]
@@ -426,7 +441,7 @@ func (n *groupNames) next(id uint64) string {
 	}
 	switch {
 	case id == control.ControlGroup && voters == 1:
-		return "the start is refused: nobody else votes in the control group; restore the cluster from a backup: lockstep restore FILE --data DIR"
+		return "the start is refused: nobody else votes in the control group; it goes on from this node's state: " + offlineRecovery(n.data, n.self)
 	case id == control.ControlGroup && voters == 2:
 		return "the start is refused: the other voter alone decides nothing; stop it and run lockstep offline recover there, then join again with --join TOKEN --replace"
 	case id == control.ControlGroup:
@@ -434,10 +449,10 @@ func (n *groupNames) next(id uint64) string {
 	case g == nil && n.err == nil || g != nil && g.Deleted:
 		return "nothing: the group is deleted"
 	case voters == 1:
-		return "the group does not run: nobody else votes in it; lockstep restore FILE --group " + g.Name + " --over-living"
+		return "the group does not run: nobody else votes in it; once the node runs, it goes on from the state: " + recovery(g.Name)
 	}
 	if voters == 2 {
-		return "this replica does not vote, and the other one alone is no majority: lockstep group recover " + g.Name + " has it go on, and this one heals from it"
+		return "this replica does not vote, and the other one alone is no majority: " + recovery(g.Name) + " has it go on, and this one heals from it"
 	}
 	return "this replica does not vote; it asks for a new id and heals from the others"
 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -43,6 +44,9 @@ func (n *node) Ready(context.Context) []api.Check {
 		c := api.Check{Name: "dir " + g.Name}
 		if h, err := n.holding(g.ID); err != nil {
 			c.Text = err.Error()
+			if s, ok := n.suspected(g.ID); ok {
+				c.Hint = s.hint()
+			}
 		} else {
 			c.OK, c.Text = h.ready()
 		}
@@ -63,7 +67,7 @@ func (n *node) Status(ctx context.Context) (api.Status, error) {
 	for _, c := range n.Ready(ctx) {
 		out.Ready = out.Ready && c.OK
 		if !c.OK {
-			out.Warnings = append(out.Warnings, api.Warning{Name: "not_ready", Subject: c.Name, Text: c.Text, Hint: "it usually becomes ready by itself", Since: time.Now()})
+			out.Warnings = append(out.Warnings, api.Warning{Name: "not_ready", Subject: c.Name, Text: c.Text, Hint: cmp.Or(c.Hint, "it usually becomes ready by itself"), Since: time.Now()})
 		}
 	}
 	out.Warnings = append(append(out.Warnings, n.strangers()...), n.clockWarnings()...)

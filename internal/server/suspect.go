@@ -59,6 +59,18 @@ func (s suspicion) String() string {
 	return s.cause.Error() + "; it does not vote, and heals from the others under another replica id"
 }
 
+// hint is what is to be done for the group to run here.
+func (s suspicion) hint() string {
+	var e *api.Error
+	switch {
+	case errors.As(s.waits, &e) && e.Hint != "":
+		return e.Hint
+	case s.astray:
+		return "it stays so until somebody decides: see the warning unknown_history"
+	}
+	return "it heals by itself as soon as the others let it"
+}
+
 // dispensable says why a group cannot do without a replica, or nil if it can.
 func (n *node) dispensable(ctx context.Context, g *control.Group, replica uint64) error {
 	spared := each(g.Holders(), func(holder uint64) bool {
@@ -70,9 +82,19 @@ func (n *node) dispensable(ctx context.Context, g *control.Group, replica uint64
 	if slices.Contains(spared, true) {
 		return nil
 	}
-	return &api.Error{Code: api.CodeUnavailable, Op: "renew replica", Subject: g.Name,
+	e := &api.Error{Code: api.CodeUnavailable, Op: "renew replica", Subject: g.Name,
 		Why:  "the other voters that are up are no majority without it",
-		Hint: "start the other nodes; if they are up, or lost for good: lockstep group recover " + g.Name}
+		Hint: "start the other nodes; if they are up, or lost for good: " + recovery(g.Name)}
+	if votesAlone(g, replica) {
+		e.Why, e.Hint = "nobody else votes", "it goes on from that state: "+recovery(g.Name)
+	}
+	return e
+}
+
+// votesAlone says that a group has no other voter than a replica.
+func votesAlone(g *control.Group, replica uint64) bool {
+	voters := g.Voters()
+	return len(voters) == 1 && voters[0].Replica == replica
 }
 
 // spareAnswer is what a member says of a replica that would step aside.
@@ -168,8 +190,11 @@ func (n *node) suspected(group uint64) (suspicion, bool) {
 	return s, ok
 }
 
-// modeAstray is the mode of a member whose replica has gone astray.
-const modeAstray = "astray"
+// modeAstray is the mode of a member whose replica has gone astray, modeDamaged of one whose log is damaged.
+const (
+	modeAstray  = "astray"
+	modeDamaged = "damaged"
+)
 
 // reportSuspect is the report on a group that is not held though it could be, but for a suspicion.
 func (n *node) reportSuspect(group uint64) (report, bool) {
@@ -180,7 +205,7 @@ func (n *node) reportSuspect(group uint64) (report, bool) {
 	if s.astray {
 		return report{Role: "none", Mode: modeAstray, Why: s.String()}, true
 	}
-	return report{Role: "none", Mode: "damaged", Why: s.String()}, true
+	return report{Role: "none", Mode: modeDamaged, Why: s.String()}, true
 }
 
 // startControlSound starts the replica of the control group; with a damaged log, under another id that a peer gets for it.
@@ -200,10 +225,7 @@ func (n *node) startControlSound(ctx context.Context, role string, replica uint6
 	n.log.Error("the control group's log is damaged: this replica does not vote and asks for another id", "replica", replica, "err", err)
 	m, asked := n.askRenew(ctx, replica)
 	if asked != nil {
-		return &api.Error{Code: api.CodeDamage, Op: "serve", Subject: n.data.path,
-			Why: fmt.Sprintf("%v; no other node let it begin again: %v", err, asked),
-			Hint: "start the other nodes first, then this one. If too few are left to decide anything: stop one that is sound, " +
-				"there lockstep offline recover, start it, and here --join TOKEN --replace with the data directory moved away"}
+		return n.noRenewal(replica, err, asked)
 	}
 	if err := n.hints.setSeat(m.Role, m.Replica, true); err != nil {
 		return err
@@ -215,8 +237,26 @@ func (n *node) startControlSound(ctx context.Context, role string, replica uint6
 	return n.startControl(m.Role, m.Replica, nil)
 }
 
+// noRenewal is why a replica of the control group with a damaged log does not start, and what is next: if nobody else
+// votes, as far as its state says, what there is of the group is here.
+func (n *node) noRenewal(replica uint64, cause, asked error) error {
+	e := &api.Error{Code: api.CodeDamage, Op: "serve", Subject: n.data.path,
+		Why: fmt.Sprintf("%v; no other node let it begin again: %v", cause, asked),
+		Hint: "start the other nodes first, then this one. If too few are left to decide anything: stop one that is sound, " +
+			"there lockstep offline recover, start it, and here --join TOKEN --replace with the data directory moved away"}
+	st, err := loadControl(n.state)
+	if err != nil {
+		return errors.Join(e, err)
+	}
+	if g, ok := st.Group(control.ControlGroup); ok && votesAlone(g, replica) {
+		e.Why = cause.Error() + "; nobody else votes in the control group, and its state on this node is kept"
+		e.Hint = "go on from that state: " + offlineRecovery(n.data.path, n.id.Name()) + ", then start the node again"
+	}
+	return e
+}
+
 // askRenew asks the peers, one after the other and again for as long as joinPatience, to have this node's replica
-// renewed: others may be starting as well.
+// renewed: others may be starting as well. Where there are no peers nobody is waited for.
 func (n *node) askRenew(ctx context.Context, replica uint64) (m control.Member, err error) {
 	ctx, cancel := context.WithTimeout(ctx, joinPatience)
 	defer cancel()
@@ -225,8 +265,11 @@ func (n *node) askRenew(ctx context.Context, replica uint64) (m control.Member, 
 		return m, err
 	}
 	for {
-		failed := map[uint64]error{}
-		for _, p := range n.hintedPeers() {
+		peers, failed := n.hintedPeers(), map[uint64]error{}
+		if len(peers) == 0 {
+			return m, joinNamed(failed)
+		}
+		for _, p := range peers {
 			b, err := n.net.Call(ctx, p, methodRenew, req)
 			if err == nil {
 				err = json.Unmarshal(b, &m)

@@ -41,7 +41,7 @@ func (n *node) clockWarnings() (list []api.Warning) {
 
 // trustWarnings are about a group that nobody leads, or whose promises or states are not what they should be.
 func trustWarnings(g *control.Group, shown api.Group, reports []report) (list []api.Warning) {
-	voters, up := 0, 0
+	voters, up, damaged := 0, 0, 0
 	votes := votersBy(reports)
 	for i, m := range g.Members {
 		if !votes(m) {
@@ -50,12 +50,19 @@ func trustWarnings(g *control.Group, shown api.Group, reports []report) (list []
 		if voters++; reports[i].reports() {
 			up++
 		}
+		if reports[i].Mode == modeDamaged {
+			damaged++
+		}
 	}
 	switch {
 	case up <= voters/2:
 		list = append(list, api.Warning{Name: "no_quorum", Subject: g.Name,
 			Text: fmt.Sprintf("only %d of %d voters answer; %d are needed: nothing can be written", up, voters, voters/2+1),
 			Hint: "start the nodes that are down; if a majority is lost for good, see lockstep group recover -h"})
+	case up-damaged <= voters/2:
+		list = append(list, api.Warning{Name: "no_quorum", Subject: g.Name,
+			Text: fmt.Sprintf("%d of %d voters answer, but %d of them do not vote, since their logs are damaged: nothing can be written", up, voters, damaged),
+			Hint: "if no voter is left to be started: " + recovery(g.Name) + " goes on from what they have"})
 	case shown.Leader == "":
 		list = append(list, api.Warning{Name: "no_leader", Subject: g.Name, Text: fmt.Sprintf("it has no leader, though %d of %d voters answer", up, voters),
 			Hint: "an election takes two seconds at most; if this stays, the voters do not reach each other"})

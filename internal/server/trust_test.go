@@ -28,6 +28,7 @@ func TestTrustWarnings(t *testing.T) {
 		"all is well":         {"quorum", []uint64{1, 2, 3}, "n1", []string{up, up, up, up}, "", nil},
 		"one is down":         {"quorum", []uint64{1, 2}, "n1", []string{up, up, gone, up}, "", nil},
 		"no quorum":           {"quorum", []uint64{1, 2, 3}, "n1", []string{up, gone, gone, up}, "", []string{"no_quorum"}},
+		"logs are damaged":    {"quorum", []uint64{1, 2, 3}, "", []string{up, modeDamaged, modeDamaged, up}, "", []string{"no_quorum"}},
 		"no leader":           {"quorum", []uint64{1, 2, 3}, "", []string{up, up, gone, up}, "", []string{"no_leader"}},
 		"all counts fewer":    {"all", []uint64{1, 2}, "n1", []string{up, up, gone, up}, "", []string{"in_sync_set"}},
 		"nobody knows who":    {"quorum", []uint64{1, 2, 3}, "n1", []string{up, up, up, up}, "they differ", []string{"replicas_differ"}},
