@@ -1,6 +1,7 @@
 package files
 
 import (
+	"slices"
 	"time"
 
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
@@ -69,11 +70,40 @@ func (b *board) took(index uint64, all bool) {
 	}
 }
 
-// looksPending says whether anything is looked at or on its way into the log, or waits for that without a time.
-func (b *board) looksPending() bool {
+// withhold says that the paths are gone and that this is not to be proposed for now. To look at them again is to look at the
+// directories above as well.
+func (b *board) withhold(lost []finding) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return len(b.looks) > 0 || len(b.flying) > 0
+	for i := range lost {
+		path, ok := lost[i].change.Path, true
+		for ok && !b.withheld[path] {
+			b.withheld[path] = true
+			path, ok = manifest.Parent(path)
+		}
+	}
+}
+
+// unwithhold says that nothing is withheld any more.
+func (b *board) unwithhold() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.withheld) > 0 {
+		b.withheld = map[string]bool{}
+	}
+}
+
+// othersPending says whether anything that is not withheld is looked at or on its way into the log, or waits for that without
+// a time.
+func (b *board) othersPending() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for path := range b.flying {
+		if !b.withheld[path] {
+			return true
+		}
+	}
+	return slices.ContainsFunc(b.looks, func(path string) bool { return !b.withheld[path] })
 }
 
 func (b *board) takenIndex() uint64 {

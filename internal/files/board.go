@@ -68,6 +68,7 @@ type board struct {
 	asked      bool               // and all paths that lack a content which it drops are in wants
 	urged      bool               // a file waits for that
 	stranded   []manifest.Changed // with contents that no want has any more
+	withheld   map[string]bool    // paths that are gone, where too much is, and the directories above
 	naming     naming             // the wants by content
 	wants      int                // that wait or that the placer has
 	wantsSize  int64              // bytes of their files
@@ -95,7 +96,7 @@ type pathState struct {
 }
 
 func newBoard(now func() time.Time) *board {
-	b := &board{now: now, paths: map[string]*pathState{}, flying: map[string]struct{}{}, laying: map[string]struct{}{}, naming: naming{}, later: map[string]time.Time{}, retry: map[string]time.Time{}}
+	b := &board{now: now, paths: map[string]*pathState{}, flying: map[string]struct{}{}, laying: map[string]struct{}{}, withheld: map[string]bool{}, naming: naming{}, later: map[string]time.Time{}, retry: map[string]time.Time{}}
 	b.wake.L = &b.mu
 	return b
 }

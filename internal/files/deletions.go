@@ -20,6 +20,9 @@ const (
 func (a *Agent) admit(found []finding) (admitted []finding, c counted) {
 	c, ok := a.guard.admit(found)
 	if ok {
+		if c.n > 0 {
+			a.board.unwithhold()
+		}
 		return found, c
 	}
 	a.guard.giveBack(c)
@@ -34,13 +37,15 @@ func (a *Agent) admit(found []finding) (admitted []finding, c counted) {
 	}
 	if c, ok = a.guard.admitLost(int64(len(lost)), len(rest) > 0); ok {
 		a.status.solved(aboutDeletions)
+		a.board.unwithhold()
 		return found, c
 	}
 	a.guard.giveBack(c)
+	a.board.withhold(lost)
 	a.release(lost, retryTime)
 	a.status.problemHint(aboutDeletions, fmt.Errorf("deletions wait: they would be more than %d", a.guard.limit()),
 		"they go on when the files turn up elsewhere; if not, the binding stops and asks")
-	if a.guard.overdue() {
+	if a.guard.overdue(a.scanDue.busy() || a.board.othersPending()) {
 		a.stop(stopDeletions, fmt.Sprintf("more than %d files would be deleted everywhere", a.guard.limit()),
 			a.howToConfirm())
 	}
@@ -72,6 +77,8 @@ func (a *Agent) moved(path string, was *record) bool {
 // lostBelow waits until of the files that a scan found gone no more than most are lost, the others having turned up
 // elsewhere, or the loss is confirmed; false when neither comes.
 func (a *Agent) lostBelow(ctx context.Context, most int64, gone []string) (bool, error) {
+	a.scanDue.judge(true)
+	defer a.scanDue.judge(false)
 	again := time.NewTicker(retryTime)
 	defer again.Stop()
 	quiet := a.cfg.Now()
@@ -81,7 +88,7 @@ func (a *Agent) lostBelow(ctx context.Context, most int64, gone []string) (bool,
 			return err == nil, err
 		}
 		now := a.cfg.Now()
-		if a.board.looksPending() {
+		if a.board.othersPending() {
 			quiet = now
 		}
 		if now.Sub(quiet) >= graceTime {

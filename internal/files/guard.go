@@ -89,11 +89,15 @@ func (g *guard) admitLost(n int64, others bool) (c counted, ok bool) {
 	return c, ok
 }
 
-// overdue says whether what is withheld has been for graceTime with nothing else to do, or for graceMost.
-func (g *guard) overdue() bool {
+// overdue says whether what is withheld has been for graceTime with nothing else to do, or for graceMost; others says that
+// something else is looked at, scanned or on its way into the log now.
+func (g *guard) overdue(others bool) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	now, quiet := g.now(), g.over
+	if others {
+		g.busy = now
+	}
 	if g.busy.After(quiet) {
 		quiet = g.busy
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"sync/atomic"
 	"testing"
@@ -83,6 +84,106 @@ func TestGuardGivesBack(t *testing.T) {
 	g.giveBack(first)
 	if g.deletions() != 50 {
 		t.Errorf("%d are counted", g.deletions())
+	}
+}
+
+// TestJudgedAfterEverythingElse: deletions that are withheld stop the binding only when nothing else is to be done, however
+// long that takes: the files may be on their way into the log at other paths, and the group may be slow.
+func TestJudgedAfterEverythingElse(t *testing.T) {
+	const files = 300
+	for name, other := range map[string]func(a *Agent) (end func()){
+		"in flight": func(a *Agent) func() {
+			a.board.claimIdle("elsewhere")
+			return func() { a.board.lookDone("elsewhere", time.Time{}) }
+		},
+		"to be looked at": func(a *Agent) func() {
+			a.board.hint("elsewhere", time.Time{})
+			return func() { a.board.lookDone(a.board.takeLooks(1)[0], time.Time{}) }
+		},
+		"scan due": func(a *Agent) func() {
+			a.scanSoon("elsewhere")
+			return func() { a.scanDue.take(); a.scanDue.done() }
+		},
+		"scan under way": func(a *Agent) func() {
+			a.scanSoon("elsewhere")
+			a.scanDue.take()
+			return a.scanDue.done
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			now := created
+			clock := func() time.Time { return now }
+			a := &Agent{cfg: Config{Now: clock}, board: newBoard(clock), table: table{newMemory()}, log: slog.New(slog.DiscardHandler),
+				rescan: make(chan struct{}, 1)}
+			a.status.start(clock)
+			a.guard.now = clock
+			a.guard.files.Store(files)
+			again := func() {
+				t.Helper()
+				now = now.Add(retryTime)
+				gone := make([]finding, files)
+				for i := range gone {
+					gone[i].change.Path = fmt.Sprint(i)
+					gone[i].old.Stat.Kind = manifest.File
+					if !a.board.claimIdle(gone[i].change.Path) {
+						t.Fatal("somebody has it")
+					}
+				}
+				if admitted, _ := a.admit(gone); len(admitted) > 0 {
+					t.Fatalf("%d deletions are admitted", len(admitted))
+				}
+			}
+			end := other(a)
+			for range 3 * graceTime / retryTime {
+				again()
+			}
+			if a.guard.reason != running {
+				t.Fatal("the binding is stopped while something else goes on")
+			}
+			end()
+			for range graceTime/retryTime + 1 {
+				again()
+			}
+			if a.guard.reason != stopDeletions {
+				t.Error("the binding is not stopped although nothing else goes on")
+			}
+		})
+	}
+}
+
+// TestDeletedTreeStops: most of a tree is removed, with its directories, while the agent runs, and while it does not.
+func TestDeletedTreeStops(t *testing.T) {
+	for _, running := range []bool{true, false} {
+		t.Run(fmt.Sprintf("running=%v", running), func(t *testing.T) {
+			f := newFarm(t, 1)
+			f.up()
+			nd := f.nodes[0]
+			for i := range 9 {
+				must(t, os.MkdirAll(nd.path(fmt.Sprintf("release/a/d%d", i)), 0o755))
+			}
+			for i := range 600 {
+				nd.write(fmt.Sprintf("release/a/d%d/f%d", i%9, i), fmt.Sprintf("content of %d", i))
+			}
+			f.flush()
+			if !running {
+				nd.down()
+			}
+			must(t, os.RemoveAll(nd.path("release")))
+			if !running {
+				nd.up()
+			}
+			eventually(t, func() string {
+				if st, err := nd.agent.Status(); err != nil || st.Mode != "stopped" {
+					return fmt.Sprintf("mode %q, %v", st.Mode, err)
+				}
+				return ""
+			})
+			must(t, nd.agent.Confirm())
+			f.flush()
+			if n := len(mustSnapshot(t, nd.root)); n != 1 {
+				t.Errorf("%d entries are left", n)
+			}
+		})
 	}
 }
 

@@ -20,6 +20,9 @@ type scanQueue struct {
 	mu   sync.Mutex
 	dirs map[string]bool
 	hold *epoch
+	runs bool // what was taken is being compared
+
+	judges bool // no more than whether too much is gone: that is no reason to wait with the same question
 }
 
 // take removes all; directories below others that are there too are left out.
@@ -33,7 +36,28 @@ func (q *scanQueue) take() (dirs []string, hold *epoch) {
 		dirs = append(dirs, d)
 	}
 	hold, q.hold, q.dirs = q.hold, nil, nil
+	q.runs = len(dirs) > 0
 	return dirs, hold
+}
+
+// done says that what was taken has been compared.
+func (q *scanQueue) done() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.runs = false
+}
+
+func (q *scanQueue) judge(judges bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.judges = judges
+}
+
+// busy says whether a scan is due or under way.
+func (q *scanQueue) busy() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.runs && !q.judges || len(q.dirs) > 0
 }
 
 // scanSoon has dir and all beneath it compared.
@@ -72,6 +96,7 @@ func (a *Agent) scanLoop(ctx context.Context) {
 				a.status.problem(dir, err)
 			}
 		}
+		a.scanDue.done()
 		if hold != nil {
 			a.board.endScan(hold)
 		}
