@@ -428,6 +428,9 @@ func (a *Agent) prepare(ctx context.Context) error {
 	if err := a.finishEdits(ctx); err != nil {
 		return err
 	}
+	if err := a.claimRoot(ctx); err != nil {
+		return err
+	}
 	a.rescanAll()
 	a.board.restart(a.cfg.Log.Applied())
 	close(a.begun)

@@ -25,6 +25,7 @@ const (
 	metaSynced = "synced" // number of the last checkpoint whose syncfs is over
 	metaBoot   = "boot"   // hash of the boot that last wrote here; 0 after a clean stop
 	metaBegan  = "began"  // index that the group had committed when the binding was taken up first
+	metaMade   = "made"   // the root did not exist when the binding was taken up first
 )
 
 // tick is how often what waits for a time is looked at.

@@ -178,6 +178,7 @@ func (r *reader) compare(f *finding) (*finding, verdict, error) {
 		// Touched, linked, rewritten with the same bytes and times, or young when it was recorded.
 		return nil, verdict{adopt: true, had: f.old.Stat.Kind, record: f.asFound(), entry: true, young: f.young}, nil
 	}
+	f.change.SameContent = f.change.Path == "" && sameAccess(&f.stat, &f.old.Stat)
 	f.unsure = f.old.Version == 0 || !r.a.cfg.Owner
 	return f, verdict{}, nil
 }

@@ -1,15 +1,18 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/lockstep-sync/lockstep/api"
+	"github.com/lockstep-sync/lockstep/internal/control"
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 	"github.com/lockstep-sync/lockstep/internal/files/place"
 )
@@ -119,4 +122,21 @@ func checkWritable(dir, at string) error {
 		return unbindable(dir, what+"the kernel keeps no files there", "give a directory on a file system for files")
 	}
 	return nil
+}
+
+// boundTime bounds how long those who bind a directory are kept until it is there.
+const boundTime = 5 * time.Second
+
+// awaitBound waits until the bindings of a group that which chooses are open on the nodes that are up, so that whoever asked
+// for them finds the directories. What takes longer, or cannot be opened, is left to the status.
+func (n *node) awaitBound(ctx context.Context, group string, which func(control.Member) bool) {
+	g, ok := n.ctl.state().GroupNamed(group)
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, boundTime)
+	defer cancel()
+	each(g.Members, func(m control.Member) bool {
+		return which(m) && n.waitPlaced(ctx, g, m, 0, func() bool { return n.memberStill(g.ID, m) && n.isUp(ctx, m.Node) })
+	})
 }

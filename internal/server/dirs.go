@@ -31,6 +31,9 @@ func (n *node) DirCreate(ctx context.Context, req api.DirCreate) error {
 	c := &control.CreateGroup{Name: req.Name, Paths: req.Paths, Ack: req.Ack, Conflict: req.Conflict, Mode: req.Mode, Topology: req.Topology}
 	rand.Read(c.History[:])
 	_, err := n.ctl.propose(ctx, &control.Command{By: n.id.Name(), CreateGroup: c})
+	if err == nil {
+		n.awaitBound(ctx, req.Name, func(control.Member) bool { return true })
+	}
 	return err
 }
 
@@ -40,6 +43,9 @@ func (n *node) DirBind(ctx context.Context, group, name, dir string) error {
 		return err
 	}
 	_, err := n.ctl.propose(ctx, &control.Command{By: n.id.Name(), Bind: &control.Bind{Group: group, Node: name, Path: dir}})
+	if err == nil {
+		n.awaitBound(ctx, group, func(m control.Member) bool { return n.nameOf(m.Node) == name })
+	}
 	return err
 }
 

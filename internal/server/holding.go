@@ -273,13 +273,13 @@ func (h *holding) openAgent(ctx context.Context) (*files.Agent, error) {
 
 // claim takes the directory up, so that no other node of this machine does. One that is bound for the first time is
 // marked before. What carries another group's mark is taken over only where a restore sets aside what is there.
-func (h *holding) claim(table kv.Reader) (*place.Claim, error) {
-	fresh := true
-	if err := table.Scan(nil, nil, func(_, _ []byte) error { fresh = false; return kv.ErrStop }); err != nil {
+func (h *holding) claim(table kv.Store) (*place.Claim, error) {
+	fresh, err := files.Fresh(table)
+	if err != nil {
 		return nil, err
 	}
 	if fresh {
-		if err := os.MkdirAll(h.path, 0o755); err != nil {
+		if err := files.MakeRoot(table, h.path); err != nil {
 			return nil, err
 		}
 	}

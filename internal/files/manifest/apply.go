@@ -131,11 +131,35 @@ func validChange(c *Change) bool {
 	return true
 }
 
+// unclaimed is the author of a root whose mode and owner nobody has said yet. Authors' numbers begin with 1.
+const unclaimed = 0
+
+// changeRoot decides about the root, which is there on every node before the group is. Who binds a directory says what it
+// has (Base 0), and the first counts; what came with a change of its time alone was no more than what a node happened
+// to make, and gives way to that.
 func (a *application) changeRoot(c *Change, cur *record) (Outcome, error) {
-	if cur.Node.Equal(c.Node) {
-		return Outcome{Code: Same, Version: cur.Version}, nil
+	asked, author := *c, a.author
+	switch {
+	case c.SameContent:
+		author = cur.author
+		if cur.Kind != Absent {
+			asked.Node = cur.Node
+			asked.Node.MTime = c.Node.MTime
+		}
+	case c.Base == 0 && cur.author != unclaimed && !cur.Node.Equal(c.Node):
+		return Outcome{Code: Superseded, Version: cur.Version}, nil
 	}
-	return a.accept(c, cur, a.author)
+	out := Outcome{Code: Same, Version: cur.Version}
+	if !cur.Node.Equal(asked.Node) || cur.author == unclaimed && author != unclaimed {
+		var err error
+		if out, err = a.accept(&asked, cur, author); err != nil {
+			return out, err
+		}
+	}
+	if !asked.Node.Equal(c.Node) {
+		out.Code = Superseded
+	}
+	return out, nil
 }
 
 func (a *application) remove(c *Change, cur *record) (Outcome, error) {

@@ -22,6 +22,9 @@
 //   - A metadata change that did not send the content along (Change.SameContent) is Superseded if the content
 //     is not what stands at the path.
 //   - Directory metadata: the last change wins (I5).
+//   - The root's is that of the directory which was bound first: with Base 0 against one that was claimed a change is
+//     Superseded, whatever the policy. A change that says of itself that it is one of the time alone (SameContent) sets
+//     nothing else, and if there is no root yet, makes one that is not claimed.
 //   - An edit beats a delete that it did not know of; a delete with a stale base is Superseded.
 //   - A directory is deleted if it is empty, whatever Base says: it holds no bytes.
 //   - A missing parent (another node removed it) is made again, 0755 and owned like the entry, so that bytes

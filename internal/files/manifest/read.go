@@ -17,6 +17,16 @@ func Get(r kv.Reader, path string) (n Node, found bool, err error) {
 	return rec.Node, rec.Kind != Absent, nil
 }
 
+// RootClaimed says whether the root's metadata was set, and whether its mode and owner are those of a directory that
+// somebody bound.
+func RootClaimed(r kv.Reader) (set, claimed bool, err error) {
+	rec, err := getRecord(r, appendNodeKey(nil, ""))
+	if err != nil {
+		return false, false, fmt.Errorf("manifest: root: %w", err)
+	}
+	return rec.Kind != Absent, rec.author != unclaimed, nil
+}
+
 // GetAll calls visit for each of paths, in any order, with the entry there, of Kind Absent if there is none, and
 // whether its content came from node. It costs less than a Get for each.
 func GetAll(r kv.Reader, node string, paths []string, visit func(path string, n Node, by bool)) error {

@@ -155,6 +155,59 @@ func checkTree(t *testing.T, r *rig, want map[string]Node) {
 	}
 }
 
+// TestRoot: whose mode and owner the root has. Each change is an entry of its own.
+func TestRoot(t *testing.T) {
+	root := func(mode uint32, mtime int64) Node {
+		return Node{Kind: Dir, Mode: mode, UID: 33, GID: 33, MTime: mtime}
+	}
+	claim := func(base uint64, n Node) Change { return put("", base, n) }
+	timeOnly := func(base uint64, n Node) Change { return Change{Base: base, Node: n, SameContent: true} }
+	for _, policy := range []string{"keep-both", "newest", "prefer:c"} {
+		for _, tc := range []struct {
+			name    string
+			before  []Change // by a, from entry 11 on
+			change  Change   // by c
+			want    OutcomeCode
+			is      Node
+			claimed bool
+		}{
+			{"the first claim", nil, claim(0, root(0o2775, 1)), Accepted, root(0o2775, 1), true},
+			{"the second claim", []Change{claim(0, root(0o2775, 1))}, claim(0, root(0o755, 2)), Superseded, root(0o2775, 1), true},
+			{"the same claim", []Change{claim(0, root(0o2775, 1))}, claim(0, root(0o2775, 1)), Same, root(0o2775, 1), true},
+			{"a change of who knows it", []Change{claim(0, root(0o2775, 1))}, claim(11, root(0o755, 2)), Accepted, root(0o755, 2), true},
+			{"a change of who knew it: the last wins", []Change{claim(0, root(0o2775, 1)), claim(11, root(0o700, 1))}, claim(11, root(0o755, 2)),
+				Accepted, root(0o755, 2), true},
+			{"an offer", nil, timeOnly(0, root(0o755, 1)), Accepted, root(0o755, 1), false},
+			{"an offer after an offer", []Change{timeOnly(0, root(0o755, 1))}, timeOnly(0, root(0o700, 2)), Superseded, root(0o755, 2), false},
+			{"a claim after an offer", []Change{timeOnly(0, root(0o755, 1))}, claim(0, root(0o2775, 2)), Accepted, root(0o2775, 2), true},
+			{"a claim of what was offered", []Change{timeOnly(0, root(0o755, 1))}, claim(0, root(0o755, 1)), Accepted, root(0o755, 1), true},
+			{"a time after a claim", []Change{timeOnly(0, root(0o755, 1)), claim(0, root(0o2775, 2))}, timeOnly(11, root(0o755, 3)),
+				Superseded, root(0o2775, 3), true},
+			{"a time", []Change{claim(0, root(0o2775, 1))}, timeOnly(11, root(0o2775, 3)), Accepted, root(0o2775, 3), true},
+			{"an offered mode that is changed", []Change{timeOnly(0, root(0o755, 1))}, claim(11, root(0o700, 1)), Accepted, root(0o700, 1), true},
+		} {
+			t.Run(policy+"/"+tc.name, func(t *testing.T) {
+				p, err := ParsePolicy(policy)
+				if err != nil {
+					t.Fatal(err)
+				}
+				r := newRig(t, p)
+				for _, c := range tc.before {
+					r.entry(Batch{Author: "a", Changes: []Change{c}})
+				}
+				out := r.entry(Batch{Author: "c", Changes: []Change{tc.change}})[0][0]
+				got, _, err := Get(r.store, "")
+				if err != nil || out.Code != tc.want || !got.Equal(tc.is) || out.Version != got.Version {
+					t.Errorf("%v at version %d, root %+v, %v", out.Code, out.Version, got, err)
+				}
+				if set, claimed, err := RootClaimed(r.store); !set || claimed != tc.claimed || err != nil {
+					t.Errorf("set %v, claimed %v, %v", set, claimed, err)
+				}
+			})
+		}
+	}
+}
+
 // TestOneEntry: versions are entry indexes, so a second command of one entry must not displace what an
 // earlier one put: its author would not notice.
 func TestOneEntry(t *testing.T) {

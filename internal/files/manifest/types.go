@@ -63,6 +63,7 @@ type Change struct {
 	Inline []byte // a file's content when it rides in the entry; nil when staged
 	// SameContent says that only metadata differs from version Base and that the content was not sent along:
 	// if Base is not current, the change must not need the content, which may be nowhere any more.
+	// Of the root it says that its time is all that the author has changed: mode and owner stay what they are.
 	SameContent bool
 }
 
