@@ -117,7 +117,7 @@ func TestSoleVoterWithADamagedLog(t *testing.T) {
 	if _, err := s.GroupRecover(t.Context(), "web", api.GroupRecover{Confirm: "web"}); err != nil {
 		t.Fatal(err)
 	}
-	s.awaitRuns()
+	s.awaitReturn()
 	if n := s.files(); n != s.made {
 		t.Errorf("%d files of %d are left", n, s.made)
 	}
