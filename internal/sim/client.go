@@ -222,7 +222,11 @@ func (c *client) look(where string, rep *replica.Replica, open *request) {
 // has none.
 func (c *client) askObserver(open *request) bool {
 	var found []*observer
-	c.gr.eachObserver(func(o *observer) { found = append(found, o) })
+	c.gr.eachObserver(func(o *observer) {
+		if !o.forged {
+			found = append(found, o)
+		}
+	})
 	if len(found) == 0 {
 		return false
 	}

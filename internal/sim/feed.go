@@ -21,6 +21,7 @@ type source interface {
 	later(d int64, f func())
 	between(job func(done func())) // two applied batches
 	stock() catchup.Source
+	line() replica.Line
 	path() []uint64 // itself first, its upstream, and so on to a voter; empty: it has no way there at present
 	covers() uint64 // its state, the index
 	offered() uint64
@@ -178,15 +179,18 @@ func (f *feed) plan(l catchup.Learner) {
 		fail("%s is told %s %s by %s, which it feeds itself: %v", f.o, p.Mode, p.Rule, s, stock.Path)
 	}
 	w.report.plan(p.Rule, p.Mode)
+	if f.o.forged && p.Mode == catchup.Diff && l.Index > 0 {
+		fail("%s has what the group never had, and is told %s %s by %s", f.o, p.Mode, p.Rule, s)
+	}
 	w.trace(traceFeed, f.o.h.id, f.node, uint64(p.Mode), p.From, p.To)
-	path := s.path()
+	path, line := s.path(), s.line()
 	switch {
 	case p.Mode == catchup.Diff:
 		f.enter(p.From-1, p.To)
-		f.down(func() { f.o.welcome(f, path) })
+		f.down(func() { f.o.welcome(f, path, line) })
 		f.pump()
 		f.beat()
-	case p.Mode == catchup.Snap && f.whole:
+	case (p.Mode == catchup.Snap || p.Mode == catchup.Diverged) && f.whole:
 		f.enter(s.covers(), s.covers())
 		f.sending = true // nothing before it is installed
 		t := s.begin()
@@ -270,6 +274,7 @@ func (f *feed) beat() {
 
 func (m *member) host() *host                   { return m.h }
 func (m *member) between(job func(done func())) { m.jobs.add(job) }
+func (m *member) line() replica.Line            { return m.rep.Line() }
 func (m *member) covers() uint64                { return m.rep.Applied().Index }
 func (m *member) bytes(from, to uint64) (n uint64) {
 	if all, rest := m.log.Bytes(from), m.log.Bytes(to+1); all > rest {

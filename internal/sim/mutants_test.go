@@ -294,6 +294,18 @@ var mutants = []mutant{
 		why: "an observer is told that its state has diverged",
 	},
 	{
+		name: "terms are not compared", file: "engine/catchup/plan.go",
+		old: "	if term, ok := s.Term(l.Index); !ok || term != l.Term {\n",
+		new: "	if term, ok := s.Term(l.Index); !ok || term == 0 {\n",
+		why: "a state that the group never had is fed as if nothing were",
+	},
+	{
+		name: "beyond a fork is before it", file: "engine/catchup/plan.go",
+		old: "	if l.Index <= k {\n",
+		new: "	if l.Index <= k+1000 {\n",
+		why: "an observer goes on with what the new history may not have",
+	},
+	{
 		name: "deleted entries stay after a difference was fetched", file: "files/manifest/fetch.go",
 		old: "		if err := l.del(k); err != nil {\n			return err\n		}\n	}\n	for _, d := range goneDirs",
 		new: "		if err := error(nil); len(k) == 0 || err != nil {\n			return err\n		}\n	}\n	for _, d := range goneDirs",

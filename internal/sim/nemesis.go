@@ -37,7 +37,8 @@ const (
 	garbage      // messages that no peer may send
 	clockJump
 	clockRate
-	rewire // observers are to be fed by others
+	rewire  // observers are to be fed by others
+	forgery // an observer comes back with what the group never had
 	faultKinds
 )
 
@@ -45,7 +46,8 @@ var faultNames = [faultKinds]string{"process killed", "several processes killed"
 	"partition", "leader isolated", "slow disk", "lossy network", "leadership moved", "false report of a death",
 	"membership changed", "two leaders called at once", "killed after a vote", "disk error", "disk full",
 	"log lost for good", "bit flipped in a log", "observer wiped", "broken frame", "old messages replayed", "garbage messages", "clock jumped",
-	"clock rate changed", "topology changed"}
+	"clock rate changed", "topology changed",
+	"observer with a foreign state"}
 
 func (f fault) String() string { return faultNames[f] }
 
@@ -122,6 +124,8 @@ func (n *nemesis) strike(w *world, f fault) bool {
 		h.drift = int64((r.Float64() - 0.5) * float64(w.shape.tick)) // ticks from half to one and a half times as long
 	case changeMembers:
 		return n.change(w, gr)
+	case forgery:
+		return n.forge(w, h)
 	case rewire:
 		return gr.redraw(r)
 	case crashVoter:
@@ -198,6 +202,11 @@ func (n *nemesis) disk(w *world, f fault, h *host) bool {
 		n.crash(w, h, n.downtime(w))
 		_ = h.logs.Close()
 		h.logs, h.store, h.level = w.newDisk(h.id), kv.NewMemory(), 0
+		for _, o := range h.observers {
+			if o != nil {
+				o.forged = false
+			}
+		}
 	}
 	return true
 }

@@ -46,6 +46,7 @@ type observer struct {
 	sought int64    // when it last looked for a better source
 
 	wiringRead int   // up to which state of the wiring its host has come
+	forged     bool  // its state is not the group's, see forge.go
 	circling   int64 // since when it feeds itself, by way of others; 0: it does not
 }
 
@@ -63,10 +64,13 @@ func (o *observer) start() {
 	}
 	must(err, "open observer")
 	o.h.fits(rep)
+	rep.FollowForks()
 	o.rep, o.at = rep, rep.Applied().Index
 	o.tail = engine.NewTail(o.h.w.shape.tailBytes, rep.Applied())
 	o.run++
-	o.gr.ledger.compare(o.String(), o.rep)
+	if !o.forged {
+		o.gr.ledger.compare(o.String(), o.rep)
+	}
 	o.later(spread(o.h.w.dice.net, 100*milli), o.attach)
 	o.later(o.h.w.dice.net.Int64N(second), o.lookAround)
 }
@@ -78,7 +82,7 @@ func (o *observer) stop() {
 		}
 	}
 	o.cutAll()
-	*o = observer{h: o.h, gr: o.gr, run: o.run + 1, wiringRead: o.wiringRead}
+	*o = observer{h: o.h, gr: o.gr, run: o.run + 1, wiringRead: o.wiringRead, forged: o.forged}
 }
 
 // do runs an event of the observer, as the host does.
@@ -161,6 +165,8 @@ func (gr *group) sourceAt(h *host) source {
 func (o *observer) refused(f *feed, p *catchup.Plan) {
 	switch p.Mode {
 	case catchup.Reject, catchup.Behind:
+	case catchup.Diverged:
+		o.diverged(f)
 	case catchup.Snap:
 		if o.feed == f && o.whole == 0 {
 			o.whole = f.node
@@ -175,16 +181,17 @@ func (o *observer) refused(f *feed, p *catchup.Plan) {
 }
 
 // welcome is the answer of a source that feeds this observer, which has a path to the voters.
-func (o *observer) welcome(f *feed, path []uint64) {
-	if !o.passable(path) {
+func (o *observer) welcome(f *feed, path []uint64, line replica.Line) {
+	turns := line.History != o.rep.Line().History && o.rep.Applied().Index > 0
+	if !o.passable(path) || o.better == f && (turns || len(path) == 0) {
 		o.lose(f)
 		return
 	}
+	if turns {
+		must(o.rep.Adopt(line), "take up a new history")
+		o.h.w.report.Adopted++
+	}
 	if o.better == f {
-		if len(path) == 0 {
-			o.lose(f)
-			return
-		}
 		o.feed.broken = true
 		o.feed, o.better, o.wooed = f, nil, nil
 		o.h.w.report.Moved++
@@ -256,10 +263,14 @@ func (o *observer) lose(f *feed) {
 	}
 }
 
-// lookAround has an observer that has lost the way to the voters, or is not at its first choice, look for a better source.
-// The present one goes on feeding meanwhile.
 func (o *observer) lookAround() {
 	o.later(second, o.lookAround)
+	o.look()
+}
+
+// look has an observer that has lost the way to the voters, or is not at its first choice, look for a better source. The
+// present one goes on feeding meanwhile.
+func (o *observer) look() {
 	now := o.h.w.now
 	if o.feed == nil || !o.feed.live || o.better != nil {
 		return
@@ -338,10 +349,17 @@ func (o *observer) install(f *feed, t *transfer, path []uint64) {
 			if o.feed != f {
 				return
 			}
+			history := o.rep.Line().History
 			if !o.passable(path) || !t.restore(o.h, o.rep) {
 				o.lose(f)
 				return
 			}
+			if at := o.rep.Applied().Index; at >= o.at || history != o.rep.Line().History {
+				o.at = at
+			} else {
+				fail("%s was taken back from %d to %d by %s", o, o.at, at, f.src)
+			}
+			o.forged = false
 			o.h.w.report.ObserverSnapshots++
 			o.gr.ledger.compare(o.String(), o.rep)
 			o.tail.Reset(o.rep.Applied())
@@ -361,6 +379,7 @@ func (o *observer) install(f *feed, t *transfer, path []uint64) {
 func (o *observer) host() *host                   { return o.h }
 func (o *observer) between(job func(done func())) { o.jobs.add(job) }
 func (o *observer) path() []uint64                { return o.route }
+func (o *observer) line() replica.Line            { return o.rep.Line() }
 func (o *observer) covers() uint64                { return o.rep.Applied().Index }
 func (o *observer) offered() uint64               { return min(o.tail.Last(), o.covers()) }
 func (o *observer) bytes(from, to uint64) uint64  { return o.tail.Bytes(from, to) }

@@ -31,6 +31,8 @@ type Report struct {
 	Crashes, Snapshots, ObserverSnapshots, Changes, Digests int
 	Fed, CutOff, Reattached                                 int // entries sent to observers; observers cut off, or left by a silent source
 	Relayed, Moved                                          int // entries sent by observers; observers that went over to a better source
+	Forged                                                  int // observers that came back with what the group never had
+	Adopted                                                 int // observers that went on from what they had under a new history
 	Loops, TooDeep, Circles                                 int // paths refused for either; circles of observers seen
 	Duplicated                                              int // messages that arrived twice
 	InSync, Shrunk                                          int // in-sync sets recorded, and those that were smaller
@@ -107,6 +109,8 @@ func (r *Report) counters() []counter {
 		{"snapshots of members", &r.Snapshots}, {"snapshots of observers", &r.ObserverSnapshots},
 		{"entries fed to observers", &r.Fed}, {"observers cut off", &r.CutOff},
 		{"observers left by a silent source", &r.Reattached},
+		{"observers that came back with a state that never was", &r.Forged},
+		{"observers that took up a new history with what they had", &r.Adopted},
 		{"entries fed by observers", &r.Relayed}, {"observers that went over to a better source", &r.Moved},
 		{"feeds refused or left for a loop", &r.Loops}, {"and for too long a path", &r.TooDeep},
 		{"circles of observers, left again", &r.Circles},

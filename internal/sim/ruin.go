@@ -13,7 +13,9 @@ import (
 // Now and then the logs of most voters of a group are altered at once, while all machines go down; one of the others has
 // everything that was ever applied. If so many turn out to be damaged that nobody can lead, no damaged replica may give
 // up what it has: in the end an operator recovers the group, as lockstep group recover does, and nothing that was
-// acknowledged is missing. What becomes of observers and of who comes back under the new history is played in bubbles.
+// acknowledged is missing. Observers stay as they are, on the history that was given up, and come to the new one by rule R6:
+// from what they have if that ends at or below the fork, else with the whole state. Voters of the history before that come
+// back are played in bubbles, and so is a majority that takes with it what it acknowledged.
 
 // ruin alters the logs of a majority, if the rest has all that was applied.
 func (n *nemesis) ruin(w *world) {
@@ -79,7 +81,7 @@ func (w *world) recoverAll() (any bool) {
 	return any
 }
 
-// recover begins a new history on the replica that goes farthest; the others end.
+// recover begins a new history on the replica that goes farthest; the other members end.
 func (gr *group) recover() {
 	var ms []*member
 	var ends []engine.Standpoint
@@ -105,10 +107,6 @@ func (gr *group) recover() {
 			m.gone, m.h.members[gr.id-1] = true, nil
 		}
 	}
-	gr.eachObserver(func(o *observer) {
-		o.stop()
-		o.h.observers[gr.id-1] = nil
-	})
 	line, err := engine.Recover(seed.h.logs, seed.h.store, engine.RecoverConfig{
 		Group: gr.id, Replica: seed.id, History: [16]byte{byte(gr.id), 2}, Fork: last[best].Commit, Start: last[best].Last.Index + 1, StateOnly: seed.damaged,
 	})

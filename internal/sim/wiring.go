@@ -76,13 +76,19 @@ func (gr *group) redraw(r *mathrand.Rand) bool {
 	if len(gr.places) < 2 {
 		return false
 	}
-	gr.topology = topologies[r.IntN(len(topologies))]
+	if gr.topology = topologies[r.IntN(len(topologies))]; r.IntN(2) == 0 {
+		gr.topology = any_
+	}
 	gr.places = slices.Clone(gr.places)
 	r.Shuffle(len(gr.places), func(i, j int) { gr.places[i], gr.places[j] = gr.places[j], gr.places[i] })
 	gr.rewire()
+	mean := []int64{0, 3 * milli}[r.IntN(2)]
 	gr.eachObserver(func(o *observer) {
-		if r.IntN(2) == 0 { // it hears of it soon
-			o.sought = 0
+		if r.IntN(4) > 0 { // it is told at once
+			o.later(spread(r, mean), func() {
+				o.wiringRead, o.sought = len(gr.wirings)-1, -homeEvery
+				o.look()
+			})
 		}
 	})
 	return true
