@@ -3,7 +3,6 @@ package sim
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	mathrand "math/rand/v2"
 	"slices"
@@ -35,8 +34,9 @@ type bubble struct {
 	mu     sync.Mutex
 	dice   *mathrand.Rand // of everything; guarded by mu, for goroutines draw as they come
 	faults map[string]int
-	lives  []*life // all that there ever were
-	seen   error   // what must not happen and was seen by another goroutine than the one that runs the bubble
+	plans  map[string]int // decisions of sources and of replicas that come to another history, by rule
+	lives  []*life        // all that there ever were
+	seen   error          // what must not happen and was seen by another goroutine than the one that runs the bubble
 }
 
 type bubbleShape struct {
@@ -86,7 +86,7 @@ type life struct {
 func newBubble(seed uint64) *bubble {
 	r := mathrand.New(mathrand.NewPCG(seed, 99))
 	pick := func(xs ...int) int { return xs[r.IntN(len(xs))] }
-	b := &bubble{seed: seed, dice: r, faults: map[string]int{}}
+	b := &bubble{seed: seed, dice: r, faults: map[string]int{}, plans: map[string]int{}}
 	b.shape = bubbleShape{
 		voters: pick(1, 2, 3, 3, 3, 5), observers: pick(0, 1, 2, 4, 6), groups: pick(1, 1, 2, 4),
 		length: time.Duration(pick(20, 40, 60)) * time.Second,
@@ -182,7 +182,7 @@ func (n *bubbleNode) open() *life {
 	l.engine = engine.Open(engine.Config{
 		Node: n.id, Cluster: [16]byte{7}, Logs: slowLogs{n.logs, l}, State: waitingState{n.state, l}, Room: l.room, Transport: bubblePort{l},
 		Now:  func() time.Time { return time.Now().Add(time.Duration(n.skew.Load())) },
-		Seed: uint64(n.b.roll(1<<30))<<32 + n.id<<24, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Seed: uint64(n.b.roll(1<<30))<<32 + n.id<<24, Log: slog.New(planCounter{n.b}),
 		Fault:        func(error) { l.tasks.Go(func() { n.kill(l) }) },
 		SnapshotRate: n.b.shape.rate, Forked: l.told,
 	})

@@ -4,6 +4,10 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -22,16 +26,20 @@ func TestBubble(t *testing.T) {
 	if *bubbleSeed >= 0 {
 		first, count = *bubbleSeed, 1
 	}
-	sum, writes := map[string]int{}, 0
+	sum, plans, writes, failed, begun := map[string]int{}, map[string]int{}, 0, 0, time.Now()
 	for seed := first; seed < first+count; seed++ {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := newBubble(uint64(seed))
 				if err := b.run(t.Context()); err != nil {
+					failed++
 					t.Errorf("seed %d, %+v: %v", seed, b.shape, err)
 				}
 				for k, n := range b.faults {
 					sum[k] += n
+				}
+				for k, n := range b.plans {
+					plans[k] += n
 				}
 				for _, gr := range b.groups {
 					writes += len(gr.acked)
@@ -49,7 +57,28 @@ func TestBubble(t *testing.T) {
 			t.Errorf("in %d bubbles no %s", count, fault)
 		}
 	}
-	t.Logf("%d bubbles, %d writes acknowledged, faults %v", count, writes, sum)
+	for _, rule := range []string{"R1", "R3", "R4", "R6", "R7"} {
+		if count >= 100 && !slices.ContainsFunc(slices.Collect(maps.Keys(plans)), func(k string) bool { return strings.HasPrefix(k, rule) }) {
+			t.Errorf("in %d bubbles no catch-up by %s", count, rule)
+		}
+	}
+	t.Logf("%d bubbles, %d writes acknowledged, faults %v, catch-up %v", count, writes, sum, plans)
+	if *record {
+		r := readRecord(t)
+		r.Bubbles = append(r.Bubbles, RecordedBubbles{
+			Commit: commit(t), Date: time.Now().UTC().Format(time.DateOnly), From: first, Seeds: count, Failed: failed,
+			Seconds: math.Round(time.Since(begun).Seconds()), Writes: writes, Faults: countsOf(sum), CatchUp: countsOf(plans),
+		})
+		saveRecord(t, r)
+	}
+}
+
+// countsOf lists what was counted, by name.
+func countsOf(m map[string]int) (out []Count) {
+	for _, name := range slices.Sorted(maps.Keys(m)) {
+		out = append(out, Count{name, m[name]})
+	}
+	return out
 }
 
 func (b *bubble) run(ctx context.Context) (err error) {

@@ -17,6 +17,8 @@ type Record struct {
 	Bugs []Bug         `json:"bugs"`
 	// Planted are bugs that were put there on purpose.
 	Planted []PlantedBug `json:"planted"`
+	// Bubbles are runs of whole engines.
+	Bubbles []RecordedBubbles `json:"bubbles,omitempty"`
 	// Torture are runs against real processes, as their test has reported them.
 	Torture []json.RawMessage `json:"torture"`
 }
@@ -32,6 +34,20 @@ type RecordedRun struct {
 	Simulated int64   `json:"simulated_seconds"`
 	Groups    int     `json:"groups"`
 	Tables
+}
+
+// RecordedBubbles is a range of seeds that whole engines were run with. The same range may be run again: the scheduler has
+// a say in what comes of it.
+type RecordedBubbles struct {
+	Commit  string  `json:"commit"`
+	Date    string  `json:"date"`
+	From    int     `json:"from"`
+	Seeds   int     `json:"seeds"`
+	Failed  int     `json:"failed"`
+	Seconds float64 `json:"seconds"` // wall time
+	Writes  int     `json:"writes"`  // acknowledged
+	Faults  []Count `json:"faults"`
+	CatchUp []Count `json:"catch_up"`
 }
 
 // Bug is something that the simulator has found in what it simulates.
@@ -130,6 +146,7 @@ func (r *Record) Page() string {
 	for _, bug := range r.Planted {
 		line("| %s | `%s` | %s | %d | %s |", bug.Name, bug.File, bug.Why, bug.Seeds, bug.Commit)
 	}
+	r.bubbles(line)
 	line("\n## Real processes\n")
 	line("Reports of `make torture`, one a run.\n\n```")
 	for _, t := range r.Torture {
@@ -142,6 +159,30 @@ func (r *Record) Page() string {
 	}
 	line("```")
 	return b.String()
+}
+
+// bubbles is the part of the page about whole engines.
+func (r *Record) bubbles(line func(format string, args ...any)) {
+	if len(r.Bubbles) == 0 {
+		return
+	}
+	line("\n## Whole engines\n")
+	line("Runs of `go test ./internal/sim -run TestBubble -sim.bubblesfrom=FROM -sim.bubbles=n -sim.record`.\n")
+	line("| date | commit | seeds | failed | writes acknowledged | wall time |\n|---|---|---|---|---|---|")
+	var faults, plans []Count
+	for _, run := range r.Bubbles {
+		line("| %s | %s | %d–%d | %d | %d | %.0f s |", run.Date, run.Commit, run.From, run.From+run.Seeds-1, run.Failed, run.Writes, run.Seconds)
+		faults, plans = addCounts(faults, run.Faults), addCounts(plans, run.CatchUp)
+	}
+	for _, part := range []struct {
+		title  string
+		counts []Count
+	}{{"what was done to them, and seen", faults}, {"how they caught up", plans}} {
+		line("\n| %s | |\n|---|---|", part.title)
+		for _, c := range part.counts {
+			line("| %s | %d |", c.Name, c.Count)
+		}
+	}
 }
 
 func (r *RecordedRun) add(o *RecordedRun) {

@@ -157,6 +157,11 @@ func wantEvents(t *testing.T, sum Report) {
 			t.Errorf("no fault %q", fault(f))
 		}
 	}
+	for i, byMode := range sum.Plans {
+		if sum.Seeds >= 1000 && byMode == [modes]int{} {
+			t.Errorf("no catch-up by %s", ruleNames[i])
+		}
+	}
 }
 
 func runShard(t *testing.T, first, count uint64) Report {
