@@ -49,7 +49,10 @@ type board struct {
 	most   int                  // paths at once in this busy time
 	rested bool                 // one is over
 	flying map[string]struct{}  // claimed for a look: read, or on its way into the log
+	ending map[string]struct{}  // of those, the directories that are on their way to be none any more, see above.go
+	gone   map[string]uint64    // paths whose deletion by this node is committed, and where, see gone.go
 	laying map[string]struct{}  // claimed by the placer
+	filled map[string]*filling  // directories in which the placer has something
 	looks  []string             // ready to be looked at
 	places []string             // ready to be placed
 	later  map[string]time.Time // not to be looked at before
@@ -91,12 +94,16 @@ type pathState struct {
 	want       *want    // the newest one that waits
 	placing    *want    // the one that the placer has
 	wantQueued bool
-	afterLook  bool // the want waits for a look
-	young      bool // what was read may have changed since without a trace: nothing is placed before it is read again
+	afterLook  bool     // the want waits for a look
+	above      string   // the directory that the look waits for; "": it waits for none
+	alone      bool     // none is waited for: it will not be recorded
+	waiting    []string // looks that wait for the one at this path to end
+	young      bool     // what was read may have changed since without a trace: nothing is placed before it is read again
 }
 
 func newBoard(now func() time.Time) *board {
-	b := &board{now: now, paths: map[string]*pathState{}, flying: map[string]struct{}{}, laying: map[string]struct{}{}, withheld: map[string]bool{}, naming: naming{}, later: map[string]time.Time{}, retry: map[string]time.Time{}}
+	b := &board{now: now, paths: map[string]*pathState{}, naming: naming{}, later: map[string]time.Time{}, retry: map[string]time.Time{},
+		flying: map[string]struct{}{}, ending: map[string]struct{}{}, laying: map[string]struct{}{}, filled: map[string]*filling{}, withheld: map[string]bool{}, gone: map[string]uint64{}}
 	b.wake.L = &b.mu
 	return b
 }
@@ -174,6 +181,7 @@ func (b *board) due(now time.Time) {
 			b.queueWant(path, b.state(path))
 		}
 	}
+	b.forgetGone()
 }
 
 // takeLooks waits for something to look at and claims up to most paths that follow each other and are in one
@@ -211,7 +219,7 @@ func (b *board) takeLooks(most int) (paths []string) {
 
 func (b *board) claimLook(path string, st *pathState) {
 	b.flying[path] = struct{}{}
-	st.claim, st.look = looked, false
+	st.claim, st.look, st.above = looked, false, ""
 	st.heldEpochs, st.lookEpochs = append(st.heldEpochs, st.lookEpochs...), nil
 }
 
@@ -270,8 +278,10 @@ func (b *board) lookDone(path string, again time.Time) {
 	st := b.paths[path]
 	st.claim, st.afterLook = free, false
 	delete(b.flying, path)
+	delete(b.ending, path)
 	if again.IsZero() {
-		st.young = false
+		st.young, st.alone = false, false
+		b.letFollow(st)
 		finish(st.heldEpochs)
 		st.heldEpochs = nil
 		if b.looking.settle() {
@@ -409,7 +419,7 @@ func (b *board) takeWants(n int) []*want {
 			continue
 		}
 		st.claim = placed
-		b.laying[path] = struct{}{}
+		b.lay(path)
 		out, size = append(out, st.want), size+st.want.Node.Size
 		st.placing, st.want = st.want, nil
 	}
@@ -422,7 +432,7 @@ func (b *board) placeDone(w *want) {
 	defer b.mu.Unlock()
 	st := b.paths[w.Path]
 	st.claim, st.placing = free, nil
-	delete(b.laying, w.Path)
+	b.laid(w.Path)
 	b.count(w, -1)
 	finish(w.epochs)
 	if b.placing.settle() {
@@ -437,7 +447,7 @@ func (b *board) placeAgain(w *want, lookFirst bool, at time.Time) {
 	defer b.mu.Unlock()
 	st := b.paths[w.Path]
 	st.claim, st.placing = free, nil
-	delete(b.laying, w.Path)
+	b.laid(w.Path)
 	w.tries++
 	if newer := st.want; newer != nil {
 		newer.epochs = append(newer.epochs, w.epochs...)

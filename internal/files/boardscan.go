@@ -61,15 +61,3 @@ func (b *board) hintClaimed(dir string, scan *epoch) {
 func beneath(path, dir string) bool {
 	return dir == "" || len(path) > len(dir) && path[len(dir)] == '/' && path[:len(dir)] == dir
 }
-
-// followBelow has everything below dir looked at once more that is on its way into the log: dir, which is
-// claimed, is gone.
-func (b *board) followBelow(dir string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for path := range b.flying {
-		if beneath(path, dir) {
-			b.followLocked(b.paths[dir], path)
-		}
-	}
-}

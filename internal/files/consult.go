@@ -27,6 +27,9 @@ func (a *Agent) consult(found []finding) ([]finding, error) {
 	var adopted []adoption
 	for i := range found {
 		f, stands := &found[i], stands[found[i].change.Path]
+		if a.board.outlived(f.change.Path, &stands.Node) {
+			stands = standing{}
+		}
 		if f.unsure {
 			if ad, ok := a.noEdit(f, stands.Node); ok {
 				adopted = append(adopted, ad)

@@ -78,9 +78,15 @@ func (a *Agent) lookAt(r *reader, path string, found []finding) []finding {
 		return found
 	}
 	a.status.solved(path)
+	if v.above != "" {
+		a.board.waitAbove(path, v.above)
+		return found
+	}
 	if f == nil {
 		if v.entry {
+			r.idle = append(r.idle, path)
 			found = a.lookAbove(r, path, found)
+			r.idle = r.idle[:len(r.idle)-1]
 		}
 		a.settleLook(path, v)
 		return found
@@ -109,6 +115,7 @@ func (a *Agent) lookFailed(path string, err error) {
 		return
 	}
 	a.status.problem(path, err)
+	a.board.standAlone(path)
 	a.board.lookDone(path, time.Time{}) // a problem that is said: nobody has to wait for it
 	if !errors.Is(err, errSkipped) {
 		a.board.hint(path, a.cfg.Now().Add(time.Minute))
@@ -320,6 +327,7 @@ func (a *Agent) settle(index uint64, found []finding, outs []manifest.Outcome) e
 		case manifest.Accepted, manifest.Same:
 			if f.change.Node.Kind == manifest.Absent {
 				rec = record{}
+				a.board.settleGone(f.change.Path, index)
 			}
 		case manifest.Conflicted, manifest.Superseded:
 			// I3: what is here is kept elsewhere, or was nothing; the manifest's state may take its place.
@@ -327,6 +335,7 @@ func (a *Agent) settle(index uint64, found []finding, outs []manifest.Outcome) e
 			a.rechecks.add(f.change.Path, index)
 		case manifest.Refused:
 			a.status.problem(f.change.Path, errRefused)
+			a.board.standAlone(f.change.Path)
 			continue
 		}
 		if err := a.setRecord(e, f.change.Path, f.old.Stat.Kind, rec); err != nil {

@@ -141,7 +141,7 @@ func (a *Agent) toPlace(wants []*want) ([]laying, error) {
 			return nil, err
 		}
 		// A record newer than what is wanted is of a change of this node: its event comes, or has come.
-		if rec.Version > w.index || a.asWanted(&rec, &w.Node) {
+		if rec.Version > w.index || a.asWanted(&rec, &w.Node) || a.board.outlived(w.Path, &w.Node) {
 			a.board.placeDone(w)
 			continue
 		}

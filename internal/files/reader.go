@@ -34,6 +34,7 @@ type verdict struct {
 	had    manifest.Kind // what the record there was of
 	place  bool          // let the placer bring the path to the manifest's state
 	entry  bool          // an entry may have come and gone: the directory's times changed
+	above  string        // a directory that has to be recorded before, see above.go
 	young  bool          // has to be read once more, see young.go
 }
 
@@ -50,6 +51,7 @@ type reader struct {
 	dir     *vfs.Directory    // where the last look was; nil: none, or it does not exist
 	parent  string            // path of dir
 	name    string            // of the path that is looked at, in dir
+	idle    []string          // claimed paths at which nothing was found: looks at what is above them follow
 }
 
 func newReader(a *Agent) *reader {
@@ -111,6 +113,7 @@ func (r *reader) look(path string) (*finding, verdict, error) {
 		r.a.broken(err)
 		return nil, verdict{}, err
 	}
+	filled := rec.Stat.Kind == manifest.Dir && r.a.board.fills(path) // before and after: it may have begun, or ended, meanwhile
 	in, err := r.openAt(path)
 	if err != nil {
 		return nil, verdict{}, err
@@ -124,10 +127,18 @@ func (r *reader) look(path string) (*finding, verdict, error) {
 		moved := now.Kind == manifest.Dir && now.CTime != rec.Stat.CTime
 		return nil, verdict{entry: moved || now.Kind == manifest.Absent}, nil
 	}
+	if rec.Stat.Kind == manifest.Dir && onlyTimes(now, rec.Stat) && (filled || r.a.board.fills(path)) {
+		return nil, verdict{}, nil
+	}
 	if rec.Stat.Kind == manifest.Dir && now.Kind != manifest.Dir {
-		r.a.board.followBelow(path)
-		if wait, err := r.childrenFirst(path); wait || err != nil {
+		may := r.a.board.mayEnd(path, r.idle)
+		if wait, err := r.childrenFirst(path); wait || !may || err != nil {
 			return nil, verdict{}, err
+		}
+	}
+	if rec.Stat.Kind == manifest.Absent && now.Kind != manifest.Absent {
+		if dir, wait, err := r.waitsAbove(path); wait || err != nil {
+			return nil, verdict{above: dir}, err
 		}
 	}
 	f := &finding{change: manifest.Change{Path: path, Base: rec.Version}, old: rec, stat: now}
@@ -138,6 +149,11 @@ func (r *reader) look(path string) (*finding, verdict, error) {
 		return nil, v, err
 	}
 	return r.compare(f)
+}
+
+// onlyTimes says whether of a directory nothing changed but its times, as far as the manifest is concerned.
+func onlyTimes(now, rec place.Stat) bool {
+	return now.Kind == rec.Kind && now.Mode == rec.Mode && now.UID == rec.UID && now.GID == rec.GID
 }
 
 // tryDescribe is describe; the verdict is to look again if the entry changes meanwhile.

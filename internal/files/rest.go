@@ -12,7 +12,7 @@ func (b *board) rest() {
 		b.flying = map[string]struct{}{}
 	}
 	if len(b.laying) == 0 {
-		b.laying = map[string]struct{}{}
+		b.laying, b.filled = map[string]struct{}{}, map[string]*filling{}
 	}
 	b.naming = naming{}
 	if len(b.looks) == 0 {

@@ -57,6 +57,7 @@ type node struct {
 	serving sync.WaitGroup
 	ended   chan error
 	change  func(*Config)
+	late    chan machine.Command // entries that this node hears of only after their proposers have; nil: at once
 }
 
 var created = time.Unix(1_700_000_000, 0)
@@ -181,17 +182,47 @@ func (nd *node) Propose(ctx context.Context, payload []byte, _ []uint64) (uint64
 	f.entries = append(f.entries, c)
 	var mine []byte
 	for _, n := range f.nodes {
-		if n.isUp() {
+		switch {
+		case !n.isUp():
+		case n.late != nil:
+			n.late <- c
+		default:
 			res, err := n.apply(c)
 			if err != nil {
 				return 0, nil, err
 			}
-			if n == nd {
+			if n == nd || nd.late != nil {
 				mine = res
 			}
 		}
 	}
 	return c.Index, mine, nil
+}
+
+// lag has the node apply what is committed when next returns, which its own proposals do not wait for, as those of a
+// follower. It has to be up, and not the only one.
+func (nd *node) lag(next func()) {
+	late := make(chan machine.Command, 1<<16)
+	nd.f.mu.Lock()
+	nd.late = late
+	nd.f.mu.Unlock()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for c := range late {
+			next()
+			if _, err := nd.apply(c); err != nil {
+				nd.f.t.Errorf("%s: apply entry %d: %v", nd.name, c.Index, err)
+			}
+		}
+	}()
+	nd.f.t.Cleanup(func() {
+		nd.f.mu.Lock()
+		nd.late = nil
+		nd.f.mu.Unlock()
+		close(late)
+		<-done
+	})
 }
 
 func (nd *node) connected(ctx context.Context) error {
@@ -215,8 +246,16 @@ func (nd *node) Barrier(ctx context.Context) (uint64, error) {
 		return 0, err
 	}
 	nd.f.mu.Lock()
-	defer nd.f.mu.Unlock()
-	return uint64(len(nd.f.entries)), nil
+	end := uint64(len(nd.f.entries))
+	nd.f.mu.Unlock()
+	for nd.Applied() < end {
+		select {
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
+	}
+	return end, nil
 }
 
 func (nd *node) Replay(_ context.Context, after, upTo uint64, fn func(uint64, []byte) error) error {
