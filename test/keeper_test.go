@@ -48,6 +48,8 @@ func TestADirectoryHasOneKeeper(t *testing.T) {
 	if err := n1.Kill(); err != nil {
 		t.Fatal(err)
 	}
+	refused(t, api.CodeUnavailable, "control group", "", "--server", socket(n2), "restore", file, "--group", group, "--as", "beside",
+		"--on", "n2:"+filepath.Join(f.Dir, "beside"), "--dry-run") // without a majority nobody can say yes
 	refused(t, api.CodeConflict, n1.Tree, "holds files", "restore", file, "--data", data, "--name", "n1")
 	run(t, f, nil, "restore", file, "--data", data, "--name", "n1", "--over-living")
 	if got := read(t, n1, "f1"); got != "in the backup" {

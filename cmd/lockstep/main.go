@@ -12,6 +12,7 @@ import (
 
 	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/cli"
+	"github.com/lockstep-sync/lockstep/internal/server"
 )
 
 func main() { os.Exit(run()) }
@@ -24,7 +25,7 @@ func run() int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), ends...)
 	defer stop()
-	return cli.Main(ctx, cli.Env{Args: os.Args[1:], Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, Build: build(), Serve: serve, OfflineRecover: offlineRecover, OfflineLog: offlineLog, Backup: backupFile})
+	return cli.Main(ctx, cli.Env{Args: os.Args[1:], Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, Build: build(), Serve: serve, OfflineRecover: offlineRecover, OfflineLog: offlineLog, Backup: backupFile, TryRestore: server.TryRestore})
 }
 
 // build is what the linker wrote into this binary.

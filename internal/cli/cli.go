@@ -38,6 +38,9 @@ type Env struct {
 	OfflineLog func(data string, progress func(api.Progress)) OfflineLog
 	// Backup reads a backup on disk; progress may be nil.
 	Backup func(path string, progress func(api.Progress)) BackupFile
+	// TryRestore says what a restore of groups into a new cluster, in the directory data with one node of that name, would
+	// do, or why it would be refused.
+	TryRestore func(ctx context.Context, data, name string, reqs []api.Restore) ([]api.Restored, error)
 }
 
 // app is one run.

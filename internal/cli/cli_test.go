@@ -85,7 +85,7 @@ func TestSettingsAreChecked(t *testing.T) {
 	for _, args := range [][]string{
 		{"--data", ""}, {"--listen", ""}, {"--listen", "1.2.3.4"}, {"--listen", ":99999"}, {"--advertise", "x"},
 		{"--name", ".x"}, {"--name", strings.Repeat("x", 64)}, {"--log-level", "loud"}, {"--log", "xml"},
-		{"--snapshot-rate", "fast"}, {"--snapshot-rate", "-1"}, {"--snapshot-rate", "1MM"},
+		{"--snapshot-rate", "fast"}, {"--snapshot-rate", "-1"}, {"--snapshot-rate", "1MM"}, {"--snapshot-rate", "1K"}, {"--snapshot-rate", "16383"},
 	} {
 		if _, code, errs := serveWith(t, nil, append([]string{"--name", "n1"}, args...)...); code != 2 {
 			t.Errorf("%v: exit status %d, %s", args, code, errs)

@@ -206,8 +206,14 @@ func parseRate(s string) (uint64, error) {
 	if err != nil || !ok {
 		return 0, fmt.Errorf("%q is not a rate", s)
 	}
-	return n << by, nil
+	if rate := n << by; rate == 0 || rate >= leastRate {
+		return rate, nil
+	}
+	return 0, fmt.Errorf("%s is too slow for a state ever to arrive: at least %dK", s, leastRate>>10)
 }
+
+// leastRate is the lowest limit of bytes a second for states. A group that is written to moves on while one is sent.
+const leastRate = 16 << 10
 
 // hasIdentity tells whether a data directory is a node's already: then it knows the node's name, which need not be
 // the host's.

@@ -187,7 +187,8 @@ func (a *app) restoreCluster(ctx context.Context, f BackupFile, o restoreOptions
 		return out, err
 	}
 	if o.dry {
-		return dryCluster(data, cfg.Name, reqs), nil
+		groups, err := a.env.TryRestore(ctx, data, cfg.Name, reqs)
+		return restoreResult{Data: data, Groups: groups, DryRun: true}, err
 	}
 	out, err = a.runRestore(ctx, f, cfg, reqs)
 	if err == nil {
@@ -246,20 +247,6 @@ func clusterRequests(ctx context.Context, f BackupFile, o restoreOptions, name s
 		return nil, &api.Error{Code: api.CodeNotFound, Op: "restore", Subject: o.group, Why: "the backup has no such group", Hint: "lockstep backup ls FILE lists them"}
 	}
 	return reqs, nil
-}
-
-func dryCluster(data, name string, reqs []api.Restore) restoreResult {
-	out := restoreResult{Data: data, Groups: []api.Restored{}, DryRun: true}
-	for _, r := range reqs {
-		g := api.Restored{Group: r.As, Node: name, Before: r.History, Fork: r.Index, Files: r.Files, Bytes: r.Bytes, Paths: r.Paths, DryRun: true, Warnings: []string{}}
-		for _, dir := range r.Paths {
-			if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
-				g.Warnings = append(g.Warnings, dir+" holds files")
-			}
-		}
-		out.Groups = append(out.Groups, g)
-	}
-	return out
 }
 
 // runRestore starts the node, restores into it, waits until all is on disk, and stops it.

@@ -16,8 +16,20 @@ type pace struct {
 	sent uint64    // ever
 }
 
-// paceStep is how many bytes are let through at once.
-const paceStep = 64 << 10
+// paceStep is how many bytes are let through at once, at most; at a low rate it is what takes paceTime, so that the other
+// side hears from this one long before snapSilence, also if several states are on their way.
+const (
+	paceStep = 64 << 10
+	paceTime = time.Second / 4
+)
+
+// step is how many bytes are let through at once.
+func (p *pace) step() int {
+	if p.rate == 0 {
+		return paceStep
+	}
+	return int(min(paceStep, max(1, p.rate*uint64(paceTime)/uint64(time.Second))))
+}
 
 // pass waits until n bytes may be sent.
 func (p *pace) pass(ctx context.Context, n int) error {
@@ -67,7 +79,7 @@ type paced struct {
 
 func (c paced) Write(b []byte) (n int, err error) {
 	for n < len(b) {
-		step := min(len(b)-n, paceStep)
+		step := min(len(b)-n, c.pace.step())
 		if err := c.pace.pass(c.ctx, step); err != nil {
 			return n, err
 		}

@@ -43,16 +43,9 @@ const (
 // nobody takes what there is for a whole one.
 func (n *node) Backup(ctx context.Context, req api.BackupCreate, w io.Writer) error {
 	const op = "backup create"
-	ctl := n.ctl.member()
-	if ctl == nil {
-		return errStarting
-	}
-	barrier, cancel := context.WithTimeout(ctx, proposeTimeout)
-	defer cancel()
-	at, err := ctl.Barrier(barrier)
+	at, err := n.currentControl(ctx, op)
 	if err != nil {
-		return &api.Error{Code: api.CodeUnavailable, Op: op, Subject: "control group", Why: err.Error(),
-			Hint: "a backup needs the control group's majority; lockstep node list shows who is down"}
+		return err
 	}
 	st := n.ctl.state()
 	groups, err := n.groupsToBackUp(op, st, req.Groups)
@@ -146,29 +139,31 @@ func membersOf(st *control.State, g *control.Group) (list []backup.Member) {
 }
 
 // backUpGroup has one member after the other try; this node first, if it is one. Contents that one has sent count for
-// the next.
+// the next. One that goes silent is given up like one that fails.
 func (n *node) backUpGroup(ctx context.Context, out *backup.Writer, g *control.Group) error {
 	members := g.Members
 	if m, ok := g.Member(n.self); ok {
 		members = append([]control.Member{m}, members...)
 	}
+	return n.backUpFrom(ctx, out, g, members, func(m control.Member) (io.ReadCloser, error) { return n.openBackup(ctx, g, m.Node) })
+}
+
+func (n *node) backUpFrom(ctx context.Context, out *backup.Writer, g *control.Group, members []control.Member,
+	open func(control.Member) (io.ReadCloser, error),
+) error {
 	var failed error
 	for _, m := range members {
-		if failed = n.backUpFrom(ctx, out, g, m.Node); failed == nil || ctx.Err() != nil || out.Open() {
+		r, err := open(m)
+		if err == nil {
+			err = errors.Join(out.Forward(bufio.NewReaderSize(r, 1<<20)), r.Close())
+		}
+		if failed = err; failed == nil || ctx.Err() != nil || out.Open() {
 			return failed
 		}
 		n.log.Info("a member could not be backed up from", "group", g.Name, "peer", n.nameOf(m.Node), "err", failed)
 	}
 	return &api.Error{Code: api.CodeUnavailable, Op: "backup create", Subject: g.Name, Why: failed.Error(),
 		Hint: "lockstep group show " + g.Name + " says which members are up"}
-}
-
-func (n *node) backUpFrom(ctx context.Context, out *backup.Writer, g *control.Group, node uint64) error {
-	r, err := n.openBackup(ctx, g, node)
-	if err != nil {
-		return err
-	}
-	return errors.Join(out.Forward(bufio.NewReaderSize(r, 1<<20)), r.Close())
 }
 
 // openBackup begins to read a group from a member, this node or another one.
@@ -192,8 +187,13 @@ func (n *node) openBackup(ctx context.Context, g *control.Group, node uint64) (i
 	if err != nil {
 		return nil, err
 	}
+	return askBackup(ctx, &attended{conn, n.nameOf(node), streamSilence}, g.ID)
+}
+
+// askBackup has the member at the other end send the group.
+func askBackup(ctx context.Context, conn net.Conn, group uint64) (io.ReadCloser, error) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	if _, err := conn.Write(groupBytes(g.ID)); err != nil {
+	if _, err := conn.Write(groupBytes(group)); err != nil {
 		stop()
 		conn.Close()
 		return nil, err
@@ -213,7 +213,8 @@ func (e ended) Close() error {
 }
 
 // serveBackup sends what this node has of a group.
-func (n *node) serveBackup(ctx context.Context, _ uint64, conn net.Conn) {
+func (n *node) serveBackup(ctx context.Context, from uint64, conn net.Conn) {
+	conn = &attended{conn, n.nameOf(from), streamSilence}
 	var head [8]byte
 	if _, err := io.ReadFull(conn, head[:]); err != nil {
 		return

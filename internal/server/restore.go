@@ -58,19 +58,7 @@ func (n *node) Restore(ctx context.Context, req api.Restore, body io.Reader) (ap
 		n.discard(ctx, p.seed, upload)
 		return p.out, err
 	}
-	f := &control.ForkGroup{Group: req.As, Node: p.out.Node, Fork: control.Fork{
-		Before: p.before, Index: req.Index, Term: req.Term, Start: req.Index + 1, Cause: control.ForkRestore, Upload: upload,
-	}}
-	rand.Read(f.To[:])
-	cmd := &control.Command{By: n.id.Name(), ForkGroup: f}
-	if p.living != nil {
-		f.Was = p.living.History
-	} else {
-		cmd = &control.Command{By: n.id.Name(), CreateGroup: &control.CreateGroup{
-			Name: req.As, Paths: req.Paths, Ack: req.Ack, Conflict: req.Conflict, Mode: req.Mode, Topology: req.Topology,
-			History: f.To, Restore: f, // a mark of its own: directories of the group in the backup are another's
-		}}
-	}
+	cmd := restoreCommand(&req, &p, n.id.Name(), upload)
 	if _, err := n.ctl.propose(ctx, cmd); err != nil {
 		var refused *api.Error
 		if errors.As(err, &refused) && refused.Code != api.CodeUnavailable { // else it may still be executed
@@ -78,7 +66,11 @@ func (n *node) Restore(ctx context.Context, req api.Restore, body io.Reader) (ap
 		}
 		return p.out, err
 	}
-	p.out.History = hex.EncodeToString(f.To[:])
+	to := cmd.ForkGroup
+	if to == nil {
+		to = cmd.CreateGroup.Restore
+	}
+	p.out.History = hex.EncodeToString(to.To[:])
 	n.log.Warn("group restored from a backup", "group", req.As, "seed", p.out.Node, "history", p.out.History, "before", p.out.Before, "at", req.Index)
 	return p.out, nil
 }
@@ -101,6 +93,9 @@ func (n *node) planRestore(ctx context.Context, req *api.Restore) (p restorePlan
 	}
 	if e := n.beyond(req.Group, req.Level); e != nil { // as the request says; what is uploaded is asked, too
 		return p, e
+	}
+	if _, err := n.currentControl(ctx, op); err != nil {
+		return p, err
 	}
 	p.out = api.Restored{Group: req.As, Before: req.History, Fork: req.Index, Files: req.Files, Bytes: req.Bytes, DryRun: req.DryRun, Warnings: []string{}}
 	g, exists := n.ctl.state().GroupNamed(req.As)
@@ -132,7 +127,10 @@ func (n *node) planRestore(ctx context.Context, req *api.Restore) (p restorePlan
 			return p, err
 		}
 	}
-	return p, n.chooseSeed(ctx, &p)
+	if err := n.chooseSeed(ctx, &p); err != nil {
+		return p, err
+	}
+	return p, n.tryRestore(req, &p)
 }
 
 // fitPolicy replaces a conflict policy that prefers a node which this cluster does not have.
@@ -227,11 +225,13 @@ func (n *node) upload(ctx context.Context, seed uint64, id string, body io.Reade
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	if _, err := io.Copy(conn, io.MultiReader(strings.NewReader(id), body)); err != nil {
+	to := &attended{conn, n.nameOf(seed), streamSilence}
+	if _, err := io.Copy(to, io.MultiReader(strings.NewReader(id), body)); err != nil {
 		return fmt.Errorf("send the backup to %s: %w", n.nameOf(seed), err)
 	}
 	var refused *api.Error
-	if err := json.NewDecoder(conn).Decode(&refused); err != nil {
+	to.silence = syncSilence
+	if err := json.NewDecoder(to).Decode(&refused); err != nil {
 		return fmt.Errorf("send the backup to %s: no answer: %w", n.nameOf(seed), err)
 	}
 	if refused != nil {
@@ -325,6 +325,7 @@ func (a *arriving) underWay(id string) bool {
 func (n *node) serveRestore(ctx context.Context, from uint64, conn net.Conn) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
+	conn = &attended{conn, n.nameOf(from), streamSilence}
 	in := bufio.NewReaderSize(conn, 1<<20)
 	var id [16]byte
 	if _, err := io.ReadFull(in, id[:]); err != nil {
