@@ -56,6 +56,9 @@ type Config struct {
 	// Forked is called when another node says that it follows another history; it must not block. nil: nobody
 	// listens.
 	Forked func(Forked)
+	// Troubled is called when a replica's log was found damaged (Group.Damage), or the replica has ended by itself
+	// (Group.Stopped); it must not block. nil: nobody listens.
+	Troubled func(group uint64)
 	// Room tells of full disks. nil: there is always room.
 	Room Room
 	// Knows is the newest cluster level that this program knows, its machines included; 0: the first. A state or an entry

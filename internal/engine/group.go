@@ -83,6 +83,8 @@ type Group struct {
 	checkEvery atomic.Int64  // a duration
 	leaderless atomic.Int64  // since when no leader is known, Unix ns; 0: one is
 	alarm      atomic.Pointer[string]
+	damage     atomic.Pointer[error] // found in the log, last
+	stopped    atomic.Pointer[Stopped]
 
 	stopping context.Context
 	stop     context.CancelFunc
@@ -137,9 +139,9 @@ func (e *Engine) openGroup(cfg GroupConfig) (*Group, error) {
 	if err := e.repairLog(cfg.ID, log, rep); err != nil {
 		return nil, err
 	}
-	room := &groupRoom{eng: e}
+	room, store := &groupRoom{eng: e}, &storage{Log: log, rep: rep}
 	c, err := core.New(core.Config{
-		Group: cfg.ID, Replica: cfg.Replica, Nonce: e.ids.Add(1), Storage: storage{log, rep},
+		Group: cfg.ID, Replica: cfg.Replica, Nonce: e.ids.Add(1), Storage: store,
 		Applied: rep.Applied().Index, AppliedTerm: rep.Applied().Term, ConfState: rep.ConfState(),
 		InSync: cfg.InSync, Terms: rep.Terms, Executes: rep.Executes, Room: room, Level: e.level,
 		Logger: core.NewLogger(cfg.ID, cfg.Replica, func(msg string) { e.cfg.Log.Debug(msg, "group", cfg.ID) }),
@@ -160,7 +162,7 @@ func (e *Engine) openGroup(cfg GroupConfig) (*Group, error) {
 		moved:   newSignal(),
 		book:    newDigestBook(rep),
 	}
-	room.g = g
+	room.g, store.found = g, g.unreadable
 	g.newsDue = time.AfterFunc(newsPatience, func() { g.box.call(g.sendOverdue) })
 	rep.Watch(replica.Hooks{
 		Marked: func(m replica.Mark) { g.book.marked(m, g.tasks.Go, func() { g.jobs.call(g.compare) }) },
@@ -170,7 +172,7 @@ func (e *Engine) openGroup(cfg GroupConfig) (*Group, error) {
 	g.stopping, g.stop = context.WithCancel(context.Background())
 	g.src = &source{
 		eng: e, group: cfg.ID, voter: true, lg: g.lg, rep: rep, differ: cfg.Differ, moved: g.moved,
-		log:  logPrefix{log, &g.pins, rep.Applied, func() uint64 { return g.Core().Applied }},
+		log:  logPrefix{log, &g.pins, rep.Applied, func() uint64 { return g.Core().Applied }, g.unreadable},
 		pins: &g.pins, between: g.onApplier, path: g.path, news: g.news, stopping: g.stopping,
 	}
 	g.catchup.start(rep.Applied().Index)
@@ -209,16 +211,6 @@ func initialSnapshot(voters []uint64) *raftpb.SnapshotMetadata {
 		meta.Index, meta.Term = new(uint64(bootstrapIndex)), new(uint64(1))
 	}
 	return meta
-}
-
-// storage is the log as raft reads it, with the snapshot that this node could stream right now.
-type storage struct {
-	logstore.Log
-	rep *replica.Replica
-}
-
-func (s storage) Snapshot() (*raftpb.Snapshot, error) {
-	return &raftpb.Snapshot{Metadata: s.rep.SnapshotMeta()}, nil
 }
 
 // repairLog closes the one gap that a crash can leave: a state was installed, but the log was not yet reset to
@@ -302,12 +294,7 @@ func (g *Group) catchFault() {
 	switch f := recover().(type) {
 	case nil:
 	case *core.Fault:
-		g.lg.Error("replica stopped: its log or state contradicts itself", "err", f)
-		g.box.close()
-		g.abandon()
-		last := g.Core()
-		last.Role, last.Leader = core.Follower, 0 // whatever it was: it is no more
-		g.status.Store(&last)
+		g.fail(f)
 	default:
 		panic(f)
 	}
@@ -484,6 +471,7 @@ func (g *Group) close() {
 	g.box.close()
 	g.jobs.close()
 	g.tasks.Wait()
+	g.condemn()
 	g.reign.over()
 	g.changed.broadcast()
 	g.moved.broadcast()

@@ -7,7 +7,7 @@ import "sync"
 //
 // A cut is decided on the loop and made later, after the state was synced. So it is written down here as it is decided, by
 // the same lock under which they register. Invariant: what is above a pin's index stays until the pin is moved or
-// released; what is not above gone counts as cut, though the log may hold it a while.
+// released, unless it is damaged; what is not above gone counts as cut, though the log may hold it a while.
 type pinSet struct {
 	mu   sync.Mutex
 	pins map[*pin]struct{}
@@ -54,6 +54,18 @@ func (p *pinSet) cut(limit uint64) uint64 {
 	}
 	p.gone = max(p.gone, limit)
 	return limit
+}
+
+// spoil says that what is not above index cannot be relied on to be read: it counts as cut, whatever is pinned. It is false
+// if that much counted as cut already.
+func (p *pinSet) spoil(index uint64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if index <= p.gone {
+		return false
+	}
+	p.gone = index
+	return true
 }
 
 // first is where a log begins that still begins at first, to whoever registers now.

@@ -2,11 +2,13 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
 )
 
 // replayBytes is how much of the log is read at a time.
@@ -25,6 +27,9 @@ func (g *Group) Replay(ctx context.Context, after, upTo uint64, fn func(index ui
 			return err
 		}
 		entries, err := g.log.Entries(at, upTo+1, replayBytes)
+		if errors.Is(err, logstore.ErrDamaged) {
+			g.unreadable(upTo, err)
+		}
 		if err != nil {
 			return fmt.Errorf("engine: replay group %d from %d: %w", g.cfg.ID, at, err)
 		}

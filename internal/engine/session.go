@@ -48,8 +48,8 @@ type Session struct {
 	next   uint64              // at most floor+maxOutstanding
 	floor  uint64              // every sequence number below it has its answer
 	done   map[uint64]struct{} // answered ones above floor
-	leader uint64              // node that answered last; 0: not known
-	mute   uint64              // node that gave no answer when it was asked last
+	leader uint64              // node that decided about a write last, or was named as the leader since; 0: not known
+	mute   uint64              // node that gave no answer when it was asked last, or none that says anything
 }
 
 // NewSession starts a session; client must be unique to it (random).
@@ -144,8 +144,9 @@ func (s *Session) accept(a served) (Answer, error) {
 	return out, nil
 }
 
-// attempt asks the leader as far as it is known: this node's own replica first, then the last one that
-// answered, then the voters in turn. It ends when another leader is found: the one that was asked may be cut off, which the
+// attempt asks the leader as far as it is known: whom this node's own replica takes for it, then the last one that
+// decided about a write, then the voters in turn. Who answers and decides nothing is passed over: a replica that has
+// stopped answers at once, and for ever. It ends when another leader is found: the one that was asked may be cut off, which the
 // network notices later.
 func (s *Session) attempt(ctx context.Context, p core.Proposal, try int) (a served, err error) {
 	reign := s.eng.reignOver(s.group) // before the leader is picked
@@ -172,12 +173,20 @@ func (s *Session) attempt(ctx context.Context, p core.Proposal, try int) (a serv
 			return served{}, err
 		}
 	}
-	if a.Code == core.NotLeader {
-		s.setLeader(a.node)
-	} else {
-		s.setLeader(node)
-	}
+	s.answeredBy(node, a)
 	return a, nil
+}
+
+// answeredBy notes whom to ask next, after what a node said.
+func (s *Session) answeredBy(node uint64, a served) {
+	switch {
+	case a.Code == core.NotLeader:
+		s.setLeader(a.node)
+	case decided(a.Code) || a.Code == core.Full:
+		s.setLeader(node)
+	default: // it may lead and be busy, or its replica may be finished, or doubtful: others say who leads
+		s.passOver(node)
+	}
 }
 
 // pick returns the node to ask, and for how long.
@@ -213,7 +222,7 @@ func (s *Session) setLeader(node uint64) {
 	s.leader, s.mute = node, 0
 }
 
-// passOver notes that a node gave no answer; it is asked again after another one.
+// passOver notes that a node gave no answer, or none that decides; it is asked again after another one.
 func (s *Session) passOver(node uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -445,6 +445,9 @@ func (e *Engine) sourceOf(h hello) (*source, string) {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
 	if g, ok := e.groups[h.Group]; ok {
+		if g.Stopped() != nil {
+			return nil, "this node's replica has stopped"
+		}
 		return g.src, ""
 	}
 	if o, ok := e.observers[h.Group]; ok {

@@ -31,6 +31,8 @@ type logPrefix struct {
 	pins    *pinSet
 	state   func() core.Position
 	applied func() uint64 // by raft, from this log
+	// damaged notes that a read up to index to found the log damaged: first is above that from then on.
+	damaged func(to uint64, err error)
 }
 
 func (p logPrefix) First() (uint64, error) {
@@ -60,6 +62,9 @@ func (p logPrefix) Cached() uint64 { return p.log.Cached() }
 
 func (p logPrefix) Entries(from, to, limit uint64) ([]*raftpb.Entry, error) {
 	entries, err := p.log.Entries(from, to+1, limit)
+	if errors.Is(err, logstore.ErrDamaged) {
+		p.damaged(to, err)
+	}
 	if err != nil || len(entries) == 0 {
 		return nil, fmt.Errorf("%w: from %d: %w", ErrGone, from, err)
 	}

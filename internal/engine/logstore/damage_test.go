@@ -2,6 +2,7 @@ package logstore_test
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -445,11 +446,57 @@ func TestRotIsFoundOnRead(t *testing.T) {
 			content[i] ^= 1
 		}
 	}
-	if _, err := l.Entries(4, 7, 1<<20); !errors.Is(err, logstore.ErrDamaged) {
-		t.Fatalf("altered entry: %v", err)
+	var bad *logstore.Unreadable
+	if _, err := l.Entries(4, 7, 1<<20); !errors.Is(err, logstore.ErrDamaged) || !errors.As(err, &bad) || bad.First != 5 || bad.Last != 5 {
+		t.Fatalf("altered entry: %v, %+v", err, bad)
 	}
 	if es, err := l.Entries(2, 5, 1<<20); err != nil || len(es) != 3 {
 		t.Fatalf("entries before it: %d, %v", len(es), err)
+	}
+	must(t, s.Close())
+}
+
+// A log that was condemned while it was open stays so: by the head of a later segment, if nothing else tells. What is made
+// anew after it was removed is another one.
+func TestCondemnedStaysSo(t *testing.T) {
+	disk := logstoretest.NewDisk(512, seeded(t))
+	o := small(disk)
+	o.SegmentBytes = 32 << 10
+	s := openSegments(t, o)
+	logstoretest.Make(t, s, 1)
+	logstoretest.Make(t, s, 2)
+	put := func(group, from, to uint64) {
+		for i := from; i <= to; i++ {
+			es := []*raftpb.Entry{logstoretest.Entry(i, 1, strings.Repeat("z", 5000))}
+			must(t, s.Write([]logstore.Write{{Group: group, Entries: es, HardState: logstoretest.Hard(1, 1, i)}}))
+		}
+	}
+	reopen := func() {
+		must(t, s.Close())
+		s = openSegments(t, o)
+	}
+	put(1, 2, 4)
+	s.Condemn(1, fmt.Errorf("read: %w", logstore.ErrDamaged))
+	put(2, 2, 40) // a few segments
+	for range 2 {
+		reopen()
+		if _, found, err := s.Log(1); !found || !errors.Is(err, logstore.ErrDamaged) {
+			t.Fatalf("found %v, %v", found, err)
+		}
+		if l, _, err := s.Log(2); err != nil {
+			t.Fatal(err)
+		} else if last, err := l.LastIndex(); err != nil || last != 40 {
+			t.Fatalf("the other group ends at %d, %v", last, err)
+		}
+	}
+	must(t, s.Remove(1))
+	logstoretest.Make(t, s, 1)
+	put(1, 2, 3)
+	reopen()
+	if l, found, err := s.Log(1); err != nil || !found {
+		t.Fatalf("made anew: %v, %v", found, err)
+	} else if last, err := l.LastIndex(); err != nil || last != 3 {
+		t.Fatalf("made anew: it ends at %d, %v", last, err)
 	}
 	must(t, s.Close())
 }

@@ -28,6 +28,7 @@ package logstore
 
 import (
 	"errors"
+	"fmt"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
@@ -36,6 +37,20 @@ import (
 // ErrDamaged wraps what Open or a read finds when acknowledged data is missing or altered: that replica
 // must not vote again under its id.
 var ErrDamaged = errors.New("log damaged")
+
+// Unreadable is the ErrDamaged of a read of entries: some of First to Last are missing or altered. What lies outside may
+// be readable.
+type Unreadable struct {
+	First, Last uint64
+	Cause       error
+}
+
+func (e *Unreadable) Error() string {
+	return fmt.Sprintf("%v: entries %d to %d: %v", ErrDamaged, e.First, e.Last, e.Cause)
+}
+
+// Unwrap makes it an ErrDamaged.
+func (e *Unreadable) Unwrap() []error { return []error{ErrDamaged, e.Cause} }
 
 // Write is one group's part of a synced append.
 type Write struct {
@@ -64,6 +79,10 @@ type Store interface {
 	// Compact drops entries up to and including index (≤ the applied index that is durable elsewhere). It
 	// waits for no sync: a crash before the next Write may undo it. Nothing happens if index is compacted.
 	Compact(group uint64, index uint64) error
+	// Condemn has Log refuse a group's log from now on, with why, which wraps ErrDamaged: a read found what was
+	// acknowledged altered, after Log had handed it out. It lasts until Remove. It is not made durable at once: a start
+	// before that reads the whole log, and either finds the damage itself or has every entry as it was acknowledged.
+	Condemn(group uint64, why error)
 	// Remove forgets a group durably.
 	Remove(group uint64) error
 	Groups() ([]uint64, error)

@@ -21,6 +21,7 @@ type Memory struct {
 	unsynced []memOp   // applied to live, not yet to durable, in order
 	confs    []memConf // configurations that wait for a write
 	failed   error
+	bad      map[uint64]error // condemned
 }
 
 // memOp changes a state. It has been checked and does not fail.
@@ -53,7 +54,7 @@ func (l *memLog) term(i uint64) uint64 {
 
 // NewMemory makes an empty store.
 func NewMemory() *Memory {
-	return &Memory{live: memState{}, durable: memState{}}
+	return &Memory{live: memState{}, durable: memState{}, bad: map[uint64]error{}}
 }
 
 // Crash returns the store as it may be found after a crash during Write(inFlight), which was not
@@ -72,6 +73,7 @@ func (m *Memory) Crash(inFlight []Write, keep func(unsynced int) int) (*Memory, 
 		ops = append(slices.Clone(ops), op)
 	}
 	c := NewMemory()
+	c.bad = maps.Clone(m.bad)
 	for g, l := range m.durable {
 		c.live[g] = l.clone()
 	}
@@ -108,7 +110,18 @@ func (m *Memory) Log(group uint64) (Log, bool, error) {
 	if m.live[group] == nil {
 		return nil, false, nil
 	}
+	if err := m.bad[group]; err != nil {
+		return nil, true, fmt.Errorf("open log of group %d: %w", group, err)
+	}
 	return &memoryLog{m, group}, true, nil
+}
+
+func (m *Memory) Condemn(group uint64, why error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.live[group] != nil && m.bad[group] == nil {
+		m.bad[group] = why
+	}
 }
 
 func (m *Memory) Groups() ([]uint64, error) {
@@ -273,6 +286,7 @@ func (m *Memory) Remove(group uint64) error {
 	}
 	m.confs = slices.DeleteFunc(m.confs, func(c memConf) bool { return c.group == group })
 	m.perform(func(s memState) { delete(s, group) }, true)
+	delete(m.bad, group)
 	return nil
 }
 

@@ -159,7 +159,7 @@ func (s *pebbleStore) Groups() ([]uint64, error) {
 			}
 		}
 		for g := range maps.Keys(s.bad) {
-			if !yield(g) {
+			if s.groups[g] == nil && !yield(g) {
 				return
 			}
 		}
@@ -346,6 +346,14 @@ func (s *pebbleStore) compact(l *pebbleLog, index uint64) error {
 	l.mu.Unlock()
 	l.account()
 	return nil
+}
+
+func (s *pebbleStore) Condemn(group uint64, why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.groups[group] != nil && s.bad[group] == nil {
+		s.bad[group] = why
+	}
 }
 
 func (s *pebbleStore) Remove(group uint64) error {

@@ -339,7 +339,7 @@ func (l *segLog) read(runs []run, lo, hi, maxSize uint64) (out []*raftpb.Entry, 
 		runs = runs[n:]
 	}
 	if next < hi {
-		return nil, 0, fmt.Errorf("%w: entry %d is missing", ErrDamaged, next)
+		return nil, 0, &Unreadable{next, hi - 1, fmt.Errorf("entry %d is missing", next)}
 	}
 	return out, size, nil
 }
@@ -383,7 +383,7 @@ func (l *segLog) readRun(r *run, b []byte, take func(storedEntry) error) error {
 		})
 	}
 	if errors.Is(err, errRecord) {
-		return fmt.Errorf("%w: segment %s at %d: %w", ErrDamaged, r.seg.name, r.at, err)
+		return &Unreadable{r.first, r.last, fmt.Errorf("segment %s at %d: %w", r.seg.name, r.at, err)}
 	}
 	return err
 }

@@ -118,6 +118,9 @@ func (s *segStore) describe(head *builder) {
 	head.owner(s.owner)
 	head.segments(list)
 	for _, id := range slices.Sorted(maps.Keys(s.groups)) {
+		if s.bad[id] != nil {
+			continue
+		}
 		st := s.groups[id].state()
 		head.state(id, &st)
 	}

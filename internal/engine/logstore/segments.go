@@ -93,7 +93,7 @@ type segStore struct {
 
 	mu     sync.RWMutex
 	groups map[uint64]*segLog
-	bad    map[uint64]error // damaged groups
+	bad    map[uint64]error // damaged groups; those of them that were condemned are among groups as well
 }
 
 // pending are statements that wait for no sync of their own: they ride in front of the next batch.
@@ -197,11 +197,21 @@ func (s *segStore) Groups() ([]uint64, error) {
 			}
 		}
 		for g := range maps.Keys(s.bad) {
-			if !yield(g) {
+			if s.groups[g] == nil && !yield(g) {
 				return
 			}
 		}
 	}), nil
+}
+
+// Condemn keeps the group's entries where they are, so that what is under way comes to its end; heads say that it is
+// damaged.
+func (s *segStore) Condemn(group uint64, why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.groups[group] != nil && s.bad[group] == nil {
+		s.bad[group] = why
+	}
 }
 
 // Full says why no space could be had for another segment, or nil.

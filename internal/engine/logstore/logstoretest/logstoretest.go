@@ -31,6 +31,7 @@ func Run(t *testing.T, open func(t *testing.T) logstore.Store) {
 		"OneGroupTwice":     oneGroupTwice,
 		"Configuration":     configuration,
 		"Remove":            remove,
+		"Condemn":           condemn,
 		"LikeRaftsStorage":  likeRaft,
 		"RoundTrip":         roundTrip,
 		"Concurrent":        concurrent,
@@ -400,6 +401,32 @@ func remove(t *testing.T, s logstore.Store) {
 	if hs.GetVote() != 0 {
 		t.Fatalf("vote of the removed log: %v", hs)
 	}
+}
+
+// condemn: a log that was condemned is not handed out again until it was removed; what runs on it comes to its end.
+func condemn(t *testing.T, s logstore.Store) {
+	why := fmt.Errorf("read: %w", logstore.ErrDamaged)
+	s.Condemn(1, why) // there is none
+	old := Make(t, s, 1)
+	other := Make(t, s, 2)
+	must(t, s.Write([]logstore.Write{{Group: 1, Entries: Entries(2, 5, 1), HardState: Hard(1, 3, 1)},
+		{Group: 2, Entries: Entries(2, 3, 1), HardState: Hard(1, 0, 1)}}))
+	s.Condemn(1, why)
+	if _, found, err := s.Log(1); !found || !errors.Is(err, logstore.ErrDamaged) {
+		t.Fatalf("found %v, error %v", found, err)
+	}
+	must(t, s.Write([]logstore.Write{{Group: 1, Entries: Entries(6, 6, 1), HardState: Hard(1, 3, 1)},
+		{Group: 2, Entries: Entries(4, 4, 1), HardState: Hard(1, 0, 1)}}))
+	expect(t, old, 2, 6)
+	expect(t, other, 2, 4)
+	if all, err := s.Groups(); err != nil || !slices.Equal(all, []uint64{1, 2}) {
+		t.Fatalf("groups %v, %v", all, err)
+	}
+	must(t, s.Remove(1))
+	if _, found, err := s.Log(1); found || err != nil {
+		t.Fatalf("removed: found %v, error %v", found, err)
+	}
+	bounds(t, Make(t, s, 1), 2, 1)
 }
 
 // likeRaft compares every answer and error at the edges with raft's own storage.
