@@ -130,6 +130,9 @@ func (n *node) agreeOn(ctx context.Context, group uint64) error {
 	if free, err := n.unseal(g); err != nil || !free {
 		return err
 	}
+	if err := n.seeToDamage(ctx, g); err != nil {
+		return err
+	}
 	if err := n.resume(ctx, g); err != nil {
 		return err
 	}

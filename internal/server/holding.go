@@ -44,6 +44,7 @@ type holding struct {
 	agent   atomic.Pointer[files.Agent]
 	serving streams
 	fault   atomic.Pointer[error] // why there is no agent
+	waits   atomic.Pointer[error] // why the replica goes on though its log is damaged
 
 	quorumOnly atomic.Uint64 // changes that not every member of the in-sync set had in time
 	warned     atomic.Int64  // when that was logged last, Unix ns

@@ -39,9 +39,12 @@ type report struct {
 	Losses uint64       `json:"losses,omitempty"` // writes that it accepted as the leader and lost, ever
 	Alarm  string       `json:"alarm,omitempty"`  // states differ and nobody knows who is right
 	// Doubtful: the state is in quarantine.
-	Doubtful bool   `json:"doubtful,omitempty"`
-	Files    uint64 `json:"files"`
-	Bytes    uint64 `json:"bytes"`
+	Doubtful bool `json:"doubtful,omitempty"`
+	// Damage is what was found wrong with the log of a replica that goes on all the same, and DamageNext what to do.
+	Damage     string `json:"damage,omitempty"`
+	DamageNext string `json:"damage_next,omitempty"`
+	Files      uint64 `json:"files"`
+	Bytes      uint64 `json:"bytes"`
 	// Moved are the bytes of files' contents that it has received since it opened the directory.
 	Moved uint64 `json:"moved,omitempty"`
 }
@@ -64,6 +67,11 @@ func (r *report) of(history [16]byte) bool { return r.History == history || r.Hi
 // reports tells whether a member has given an account of its part.
 func (r *report) reports() bool { return r.Mode != "down" && r.Mode != "starting" }
 
+// takesPart tells whether the member's replica runs.
+func (r *report) takesPart() bool {
+	return r.reports() && r.Mode != modeStopped && r.Mode != modeDamaged && r.Mode != modeAstray
+}
+
 func (n *node) reportHere(ctx context.Context, req groupRequest) (report, error) {
 	if req.Group == control.ControlGroup {
 		n.ctl.mu.Lock()
@@ -71,8 +79,13 @@ func (n *node) reportHere(ctx context.Context, req groupRequest) (report, error)
 		if n.ctl.self == nil {
 			return report{}, errStarting
 		}
+		if r, ok := n.reportSuspect(req.Group); ok {
+			return r, nil
+		}
 		r, err := reportMember(n.ctl.self, n.ctl.grp, n.ctl.obs)
-		n.noteFull(&r)
+		if n.ctl.grp == nil || !r.troubles(n.ctl.grp, nil) {
+			n.noteFull(&r)
+		}
 		return r, err
 	}
 	if r, ok := n.reportSuspect(req.Group); ok {
@@ -85,6 +98,10 @@ func (n *node) reportHere(ctx context.Context, req groupRequest) (report, error)
 	r, err := reportMember(h.member, h.grp, h.obs)
 	if err != nil {
 		return r, err
+	}
+	if h.grp != nil && r.troubles(h.grp, h.whyItWaits()) {
+		r.Dir = r.stoppedDir(n.id.Name())
+		return r, nil
 	}
 	n.noteFull(&r)
 	return r, h.describe(&r)

@@ -80,7 +80,13 @@ func (n *node) holdControl(ctx context.Context, g *control.Group, m control.Memb
 	if m.Replica < replica { // ids only grow: this copy of the state is older than what a peer has said
 		return nil
 	}
-	if m.Replica == replica && m.Role == role || n.disk.Full() || grp != nil && !n.letGo(ctx, g, grp) {
+	if grp != nil && grp.Damage() != nil {
+		renewed, ok, err := n.renewControl(ctx, g, grp)
+		if err != nil || !ok {
+			return err
+		}
+		m = renewed
+	} else if m.Replica == replica && m.Role == role || n.disk.Full() || grp != nil && !n.letGo(ctx, g, grp) {
 		return nil
 	}
 	n.log.Info("role", "group", g.Name, "from", role, "to", m.Role, "replica", m.Replica)

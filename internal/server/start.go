@@ -194,7 +194,7 @@ func (n *node) bringUp(ctx context.Context, listener net.Listener, init *control
 	}
 	n.eng = engine.Open(engine.Config{
 		Node: n.self, Cluster: n.id.Cluster(), Logs: n.logs, State: n.state, Transport: n.net, Now: time.Now, Seed: rand.Uint64(), SnapshotRate: n.cfg.SnapshotRate,
-		Log: n.log, Fault: n.failed, Forked: n.forked, Room: n.disk, Knows: api.Level, Level: n.level.Load, Reached: n.reached,
+		Log: n.log, Fault: n.failed, Forked: n.forked, Troubled: n.troubled, Room: n.disk, Knows: api.Level, Level: n.level.Load, Reached: n.reached,
 	})
 	n.tidy.add(func() error { n.eng.Close(); return nil })
 	n.registerServices()

@@ -47,7 +47,7 @@ func trustWarnings(g *control.Group, shown api.Group, reports []report) (list []
 		if !votes(m) {
 			continue
 		}
-		if voters++; reports[i].reports() {
+		if voters++; reports[i].takesPart() {
 			up++
 		}
 		if reports[i].Mode == modeDamaged {

@@ -26,6 +26,7 @@ func TestTrustWarnings(t *testing.T) {
 		want   []string
 	}{
 		"all is well":         {"quorum", []uint64{1, 2, 3}, "n1", []string{up, up, up, up}, "", nil},
+		"two that do not run": {"quorum", []uint64{1, 2, 3}, "n1", []string{up, "stopped", "damaged", up}, "", []string{"no_quorum"}},
 		"one is down":         {"quorum", []uint64{1, 2}, "n1", []string{up, up, gone, up}, "", nil},
 		"no quorum":           {"quorum", []uint64{1, 2, 3}, "n1", []string{up, gone, gone, up}, "", []string{"no_quorum"}},
 		"logs are damaged":    {"quorum", []uint64{1, 2, 3}, "", []string{up, modeDamaged, modeDamaged, up}, "", []string{"no_quorum"}},

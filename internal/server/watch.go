@@ -45,6 +45,8 @@ type helloAnswer struct {
 	Missed map[uint64]time.Duration `json:"missed,omitempty"`
 	// Watches: it is a voter of the control group and has watched for long enough.
 	Watches bool `json:"watches,omitempty"`
+	// Stopped are the groups whose replica there has ended by itself: for how long.
+	Stopped map[uint64]time.Duration `json:"stopped,omitempty"`
 	// Full is set while its disk is full.
 	Full *api.FullDisk `json:"full,omitempty"`
 }
@@ -69,7 +71,7 @@ func (n *node) helloHere(context.Context, groupRequest) (helloAnswer, error) {
 		}
 	}
 	a.Missed, a.Watches = n.watch.missed(time.Now())
-	a.Full = n.disk.report()
+	a.Full, a.Stopped = n.disk.report(), n.stoppedHere(time.Now())
 	return a, nil
 }
 
@@ -301,7 +303,7 @@ func planSeats(st *control.State, answers heard) (changes []*control.Seats) {
 		if l.Settled {
 			l.Voting = nil
 		}
-		if c := control.PlanSeats(st, g, l.Voting, health); c != nil {
+		if c := control.PlanSeats(st, g, l.Voting, healthIn(g.ID, answers, health)); c != nil {
 			changes = append(changes, c)
 		}
 	}
