@@ -301,3 +301,141 @@ func TestATornLogHealsByItself(t *testing.T) {
 		t.Errorf("a torn write was taken for damage:\n%s", log)
 	}
 }
+
+// grow writes files whose contents ride in the log, more than stays in memory of it, on a node; caught up is called after
+// every few. It returns what stands in the log in a place that is not in memory any more.
+func grow(t *testing.T, n *farm.Node, caughtUp func(name string)) (text string) {
+	t.Helper()
+	for i := range 400 {
+		name := fmt.Sprintf("big/f%03d", i)
+		write(t, n, name, strings.Repeat(fmt.Sprintf("%s-%d ", name, os.Getpid()), 15_000/18))
+		if i%4 == 3 {
+			caughtUp(name)
+		}
+	}
+	return fmt.Sprintf("big/f%03d-%d ", 20, os.Getpid())
+}
+
+// rotLog alters a byte of a text wherever it stands in the log of a node that runs.
+func rotLog(t *testing.T, n *farm.Node, text string) {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(n.Data, "log", "*.seg"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := false
+	for _, name := range names {
+		content, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := strings.Index(string(content), text)
+		if at < 0 {
+			continue
+		}
+		found = true
+		seg, err := os.OpenFile(name, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = seg.WriteAt([]byte{content[at] ^ 4}, int64(at))
+		if err := errors.Join(err, seg.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !found {
+		t.Fatal("it does not stand in the log")
+	}
+}
+
+// TestDamageWhileALeaderRuns: the leader cannot read any more what a voter lacks that was down. The voter gets the state,
+// writes go on, and the leader begins again under another id.
+func TestDamageWhileALeaderRuns(t *testing.T) {
+	ctx, f := start(t, 3)
+	bad, err := f.Leader(ctx, group)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rest := slices.DeleteFunc(slices.Clone(f.Nodes), func(n *farm.Node) bool { return n == bad })
+	sound, down := rest[0], rest[1]
+	if err := down.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	rotLog(t, bad, grow(t, bad, func(name string) { arrives(t, ctx, sound, name) }))
+	restart(t, ctx, f, down, "")
+	write(t, sound, "meanwhile", "1")
+	arrives(t, ctx, down, "meanwhile")
+	soon, cancel := context.WithTimeout(ctx, 40*time.Second)
+	defer cancel()
+	err = farm.Poll(soon, 50*time.Millisecond, func() error {
+		if !strings.Contains(bad.Log(), "begins again under another id") {
+			return errors.New("nothing was found and healed")
+		}
+		g, err := sound.Client.Group(ctx, group)
+		for _, r := range g.Replicas {
+			if r.Mode != "live" || r.Role != "leader" && r.Role != "follower" {
+				err = errors.Join(err, fmt.Errorf("%s is %s, %s: %s", r.Node, r.Role, r.Mode, r.Why))
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if log := bad.Log(); !strings.Contains(log, "the log is damaged") || !strings.Contains(log, "steps aside") {
+		t.Error("nobody was told")
+	}
+	write(t, bad, "after", "healed")
+	settle(t, ctx, f)
+}
+
+// TestDamageWhileASoleVoterRuns: the only voter cannot read any more what an observer lacks. The observer gets the state;
+// the voter goes on, warns, and begins again once others vote who can do without it.
+func TestDamageWhileASoleVoterRuns(t *testing.T) {
+	ctx, f := start(t, 3)
+	bad := f.Nodes[0]
+	run(t, f, bad, "group", "members", group, "demote", "n2")
+	run(t, f, bad, "group", "members", group, "demote", "n3")
+	settle(t, ctx, f)
+	down := f.Nodes[1]
+	if err := down.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	rotLog(t, bad, grow(t, bad, func(name string) { arrives(t, ctx, f.Nodes[2], name) }))
+	restart(t, ctx, f, down, "")
+	settle(t, ctx, f)
+	warned := func() bool {
+		s, err := f.Nodes[2].Client.Status(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.ContainsFunc(s.Warnings, func(w api.Warning) bool {
+			return w.Name == "log_damaged" && strings.Contains(w.Subject, bad.Name) && strings.Contains(w.Hint, "promote")
+		})
+	}
+	poll := func(what string, is func() bool) {
+		t.Helper()
+		soon, cancel := context.WithTimeout(ctx, 40*time.Second)
+		defer cancel()
+		if err := farm.Poll(soon, 50*time.Millisecond, func() error {
+			if !is() {
+				return errors.New(what)
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	poll("nobody is warned", warned)
+	if n := strings.Count(down.Log(), "feed ended"); n > 5 {
+		t.Errorf("the observer was sent away %d times", n)
+	}
+	write(t, bad, "still", "it goes on")
+	settle(t, ctx, f)
+	run(t, f, bad, "group", "members", group, "promote", "n2")
+	run(t, f, bad, "group", "members", group, "promote", "n3")
+	poll("it does not begin again", func() bool { return strings.Contains(bad.Log(), "begins again under another id") })
+	poll("it is still warned of", func() bool { return !warned() })
+	write(t, bad, "after", "healed")
+	settle(t, ctx, f)
+}

@@ -127,7 +127,7 @@ func TestSpareForAReplicaThatEnded(t *testing.T) {
 		st.Nodes = append(st.Nodes, control.Node{ID: id + 1, Name: fmt.Sprint("n", id+1)})
 		m := control.Member{Node: id + 1, Replica: id + 1, Role: control.RoleVoter}
 		if id == 3 {
-			m.Role, m.Spare = control.RoleObserver, true
+			m.Role, m.Spare, m.Pinned = control.RoleObserver, true, true
 		} else {
 			voting = append(voting, id+1)
 		}
