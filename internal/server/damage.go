@@ -44,7 +44,8 @@ func (n *node) doWithout(ctx context.Context, g *control.Group, grp *engine.Grou
 	if len(g.Voters()) == 1 {
 		return &api.Error{Code: api.CodeUnavailable, Op: "renew replica", Subject: g.Name, Why: "no other member votes",
 			Hint: fmt.Sprintf("make a backup now (lockstep backup create FILE), and have two more members vote (lockstep group members %s promote NODE): "+
-				"then it begins anew by itself. Do not restart the node before: it would not start with that log", g.Name)}
+				"then it begins anew by itself. It would not start again with that log; if the node is restarted before, %s goes on from the state",
+				g.Name, recovery(g.Name))}
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*answerTime)
 	defer cancel()
@@ -76,11 +77,8 @@ func (n *node) renewControl(ctx context.Context, g *control.Group, grp *engine.G
 	return m, true, nil
 }
 
-// modeStopped is the mode of a member whose replica has ended by itself, modeDamaged of one that waits to begin anew.
-const (
-	modeStopped = "stopped"
-	modeDamaged = "damaged"
-)
+// modeStopped is the mode of a member whose replica has ended by itself.
+const modeStopped = "stopped"
 
 // troubles fills in what is the matter with a replica that was started; true: it runs no more.
 func (r *report) troubles(grp *engine.Group, waits error) (ended bool) {

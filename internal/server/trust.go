@@ -47,11 +47,12 @@ func trustWarnings(g *control.Group, shown api.Group, reports []report) (list []
 		if !votes(m) {
 			continue
 		}
-		if voters++; reports[i].takesPart() {
+		voters++
+		switch {
+		case reports[i].takesPart():
 			up++
-		}
-		if reports[i].Mode == modeDamaged {
-			damaged++
+		case reports[i].Mode == modeDamaged:
+			up, damaged = up+1, damaged+1
 		}
 	}
 	switch {
