@@ -121,11 +121,11 @@ func damageWarnings(shown api.Group, reports []report) (list []api.Warning) {
 		switch {
 		case r.Mode == modeStopped:
 			list = append(list, api.Warning{Name: "replica_stopped", Subject: subject, Text: r.Why, Hint: restartHint(node)})
-		case r.Mode == modeDamaged:
-			list = append(list, api.Warning{Name: "log_damaged", Subject: subject, Text: r.Why,
-				Hint: "it begins anew by itself once the others can do without it; look for damage on that node's disk"})
-		case r.Damage != "":
-			w := api.Warning{Name: "log_damaged", Subject: subject, Text: r.Damage, Hint: r.DamageNext}
+		case r.Mode == modeDamaged || r.Damage != "":
+			w := api.Warning{Name: "log_damaged", Subject: subject, Text: r.Why, Hint: r.DamageNext}
+			if r.Damage != "" {
+				w.Text = r.Damage
+			}
 			if w.Hint == "" {
 				w.Hint = "it begins anew by itself; look for damage on that node's disk"
 			}

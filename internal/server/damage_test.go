@@ -149,8 +149,8 @@ func TestSpareForAReplicaThatEnded(t *testing.T) {
 	}
 }
 
-// TestSoleVoterWithADamagedLog goes on: nobody could replace it. It says what is the matter, and what to do.
-func TestSoleVoterWithADamagedLog(t *testing.T) {
+// TestSoleVoterGoesOnWithADamagedLog goes on: nobody could replace it. It says what is the matter, and what to do.
+func TestSoleVoterGoesOnWithADamagedLog(t *testing.T) {
 	n, grp := troubledGroup(t, true)
 	g, _ := n.ctl.state().Group(7)
 	h := &holding{n: n, group: *g, replica: 1, grp: grp, stop: func() {}}

@@ -40,7 +40,8 @@ type report struct {
 	Alarm  string       `json:"alarm,omitempty"`  // states differ and nobody knows who is right
 	// Doubtful: the state is in quarantine.
 	Doubtful bool `json:"doubtful,omitempty"`
-	// Damage is what was found wrong with the log of a replica that goes on all the same, and DamageNext what to do.
+	// Damage is what was found wrong with the log of a replica that goes on all the same; DamageNext is what to do about
+	// that, or about a log with which the replica does not run.
 	Damage     string `json:"damage,omitempty"`
 	DamageNext string `json:"damage_next,omitempty"`
 	Files      uint64 `json:"files"`

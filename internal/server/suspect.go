@@ -205,7 +205,7 @@ func (n *node) reportSuspect(group uint64) (report, bool) {
 	if s.astray {
 		return report{Role: "none", Mode: modeAstray, Why: s.String()}, true
 	}
-	return report{Role: "none", Mode: modeDamaged, Why: s.String()}, true
+	return report{Role: "none", Mode: modeDamaged, Why: s.String(), DamageNext: s.hint()}, true
 }
 
 // startControlSound starts the replica of the control group; with a damaged log, under another id that a peer gets for it.
