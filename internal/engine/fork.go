@@ -242,6 +242,18 @@ func logEnd(logs logstore.Store, group uint64, st replica.Standing, conf *raftpb
 	if err != nil {
 		return end, err
 	}
+	return stoppedEnd(log, st)
+}
+
+// stoppedEnd is readEnd for a replica that does not run; a log that is to be reset to the state ends there.
+func stoppedEnd(log logstore.Log, st replica.Standing) (LogEnd, error) {
+	fits, err := LogFits(log, st)
+	if err != nil {
+		return LogEnd{}, err
+	}
+	if !fits {
+		return LogEnd{Commit: st.At, Last: st.At}, nil
+	}
 	return readEnd(log, st.At)
 }
 
@@ -267,7 +279,12 @@ func readEnd(log logstore.Log, applied core.Position) (end LogEnd, err error) {
 
 // Standing is where a replica stands that does not run.
 func (e *Engine) Standing(group uint64) (replica.Standing, error) {
-	return replica.ReadStanding(kv.Prefixed(e.cfg.State, groupPrefix(group)))
+	return StandingIn(e.cfg.State, group)
+}
+
+// StandingIn is Engine.Standing on the store of a node that does not run.
+func StandingIn(state kv.Reader, group uint64) (replica.Standing, error) {
+	return replica.ReadStanding(kv.PrefixedReader(state, groupPrefix(group)))
 }
 
 // MachineState reads the machine's state of a group on the store of a node that does not run, and the index that it
@@ -292,11 +309,11 @@ func StoppedEnd(logs logstore.Store, state kv.Store, group uint64) (st replica.S
 		return st, end, err
 	}
 	log, found, err := logs.Log(group)
-	switch {
-	case errors.Is(err, logstore.ErrDamaged), err == nil && !found:
+	if err == nil && found {
+		end, err = stoppedEnd(log, st)
+	}
+	if errors.Is(err, logstore.ErrDamaged) || err == nil && !found {
 		return st, LogEnd{Commit: st.At, Last: st.At}, nil
-	case err == nil:
-		end, err = readEnd(log, st.At)
 	}
 	return st, end, err
 }

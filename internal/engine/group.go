@@ -214,9 +214,10 @@ func initialSnapshot(voters []uint64) *raftpb.SnapshotMetadata {
 }
 
 // repairLog closes the one gap that a crash can leave: a state was installed, but the log was not yet reset to
-// start after it, or holds other entries at those positions.
+// start after it, or holds other entries at those positions. A log and a state that are not of one moment are refused: see
+// LogFits.
 func (e *Engine) repairLog(group uint64, log logstore.Log, rep *replica.Replica) error {
-	fits, err := core.LogFits(log, rep.Applied())
+	fits, err := LogFits(log, rep.Standing())
 	if err != nil || fits {
 		return err
 	}

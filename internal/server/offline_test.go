@@ -122,3 +122,57 @@ func TestSoleVoterWithADamagedLog(t *testing.T) {
 		t.Errorf("%d files of %d are left", n, s.made)
 	}
 }
+
+// TestOlderLogUnderANewerState: an older copy of the log that is put back is not taken for the crash after an installation:
+// the replica has forgotten what it voted for and acknowledged.
+func TestOlderLogUnderANewerState(t *testing.T) {
+	s := startSealed(t)
+	s.put("a")
+	stopNode(t, s.node)
+	log, older := filepath.Join(s.data, "log"), filepath.Join(t.TempDir(), "log")
+	if err := os.CopyFS(older, os.DirFS(log)); err != nil {
+		t.Fatal(err)
+	}
+	s.start()
+	s.awaitRuns()
+	s.put("b")
+	s.put("c")
+	stopNode(t, s.node)
+	if err := errors.Join(os.RemoveAll(log), os.Rename(older, log)); err != nil {
+		t.Fatal(err)
+	}
+	v, err := OfflineLog{Data: s.data}.Verify(t.Context())
+	if err != nil || v.Sound {
+		t.Fatalf("the log is called sound: %+v, %v", v, err)
+	}
+	for _, g := range v.Groups {
+		if !strings.Contains(g.Damaged, "an older log") || g.Next == "" {
+			t.Errorf("%+v", g)
+		}
+	}
+	_, err = upNode(t, s.data, "n1", "", slog.DiscardHandler)
+	var e *api.Error
+	if !errors.As(err, &e) || e.Code != api.CodeDamage || !strings.Contains(e.Hint, "offline recover") {
+		t.Fatalf("the start: %v", err)
+	}
+	if out, err := OfflineRecover(t.Context(), s.data, "n1", false, slog.New(slog.DiscardHandler)); err != nil || !out.StateOnly {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	s.start()
+	defer func() { stopNode(t, s.node) }()
+	await(t, "the group's log is found damaged", func() bool {
+		g, ok := s.ctl.state().GroupNamed("web")
+		if !ok {
+			return false
+		}
+		_, aside := s.suspected(g.ID)
+		return aside
+	})
+	if _, err := s.GroupRecover(t.Context(), "web", api.GroupRecover{Confirm: "web"}); err != nil {
+		t.Fatal(err)
+	}
+	s.awaitReturn()
+	if n := s.files(); n != s.made {
+		t.Errorf("%d files of %d are left", n, s.made)
+	}
+}

@@ -20,6 +20,7 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/control"
 	"github.com/lockstep-sync/lockstep/internal/engine"
 	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
+	"github.com/lockstep-sync/lockstep/internal/engine/replica"
 	"github.com/lockstep-sync/lockstep/internal/kv"
 )
 
@@ -115,8 +116,8 @@ func missingLog(op, data, path string) error {
 // groupNames are what the node's copy of the control state says of the groups.
 type groupNames struct {
 	groups map[uint64]*control.Group
-	owned  map[uint64]uint64 // group in which this node votes → how far its state is
-	err    error             // why nothing is known
+	owned  map[uint64]replica.Standing // group in which this node votes → where its state stands
+	err    error                       // why nothing is known
 	data   string
 	self   string // the node's name; NODE: not known
 }
@@ -138,7 +139,7 @@ func readNames(data string) (n groupNames) {
 		err = readJSON(filepath.Join(data, hintFile), &h)
 	}
 	if err == nil && h.Role == control.RoleVoter && !h.Recast {
-		n.owned[control.ControlGroup] = st.Index
+		n.owned[control.ControlGroup], err = engine.StandingIn(view, control.ControlGroup)
 	}
 	if err = errors.Join(err, view.Close()); err != nil {
 		n.err = err
@@ -154,8 +155,8 @@ func readNames(data string) (n groupNames) {
 }
 
 // ownedStates are the groups that a start takes up with a log, and where their states stand.
-func ownedStates(view kv.Reader) (map[uint64]uint64, error) {
-	at := map[uint64]uint64{}
+func ownedStates(view kv.Reader) (map[uint64]replica.Standing, error) {
+	at := map[uint64]replica.Standing{}
 	err := view.Scan([]byte("o/"), []byte("o0"), func(k, v []byte) error {
 		var group uint64
 		var o owned
@@ -168,8 +169,8 @@ func ownedStates(view kv.Reader) (map[uint64]uint64, error) {
 		if o.Role != control.RoleVoter || o.Recast {
 			return nil
 		}
-		_, index, err := engine.MachineState(view, group)
-		at[group] = index
+		st, err := engine.StandingIn(view, group)
+		at[group] = st
 		return err
 	})
 	return at, err
@@ -178,18 +179,32 @@ func ownedStates(view kv.Reader) (map[uint64]uint64, error) {
 // againstStates compares what the log has with the states, as the start of each group does.
 func (o *openedLog) againstStates(out *api.LogVerified) {
 	for _, id := range slices.Sorted(maps.Keys(o.names.owned)) {
-		at := o.names.owned[id]
+		st := o.names.owned[id]
+		at := st.At.Index
 		i := slices.IndexFunc(o.Groups, func(g logstore.Found) bool { return g.Group == id })
 		switch {
 		case i < 0 && at > 0 && o.Refused == nil:
 			out.Sound = false
 			out.Groups = append(out.Groups, api.LogGroup{ID: id, Group: o.names.name(id), First: 1,
 				Damaged: fmt.Sprintf("the state is at %d, but its log is gone", at), Next: o.names.next(id)})
-		case i >= 0 && o.Groups[i].Damaged == nil && o.Groups[i].Last.Index < at:
-			out.Problems = append(out.Problems, api.LogProblem{Kind: "note", Groups: []string{o.names.label(id)},
-				What: fmt.Sprintf("the log ends at %d, the state is at %d: a snapshot was installed when the node went down", o.Groups[i].Last.Index, at),
-				Next: "the log is reset to the state"})
+		case i >= 0 && o.Groups[i].Damaged == nil:
+			o.inStep(out, i, st)
 		}
+	}
+}
+
+// inStep judges the log of one group by its state: whether it is reset to one that was installed, or not used.
+func (o *openedLog) inStep(out *api.LogVerified, i int, st replica.Standing) {
+	g := o.Groups[i]
+	fits := g.Last.Index > st.At.Index || g.Last == logstore.Position{Index: st.At.Index, Term: st.At.Term}
+	switch err := engine.OutOfStep(st, g.Start.Index, g.Last.Index, fits); {
+	case err != nil:
+		out.Sound = false
+		out.Groups[i].Damaged, out.Groups[i].Next = err.Error(), o.names.next(g.Group)
+	case !fits && st.At.Index > 0:
+		out.Problems = append(out.Problems, api.LogProblem{Kind: "note", Groups: []string{o.names.label(g.Group)},
+			What: fmt.Sprintf("the log ends at %d, the state is at %d: a snapshot was installed when the node went down", g.Last.Index, st.At.Index),
+			Next: "the log is reset to the state"})
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/lockstep-sync/lockstep/internal/engine"
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
 	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
 	"github.com/lockstep-sync/lockstep/internal/engine/replica"
@@ -113,17 +114,19 @@ func (m *member) start() {
 	must(err, "open replica")
 	h.fits(rep)
 	log, err := m.openLog(rep)
+	if m.initial && err == nil {
+		must(rep.InitLine(m.startMeta(), replica.Line{History: m.gr.history}), "initialise replica")
+	}
+	fits := false
+	if err == nil {
+		fits, err = engine.LogFits(log, rep.Standing())
+	}
 	if h.alteredAt > m.begun && errors.Is(err, logstore.ErrDamaged) {
 		m.found()
 		return
 	}
 	must(err, "open log")
 	m.rep, m.log = rep, log
-	if m.initial {
-		must(m.rep.InitLine(m.startMeta(), replica.Line{History: m.gr.history}), "initialise replica")
-	}
-	fits, err := core.LogFits(log, m.rep.Applied())
-	must(err, "compare log and state")
 	if !fits {
 		hard, err := core.HardStateFrom(log, m.rep.Applied())
 		must(err, "look at log")

@@ -9,9 +9,13 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/kv"
 )
 
-// Standing is where a replica that does not run stands.
+// Standing is where a replica stands.
 type Standing struct {
-	At   core.Position
+	At core.Position
+	// Installed is where the state was when it was last installed as a whole; zero: it never was. As long as nothing was
+	// applied since, the state may be ahead of the log.
+	Installed core.Position
+
 	Line Line
 	Conf *raftpb.ConfState // nil: not known
 	// Level of the state; at least core.FirstLevel.
@@ -26,7 +30,11 @@ func ReadStanding(store kv.Reader) (Standing, error) {
 	if err == nil {
 		st.quarantine, err = readQuarantine(store)
 	}
-	return Standing{At: st.at, Line: st.line, Conf: st.conf, Level: st.level, Quarantine: st.quarantine}, err
+	return st.standing(), err
+}
+
+func (st *state) standing() Standing {
+	return Standing{At: st.at, Installed: st.installed, Line: st.line, Conf: st.conf, Level: st.level, Quarantine: st.quarantine}
 }
 
 // ReadMachine is the machine's state of a replica that does not run, and the index that it covers.

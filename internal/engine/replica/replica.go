@@ -11,6 +11,7 @@
 //
 //	e/position            slot, position, time, configuration
 //	e/terms               in which term what is covered was committed (core.Terms)
+//	e/installed           where the state was that was last installed as a whole; local
 //	e/level               the cluster level that the state is at, if it is not the first
 //	e/doubtful            this replica's state is not what the others have (Quarantine); local
 //	e/spare               what an interrupted transfer has left in the other slot (stage)
@@ -71,6 +72,8 @@ type state struct {
 	terms      core.Terms
 	quarantine *Quarantine // nil: the state is trusted
 
+	installed core.Position // see Standing
+
 	written uint64 // see Written; not kept: where the state was when it was loaded
 }
 
@@ -122,6 +125,7 @@ var (
 	termsKey      = []byte("e/terms")
 	quarantineKey = []byte("e/doubtful")
 	lossesKey     = []byte("e/lost")
+	installedKey  = []byte("e/installed")
 )
 
 // Open loads the replica that store, which is the group's part of the node's state, holds; an empty one is at
@@ -274,6 +278,9 @@ func (r *Replica) Covered() (core.Position, core.Terms) {
 	st := r.public.Load()
 	return st.at, st.terms
 }
+
+// Standing of the replica, of one moment.
+func (r *Replica) Standing() Standing { return r.public.Load().standing() }
 
 // SnapshotMeta is Applied and its configuration in raft's form: what a log must be reset to that ends before
 // Applied, which happens when a crash comes after the installation of a snapshot and before the reset.
@@ -441,8 +448,25 @@ func readState(r kv.Reader) (state, error) {
 	if d.bad || st.slot > 1 {
 		return st, fmt.Errorf("position of %d bytes: %w", len(v), ErrDamaged)
 	}
+	if st.installed, err = readInstalled(r); err != nil {
+		return st, err
+	}
 	st.terms, err = readTerms(r, st.at)
 	return st, err
+}
+
+// readInstalled reads where the state was that was last installed; zero: none ever was.
+func readInstalled(r kv.Reader) (core.Position, error) {
+	v, found, err := r.Get(installedKey)
+	if err != nil || !found {
+		return core.Position{}, err
+	}
+	d := reader{rest: v}
+	at := core.Position{Term: d.uvarint(), Index: d.uvarint()}
+	if d.bad || len(d.rest) > 0 {
+		return at, fmt.Errorf("installed position of %d bytes: %w", len(v), ErrDamaged)
+	}
+	return at, nil
 }
 
 // readTerms reads the terms of a state that ends at at.
@@ -463,6 +487,9 @@ func readTerms(r kv.Reader, at core.Position) (core.Terms, error) {
 
 // writeAll writes what seldom changes too. An installed state is trusted until it is compared.
 func (st *state) writeAll(tx kv.Tx) error {
+	if err := tx.Set(installedKey, binary.AppendUvarint(binary.AppendUvarint(nil, st.installed.Term), st.installed.Index)); err != nil {
+		return err
+	}
 	if err := tx.Set(termsKey, st.terms.Append(nil)); err != nil {
 		return err
 	}

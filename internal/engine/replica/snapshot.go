@@ -371,6 +371,7 @@ func (r *Replica) beginRestore(in *snapshotReader, to slot) (next state, wanted 
 
 // install commits b with the new position, durably, and loads what it put in force.
 func (r *Replica) install(b kv.Batch, next state) error {
+	next.installed = next.at
 	if err := next.writeAll(b); err != nil {
 		return fmt.Errorf("restore snapshot at %d: %w", next.at.Index, err)
 	}

@@ -8,6 +8,7 @@ import (
 
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/lockstep-sync/lockstep/internal/engine/core"
 	"github.com/lockstep-sync/lockstep/internal/kv"
 )
 
@@ -252,5 +253,35 @@ func TestDoubtfulStateIsNoBase(t *testing.T) {
 	defer v.Close()
 	if _, ok, err := v.Get([]byte("c2")); ok || err != nil || dst.Quarantine() != nil {
 		t.Errorf("the doubtful state is still there: %v, %v", err, dst.Quarantine())
+	}
+}
+
+// TestInstalledIsRemembered: where a state was installed is part of it, on the disk too, and stays what it was when more is
+// applied.
+func TestInstalledIsRemembered(t *testing.T) {
+	from, _ := newReplica(t)
+	if err := from.Init(initial); err != nil {
+		t.Fatal(err)
+	}
+	apply(t, from, entry(2, 1, write(1, 1, 1, "a")), entry(3, 2, write(1, 2, 1, "b")))
+	if st := from.Standing(); st.Installed != (core.Position{}) {
+		t.Errorf("nothing was installed, yet %+v", st.Installed)
+	}
+	store := kv.NewMemory()
+	r, err := Open(store, &tally{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Restore(bytes.NewReader(snapshotOf(t, from))); err != nil {
+		t.Fatal(err)
+	}
+	want := from.Applied()
+	if st := r.Standing(); st.Installed != want || st.At != want {
+		t.Errorf("installed at %+v: %+v", want, st)
+	}
+	apply(t, r, entry(4, 3, write(1, 3, 1, "c")))
+	st, err := ReadStanding(store)
+	if err != nil || st.Installed != want || st.At.Index != 4 || r.Standing().Installed != want {
+		t.Errorf("%+v, %v", st, err)
 	}
 }
