@@ -101,7 +101,7 @@ type Config struct {
 	Chunks kv.Store // where chunks of large files are; nil: only old versions at the same path are used
 	// Extra opens contents that this node has outside of the binding, those of a backup; nil: there are none.
 	Extra    func(h manifest.Hash) (content.Source, bool)
-	Owner    bool // set owners (running as root)
+	Owner    bool // set owners (running as root), if it turns out that this process may
 	ReadOnly bool // local changes are reverted, not proposed
 	Ignore   func(rel string) bool
 
@@ -234,6 +234,13 @@ func (a *Agent) open() (err error) {
 	// Directories are opened anew for every look: a kept descriptor would show a tree that was moved away.
 	if a.root, err = vfs.OpenRoot(a.cfg.Root, vfs.Options{}); err != nil {
 		return err
+	}
+	if a.cfg.Owner {
+		if a.cfg.Owner, err = place.MayChown(a.cfg.Work); err != nil {
+			a.log.Warn("find out whether owners can be set; it is taken that they can", "err", err)
+		} else if !a.cfg.Owner {
+			a.log.Warn("owners are not set: this process may not change them", "path", a.cfg.Root)
+		}
 	}
 	if a.placer, err = place.New(place.Config{Root: a.cfg.Root, Work: a.cfg.Work, Owner: a.cfg.Owner, Log: a.log}); err != nil {
 		return err

@@ -174,7 +174,7 @@ func (a *Agent) mayBePlaced(now *place.Stat, rec *record, want *manifest.Node) b
 	if a.cfg.Owner && (now.UID != want.UID && now.UID != old.UID || now.GID != want.GID && now.GID != old.GID) {
 		return false
 	}
-	if now.Mode != want.Mode && now.Mode != old.Mode {
+	if !place.ModeAs(a.cfg.Owner, want.Kind, now.Mode, want.Mode) && now.Mode != old.Mode {
 		return false
 	}
 	return now.Kind == manifest.Dir || now.MTime == want.MTime || now.MTime == old.MTime

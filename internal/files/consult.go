@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
+	"github.com/lockstep-sync/lockstep/internal/files/place"
 )
 
 // consult asks the manifest about findings: those that are no edits, since what was never placed here is in the
@@ -74,7 +75,7 @@ type adoption struct {
 // noEdit says whether what was found is what the manifest has, and how to record it.
 func (a *Agent) noEdit(f *finding, want manifest.Node) (adoption, bool) {
 	if !a.cfg.Owner && want.Kind != manifest.Absent {
-		f.change.Node.UID, f.change.Node.GID = want.UID, want.GID
+		f.keepOwner(&want)
 	}
 	if f.old.Version != 0 || want.Kind == manifest.Absent || !want.SameContent(f.change.Node) {
 		return adoption{}, false
@@ -84,6 +85,25 @@ func (a *Agent) noEdit(f *finding, want manifest.Node) (adoption, bool) {
 		ad.record.Version = want.Version
 	}
 	return ad, true
+}
+
+// keepOwner is for a node that does not set owners: an edit there leaves the owner as it stands, and so must not decide what
+// runs as that (I14). The bits for that are those of the content that stands, if it is the same, and else none; bits that are
+// the author's own, on a file of the author's own, are the author's to change.
+func (f *finding) keepOwner(want *manifest.Node) {
+	n := &f.change.Node
+	foreign := n.UID != want.UID || n.GID != want.GID
+	n.UID, n.GID = want.UID, want.GID
+	if n.Kind != manifest.File {
+		return
+	}
+	untouched := n.Mode&place.SetID == f.old.Stat.Mode&place.SetID
+	switch same := want.SameContent(*n); {
+	case same && (foreign || untouched):
+		n.Mode = n.Mode&^place.SetID | want.Mode&place.SetID
+	case foreign:
+		n.Mode &^= place.SetID
+	}
 }
 
 // adopt records, in one batch, and ends the looks.

@@ -196,7 +196,7 @@ func (a *Agent) looksAs(s *place.Stat, n *manifest.Node) bool {
 	if s.Kind != n.Kind || s.MTime != n.MTime || n.Kind == manifest.File && s.Size != n.Size {
 		return false
 	}
-	if n.Kind != manifest.Symlink && s.Mode != n.Mode {
+	if n.Kind != manifest.Symlink && !place.ModeAs(a.cfg.Owner, n.Kind, s.Mode, n.Mode) {
 		return false
 	}
 	return !a.cfg.Owner || s.UID == n.UID && s.GID == n.GID

@@ -60,7 +60,7 @@ func (p *Placer) writeIntent(b *batch) error {
 		if buf == nil {
 			buf = make([]byte, intentHeader, intentHeader+len(b.tasks)*(len(t.Path)+32))
 		}
-		buf = appendIntent(buf, b.seq+uint64(i), intended{t.Path, t.Want.Kind, t.Want.Mode, t.Want.Size, t.Want.MTime})
+		buf = appendIntent(buf, b.seq+uint64(i), intended{t.Path, t.Want.Kind, p.mode(&t.Want), t.Want.Size, t.Want.MTime})
 	}
 	if buf == nil {
 		return nil

@@ -142,7 +142,7 @@ func (p *Placer) differs(cur vfs.Info, want *manifest.Node) string {
 		return "kind"
 	case want.Kind == manifest.File && cur.Size != want.Size:
 		return "size"
-	case want.Kind != manifest.Symlink && cur.Mode != want.Mode:
+	case want.Kind != manifest.Symlink && !ModeAs(p.owner, want.Kind, cur.Mode, want.Mode):
 		return "mode"
 	case p.owner && (cur.UID != want.UID || cur.GID != want.GID):
 		return "owner"
@@ -176,7 +176,7 @@ func (w *worker) metadata(j *job, cur vfs.Info) Result {
 		return j.fail("set metadata", err)
 	}
 	if w.p.edited(in, &j.Want) { // what is ours is described, so that it is seen as an edit
-		in.Mode, in.MTime, in.CTime = j.Want.Mode, j.Want.MTime, 0
+		in.Mode, in.MTime, in.CTime = w.p.mode(&j.Want), j.Want.MTime, 0
 		if w.p.owner {
 			in.UID, in.GID = j.Want.UID, j.Want.GID
 		}
@@ -186,6 +186,23 @@ func (w *worker) metadata(j *job, cur vfs.Info) Result {
 		return j.busy("it was replaced or written to")
 	}
 	return j.result(Done, in)
+}
+
+// SetID are the bits with which a program runs as the owner or the group of its file.
+const SetID = 0o6000
+
+// ModeAs says whether an entry's mode is as wanted. Where owners are not set, files go without the SetID bits: they would
+// run as somebody else than their author.
+func ModeAs(owner bool, kind manifest.Kind, is, want uint32) bool {
+	return is == want || !owner && kind == manifest.File && is == want&^SetID
+}
+
+// mode is what an entry gets that should be want.
+func (p *Placer) mode(want *manifest.Node) uint32 {
+	if !p.owner && want.Kind == manifest.File {
+		return want.Mode &^ SetID
+	}
+	return want.Mode
 }
 
 // edited says whether somebody has changed the metadata in, which were just set to those of want.
@@ -209,8 +226,8 @@ func (p *Placer) setMetadata(fd int, cur vfs.Info, want *manifest.Node) (changed
 	} else if chown {
 		p.ownersSkipped.Add(1)
 	}
-	if cur.Kind != vfs.Symlink && (cur.Mode != want.Mode || changed && want.Mode&0o6000 != 0) {
-		if err := setMode(fd, want.Mode); err != nil {
+	if cur.Kind != vfs.Symlink && (!ModeAs(p.owner, want.Kind, cur.Mode, want.Mode) || changed && want.Mode&SetID != 0) {
+		if err := setMode(fd, p.mode(want)); err != nil {
 			return changed, err
 		}
 		changed = true

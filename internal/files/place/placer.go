@@ -174,7 +174,7 @@ func (p *Placer) OwnersSkipped() uint64 { return p.ownersSkipped.Load() }
 func (p *Placer) Problems() []string {
 	var out []string
 	if n := p.ownersSkipped.Load(); n > 0 {
-		out = append(out, "owners are not set: not running as root")
+		out = append(out, "owners are not set: not running as root, or not allowed to change them")
 	}
 	for bit := lackTmpfile; bit < lackEnd; bit <<= 1 {
 		if p.lacking(bit) {

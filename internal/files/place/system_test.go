@@ -240,3 +240,33 @@ func TestOtherMountsChild(t *testing.T) {
 		t.Errorf("error %v", r.Err)
 	}
 }
+
+// TestMayChown: a root alone in its user namespace, whose system knows no other, may not give files away.
+func TestMayChown(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	if may, err := MayChown(t.TempDir()); !may || err != nil {
+		t.Errorf("root: %v, %v", may, err)
+	}
+	alone := []syscall.SysProcIDMap{{ContainerID: 0, HostID: nobody, Size: 1}}
+	runChild(t, "TestMayChownChild", openDir(t, nobody), &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER, UidMappings: alone, GidMappings: alone,
+		GidMappingsEnableSetgroups: true, Credential: &syscall.Credential{}})
+}
+
+func TestMayChownChild(t *testing.T) {
+	if os.Getenv(childEnv) == "" {
+		t.Skip("only as a child of TestMayChown")
+	}
+	dir := os.Getenv(childDir)
+	if os.Geteuid() != 0 {
+		t.Fatalf("user %d", os.Geteuid())
+	}
+	if may, err := MayChown(dir); may || err != nil {
+		t.Errorf("%v, %v", may, err)
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 1 { // this program
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
