@@ -105,6 +105,18 @@ func TestDemo(t *testing.T) {
 	}
 }
 
+// TestDemoBesideFilesOfItsNames: the user's tree may hold what the demo would make.
+func TestDemoBesideFilesOfItsNames(t *testing.T) {
+	cfg, out := config(t, "", 3)
+	if err := os.Mkdir(filepath.Join(cfg.Dir, meanwhileName), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := Run(t.Context(), cfg); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	leftBehind(t)
+}
+
 // TestDemoFindsOut: what the nodes do wrong ends the demo with an error.
 func TestDemoFindsOut(t *testing.T) {
 	for fake, words := range map[string]string{

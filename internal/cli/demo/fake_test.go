@@ -228,6 +228,9 @@ func store(file string, v map[string]version) {
 func (n *fakeNode) Version(context.Context) (api.Version, error) { return api.Version{}, nil }
 
 func (n *fakeNode) TokenCreate(context.Context, time.Duration) (api.Token, error) {
+	if err := n.notYet("token create"); err != nil {
+		return api.Token{}, err
+	}
 	return api.Token{Token: "tok"}, nil
 }
 
@@ -244,7 +247,19 @@ func (n *fakeNode) Group(context.Context, string) (api.Group, error) {
 	return api.Group{Name: group, Leader: n.alive()[0], Replicas: replicas}, nil
 }
 
+// notYet refuses the first of each kind, as a node does that answers and does not know its cluster yet.
+func (n *fakeNode) notYet(op string) error {
+	f, err := os.OpenFile(filepath.Join(n.root, op), os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil
+	}
+	return errors.Join(&api.Error{Code: api.CodeUnavailable, Op: op, Subject: n.name, Why: "this node does not know its cluster yet", Hint: "try again"}, f.Close())
+}
+
 func (n *fakeNode) DirCreate(context.Context, api.DirCreate) error {
+	if err := n.notYet("dir create"); err != nil {
+		return err
+	}
 	return os.WriteFile(filepath.Join(n.root, "bound"), nil, 0o600)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,6 +17,8 @@ import (
 const (
 	editName     = "edited-by-the-demo.txt"
 	conflictName = "written-on-two-nodes.txt"
+	// meanwhileName is the directory of what changes while a node is down; the next free name if there is one.
+	meanwhileName = "while-one-was-dead"
 	// glance is how often the demo looks for an edit's arrival: its measured times are at most this much too long.
 	glance = 200 * time.Microsecond
 	// edits is how many are timed after the first.
@@ -129,13 +132,21 @@ func (r *run) kill(ctx context.Context) error {
 	return r.meanwhile(living[0])
 }
 
-// meanwhile changes files that the dead node will have missed.
+// meanwhile changes files that the dead node will have missed, in a directory that is not the user's.
 func (r *run) meanwhile(n *node) error {
-	if err := os.Mkdir(filepath.Join(n.dir, "while-one-was-dead"), 0o755); err != nil {
-		return fmt.Errorf("write on %s: %w", n.name, err)
+	dir := meanwhileName
+	for i := 2; ; i++ {
+		err := os.Mkdir(filepath.Join(n.dir, dir), 0o755)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("write on %s: %w", n.name, err)
+		}
+		dir = fmt.Sprintf("%s-%d", meanwhileName, i)
 	}
 	for i := range 100 {
-		if err := n.write(fmt.Sprintf("while-one-was-dead/%03d.txt", i), strings.Repeat(fmt.Sprintf("file %d\n", i), 100)); err != nil {
+		if err := n.write(fmt.Sprintf("%s/%03d.txt", dir, i), strings.Repeat(fmt.Sprintf("file %d\n", i), 100)); err != nil {
 			return err
 		}
 	}

@@ -40,7 +40,7 @@ func (r *run) start(ctx context.Context) error {
 	if len(r.nodes) == 1 {
 		return nil
 	}
-	token, err := first.client.TokenCreate(ctx, api.TokenCreate{TTL: "10m"})
+	token, err := r.token(ctx, first)
 	if err != nil {
 		return err
 	}
@@ -58,6 +58,37 @@ func (r *run) start(ctx context.Context) error {
 		r.show.line("%s  joined with a token after %-7s  api %s, pid %d", n.name, ms(time.Since(began)), n.api, n.process.Pid)
 	}
 	return nil
+}
+
+// token has n make a token. A node that answers may not know its cluster yet.
+func (r *run) token(ctx context.Context, n *node) (token api.Token, err error) {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	err = until(ctx, poll, n.name+" makes a token", func() (bool, error) {
+		var err error
+		token, err = n.client.TokenCreate(ctx, api.TokenCreate{TTL: "10m"})
+		if err != nil {
+			return false, errors.Join(passing(err), r.anyDied())
+		}
+		return true, nil
+	})
+	return token, err
+}
+
+// createDir binds the nodes' directories; paths has them by node. A try whose answer was lost may have done it: then the
+// next one finds it there.
+func (r *run) createDir(ctx context.Context, paths map[string]string) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	first, retried := r.nodes[0], false
+	return until(ctx, poll, "the directory is bound", func() (bool, error) {
+		_, err := first.client.DirCreate(ctx, api.DirCreate{Name: group, Paths: paths})
+		if err == nil || retried && errors.Is(err, &api.Error{Code: api.CodeConflict}) {
+			return true, nil
+		}
+		retried = true
+		return false, errors.Join(passing(err), r.anyDied())
+	})
 }
 
 func (r *run) makeNodes() error {
@@ -130,7 +161,7 @@ func (r *run) fill(ctx context.Context) error {
 		paths[n.name] = api.EscapePath(n.dir)
 	}
 	began := time.Now()
-	if _, err := r.nodes[0].client.DirCreate(ctx, api.DirCreate{Name: group, Paths: paths}); err != nil {
+	if err := r.createDir(ctx, paths); err != nil {
 		return err
 	}
 	r.show.line("lockstep dir create %s: kept in step on %s", group, strings.Join(names, ", "))
