@@ -203,6 +203,12 @@ func syncDir(path string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
+// Present says whether data is a data directory of some node: whether there is an identity below it.
+func Present(data string) bool {
+	_, err := os.Lstat(filepath.Join(data, dirIdentity, fileNode))
+	return err == nil
+}
+
 // Load reads the identity below a data directory. ErrNoIdentity means that there is none: the server has not
 // joined a cluster yet. Every other error means that the directory must not be used.
 func Load(data string, now func() time.Time) (*Identity, error) {

@@ -40,14 +40,17 @@ func (n *node) checkHere(dir, mark string) error {
 	if err := checkWritable(dir, at); err != nil {
 		return err
 	}
+	if err := checkNotInData(filepath.Clean(dir)); err != nil {
+		return err
+	}
 	return n.checkUnheld(filepath.Clean(dir), mark)
 }
 
 // anyMark stands for every root marker: no group's is like it.
 const anyMark = "*"
 
-// checkUnheld refuses a directory that another node keeps, or that is part of what another node keeps, and one that
-// carries another group's root marker.
+// checkUnheld refuses a directory that another node keeps, and one that carries another group's root marker, or is part of
+// a directory with a root marker: the node that keeps that may be stopped just now.
 func (n *node) checkUnheld(dir, mark string) error {
 	own := n.ownPaths()
 	for at := dir; ; at = filepath.Dir(at) {
@@ -56,6 +59,10 @@ func (n *node) checkUnheld(dir, mark string) error {
 		}
 		if err := place.Held(at); err != nil {
 			return errHeld("bind", dir, err)
+		}
+		if was := place.Marked(at); was != "" && at != dir {
+			return &api.Error{Code: api.CodeConflict, Op: "bind", Subject: dir, Why: "it is part of " + at + ", which carries the root marker of a group (" + was + ")",
+				Hint: "choose another directory; " + unmarkHint(at)}
 		}
 		if at == filepath.Dir(at) {
 			break

@@ -128,6 +128,9 @@ func startNode(ctx context.Context, cfg Config, s *stages) (n *node, err error) 
 	if err := checkFree(cfg.Data); err != nil { // a node that runs here holds the ports as well; this says it best
 		return nil, err
 	}
+	if err := checkOutside(cfg.Data); err != nil {
+		return nil, err
+	}
 	if cfg.API != "" { // before anything is made on disk
 		s.enter("taking the address of the API, " + cfg.API)
 		if err := checkAPI(ctx, cfg.API); err != nil {
