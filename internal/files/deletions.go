@@ -6,50 +6,123 @@ import (
 	"time"
 
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
+	"github.com/lockstep-sync/lockstep/internal/files/place"
 )
 
-// A file that is gone while its inode is in the tree at another path was moved, and counts for nothing. That is
-// known only once its new place was looked at, which takes a while for a large tree: so deletions that
-// would be too many are withheld, and stop the binding only when graceTime has passed without anything else to do.
+// A file that is gone while its inode is in the tree at another path was moved, and counts for nothing; nor does one that
+// was not there when the deletions began that it would be counted with, such as a program's temporary file. Where a file
+// went is known only once its new place was looked at, which takes a while for a large tree: so deletions that would be
+// too many are withheld, and stop the binding only when graceTime has passed without anything else to do.
 const (
 	graceTime = 3 * time.Second
 	graceMost = 5 * time.Minute
 )
 
 // admit decides which findings may be proposed now. Deletions that would be too many are given back.
-func (a *Agent) admit(found []finding) (admitted []finding, c counted) {
-	c, ok := a.guard.admit(found)
+func (a *Agent) admit(found []finding) (admitted []finding, c counted, err error) {
+	lost := a.lost(found)
+	c, ok := a.guard.admitLost(int64(len(lost)), len(lost) < len(found))
+	if !ok {
+		a.guard.giveBack(c)
+		if lost, err = a.nowhere(lost); err != nil {
+			return nil, counted{}, err
+		}
+		c, ok = a.guard.admitLost(int64(len(lost)), len(lost) < len(found))
+	}
 	if ok {
 		if c.n > 0 {
+			a.status.solved(aboutDeletions)
 			a.board.unwithhold()
 		}
-		return found, c
+		return found, c, nil
 	}
 	a.guard.giveBack(c)
-	var rest, lost []finding
-	for i := range found {
-		f := &found[i]
-		if f.deletesFile() && !a.moved(f.change.Path, &f.old) {
-			lost = append(lost, *f)
-		} else {
-			rest = append(rest, *f)
-		}
+	a.withhold(lost)
+	return without(found, lost), counted{}, nil
+}
+
+// withhold gives back deletions that are too many, and stops the binding if there is nothing else to wait for.
+func (a *Agent) withhold(lost []*finding) {
+	back := make([]finding, len(lost))
+	for i, f := range lost {
+		back[i] = *f
 	}
-	if c, ok = a.guard.admitLost(int64(len(lost)), len(rest) > 0); ok {
-		a.status.solved(aboutDeletions)
-		a.board.unwithhold()
-		return found, c
-	}
-	a.guard.giveBack(c)
-	a.board.withhold(lost)
-	a.release(lost, retryTime)
+	a.board.withhold(back)
+	a.release(back, retryTime)
 	a.status.problemHint(aboutDeletions, fmt.Errorf("deletions wait: they would be more than %d", a.guard.limit()),
 		"they go on when the files turn up elsewhere; if not, the binding stops and asks")
 	if a.guard.overdue(a.scanDue.busy() || a.board.othersPending()) {
 		a.stop(stopDeletions, fmt.Sprintf("more than %d files would be deleted everywhere", a.guard.limit()),
 			a.howToConfirm())
 	}
-	return rest, counted{}
+}
+
+// without are the findings that are not among lost, which are of them and in their order.
+func without(found []finding, lost []*finding) []finding {
+	rest := make([]finding, 0, len(found)-len(lost))
+	for i := range found {
+		if len(lost) > 0 && lost[0] == &found[i] {
+			lost = lost[1:]
+			continue
+		}
+		rest = append(rest, found[i])
+	}
+	return rest
+}
+
+// lost are the findings that delete a file which counts and, as far as can be told at once, is nowhere else.
+func (a *Agent) lost(found []finding) (lost []*finding) {
+	here := map[inode]bool{}
+	for i := range found {
+		if f := &found[i]; f.stat.Kind == manifest.File {
+			here[inodeOf(&f.stat)] = true
+		}
+	}
+	for i := range found {
+		f := &found[i]
+		if f.deletesFile() && !a.guard.began(&f.old.Stat) && !here[inodeOf(&f.old.Stat)] && !a.moved(f.change.Path, &f.old) {
+			lost = append(lost, f)
+		}
+	}
+	return lost
+}
+
+// inode names a file on this system, as long as it is there.
+type inode struct{ dev, ino uint64 }
+
+func inodeOf(s *place.Stat) inode { return inode{s.Dev, s.Ino} }
+
+// nowhere are those of lost whose file is recorded at no other path; it reads all records.
+func (a *Agent) nowhere(lost []*finding) (gone []*finding, err error) {
+	old := make(map[string]record, len(lost))
+	for _, f := range lost {
+		old[f.change.Path] = f.old
+	}
+	if err := a.dropMoved(old); err != nil {
+		return nil, err
+	}
+	for _, f := range lost {
+		if _, ok := old[f.change.Path]; ok {
+			gone = append(gone, f)
+		}
+	}
+	return gone, nil
+}
+
+// dropMoved removes those from files, by path, that are recorded at another path as well. Contents alone do not tell,
+// since many files can have one.
+func (a *Agent) dropMoved(files map[string]record) error {
+	byInode := make(map[inode]string, len(files))
+	for path, rec := range files {
+		byInode[inodeOf(&rec.Stat)] = path
+	}
+	return a.table.walk(a.table.store, nil, func(_ []byte, path string, rec record) error {
+		was, ok := byInode[inodeOf(&rec.Stat)]
+		if ok && was != path && rec.Stat.Kind == manifest.File && rec.Hash == files[was].Hash {
+			delete(files, was)
+		}
+		return nil
+	})
 }
 
 // howToConfirm is the way out of a stop because of deletions.
@@ -102,18 +175,22 @@ func (a *Agent) lostBelow(ctx context.Context, most int64, gone []string) (bool,
 	}
 }
 
-// countLost counts up to one more than most.
-func (a *Agent) countLost(gone []string, most int64) (lost int64, err error) {
+// countLost counts those that are lost, exactly if they are more than most.
+func (a *Agent) countLost(gone []string, most int64) (int64, error) {
+	lost := map[string]record{}
 	for _, path := range gone {
 		rec, err := a.table.get(path)
 		if err != nil {
 			return 0, err
 		}
 		if rec.Stat.Kind == manifest.File && !a.moved(path, &rec) {
-			if lost++; lost > most {
-				break
-			}
+			lost[path] = rec
 		}
 	}
-	return lost, nil
+	if int64(len(lost)) > most {
+		if err := a.dropMoved(lost); err != nil {
+			return 0, err
+		}
+	}
+	return int64(len(lost)), nil
 }

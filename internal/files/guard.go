@@ -55,18 +55,26 @@ type counted struct {
 	window time.Time
 }
 
-// admit counts the deletions among findings; ok is false when they are too many.
-func (g *guard) admit(found []finding) (c counted, ok bool) {
-	n := int64(0)
-	for i := range found {
-		if found[i].deletesFile() {
-			n++
-		}
+// began says whether a file came after the window of deletions had begun that it would be counted in.
+func (g *guard) began(s *place.Stat) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.windowOver(g.now()) {
+		return false
 	}
-	return g.admitLost(n, int(n) < len(found))
+	born := s.CTime
+	if born == 0 { // recorded so that it is read again
+		born = s.MTime
+	}
+	return born >= g.since.UnixNano()
 }
 
-// admitLost is admit for n deletions; others says that there is something else to propose.
+// windowOver says whether the next deletion begins another window. What is withheld comes again every second and holds its.
+func (g *guard) windowOver(now time.Time) bool {
+	return now.Sub(g.since) > deletionsWindow && now.Sub(g.again) > deletionsWindow
+}
+
+// admitLost counts n deletions; ok is false when they are too many. others says that there is something else to propose.
 func (g *guard) admitLost(n int64, others bool) (c counted, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -122,8 +130,7 @@ func (g *guard) giveBack(c counted) {
 
 func (g *guard) addLocked(n int64) bool {
 	now := g.now()
-	// What is withheld comes again every second and holds its window.
-	if now.Sub(g.since) > deletionsWindow && now.Sub(g.again) > deletionsWindow {
+	if g.windowOver(now) {
 		g.since, g.count, g.base, g.allowed, g.over = now, 0, g.files.Load(), false, time.Time{}
 	}
 	g.count += n
@@ -172,6 +179,7 @@ func (a *Agent) Confirm() error {
 		return errors.New("no deletions wait to be confirmed")
 	}
 	a.status.solved(aboutBinding)
+	a.status.solved(aboutDeletions)
 	a.status.setMode("live", "")
 	a.board.resume()
 	a.rescanAll()

@@ -62,15 +62,8 @@ func TestRetriedDeletions(t *testing.T) {
 func TestGuardGivesBack(t *testing.T) {
 	now := created
 	g := guard{now: func() time.Time { return now }}
-	gone := func(n int) []finding {
-		out := make([]finding, n)
-		for i := range out {
-			out[i].old.Stat.Kind = manifest.File
-		}
-		return out
-	}
-	first, ok := g.admit(gone(60))
-	if _, too := g.admit(gone(60)); !ok || too {
+	first, ok := g.admitLost(60, false)
+	if _, too := g.admitLost(60, false); !ok || too {
 		t.Fatal("deletions that are on their way do not count")
 	}
 	g.giveBack(first)
@@ -78,7 +71,7 @@ func TestGuardGivesBack(t *testing.T) {
 		t.Errorf("%d are left", g.deletions())
 	}
 	now = now.Add(2 * deletionsWindow)
-	if _, ok = g.admit(gone(50)); !ok {
+	if _, ok = g.admitLost(50, false); !ok {
 		t.Fatal("a new window begins with none")
 	}
 	g.giveBack(first)
@@ -129,8 +122,8 @@ func TestJudgedAfterEverythingElse(t *testing.T) {
 						t.Fatal("somebody has it")
 					}
 				}
-				if admitted, _ := a.admit(gone); len(admitted) > 0 {
-					t.Fatalf("%d deletions are admitted", len(admitted))
+				if admitted, _, err := a.admit(gone); err != nil || len(admitted) > 0 {
+					t.Fatalf("%d deletions are admitted, %v", len(admitted), err)
 				}
 			}
 			end := other(a)
@@ -236,4 +229,54 @@ func TestConfirmedWhileJudged(t *testing.T) {
 	if !g.halt(stopGone) || g.allow() {
 		t.Error("that deletions are meant says nothing of a directory that is gone")
 	}
+}
+
+// TestOrdinaryWorkIsNoMassDeletion: what a program that is at work removes is not taken for an accident.
+func TestOrdinaryWorkIsNoMassDeletion(t *testing.T) {
+	start := func(t *testing.T, files int) (*farm, *node) {
+		f := newFarm(t, 2)
+		f.up()
+		f.flush()
+		nd := f.nodes[0]
+		must(t, os.Mkdir(nd.path("a"), 0o755))
+		for i := range files {
+			nd.write(fmt.Sprintf("a/f%d", i), "")
+		}
+		f.flush()
+		return f, nd
+	}
+	t.Run("temporary files", func(t *testing.T) {
+		f, nd := start(t, 10)
+		must(t, os.Remove(nd.path("a/f0"))) // a window begins
+		f.flush()
+		for i := range 8 {
+			for k := range 20 {
+				nd.write(fmt.Sprintf("tmp%d-%d", i, k), "soon gone")
+			}
+			f.flush()
+			for k := range 20 {
+				must(t, os.Remove(nd.path(fmt.Sprintf("tmp%d-%d", i, k))))
+			}
+			f.flush()
+		}
+		f.same()
+	})
+	t.Run("files saved by renaming", func(t *testing.T) {
+		f, nd := start(t, 10)
+		for i := range 120 {
+			tmp := fmt.Sprintf("a/save%d", i)
+			nd.write(tmp, fmt.Sprint("version ", i))
+			must(t, nd.agent.Flush(t.Context())) // it is in the group before it gets its name
+			must(t, os.Rename(nd.path(tmp), nd.path(fmt.Sprintf("a/f%d", i%10))))
+		}
+		must(t, os.Remove(nd.path("a/f3")))
+		f.flush()
+		f.same()
+	})
+	t.Run("equal files moved", func(t *testing.T) {
+		f, nd := start(t, 160)
+		must(t, os.Rename(nd.path("a"), nd.path("b")))
+		f.flush()
+		f.same()
+	})
 }

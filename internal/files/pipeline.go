@@ -239,7 +239,11 @@ func (a *Agent) propose(ctx context.Context, found []finding) {
 		a.broken(err)
 		return
 	}
-	found, deletions := a.admit(found)
+	found, deletions, err := a.admit(found)
+	if err != nil {
+		a.broken(err)
+		return
+	}
 	for try := 0; ; try++ {
 		if found, err = a.proposeOnce(ctx, found); err == nil {
 			return
