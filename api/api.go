@@ -234,6 +234,8 @@ type DirWait struct {
 	Missing  []string `json:"missing"`
 	Seconds  float64  `json:"seconds"`
 	Done     bool     `json:"done"` // what was asked for is reached; false: the timeout came first
+	// Why says of nodes that are missing what keeps them.
+	Why map[string]string `json:"why,omitempty"`
 }
 
 type DirVerify struct {
@@ -247,6 +249,7 @@ type DirVerifyNode struct {
 	Bytes       uint64   `json:"bytes"`
 	Differences []string `json:"differences"` // at most 1000 paths, each with what differs
 	Damaged     []string `json:"damaged"`     // content changed while size, mtime and ctime did not
+	Unreadable  []string `json:"unreadable"`  // what could not be compared, each with why
 	Err         string   `json:"error,omitempty"`
 }
 

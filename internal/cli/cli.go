@@ -86,7 +86,12 @@ machine, or the one that --server names.`,
 		RunE:          a.unknownOrHelp(true),
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.SetFlagErrorFunc(flagError)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		if form := outputAsked(a.env.Args); form != "" {
+			a.output = form
+		}
+		return flagError(cmd, err)
+	})
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.server, "server", "", "node to talk to: unix:///PATH or HOST:PORT (default: the node of this machine; $LOCKSTEP_SERVER)")
 	flags.StringVarP(&a.output, "output", "o", "text", "text or json")

@@ -228,7 +228,8 @@ func TestAwaiting(t *testing.T) {
 		telling bool
 		want    string
 	}{
-		"quick":             {quiet, false, ""},
+		"quick":             {quiet - time.Millisecond, false, ""},
+		"over a second":     {quiet + time.Millisecond, false, "waiting for the answer of h:1\n"},
 		"slow":              {10 * quiet, false, "waiting for the answer of h:1\n"},
 		"slow with its own": {10 * quiet, true, ""},
 	} {

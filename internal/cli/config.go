@@ -187,7 +187,7 @@ func serveConfig(v map[string]string, stderr io.Writer) (ServeConfig, error) {
 	}
 	if v["replace"] != "" {
 		if cfg.Replace, err = strconv.ParseBool(v["replace"]); err != nil {
-			return cfg, bad("replace", fmt.Sprintf("%q is not true or false", v["replace"]), "")
+			return cfg, bad("replace", fmt.Sprintf("%q is not true or false", v["replace"]), "write true or false, or leave it out")
 		}
 	}
 	if cfg.SnapshotRate, err = parseRate(v["snapshot_rate"]); err != nil {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -57,10 +59,11 @@ func waitFor(all, quorum bool, node string, timeout time.Duration) (api.DirWaitF
 		}
 	}
 	if asked > 1 {
-		return req, &api.Error{Code: api.CodeUsage, Op: "dir wait", Why: "waits for one of --all, --quorum and --node NODE, not for several"}
+		return req, &api.Error{Code: api.CodeUsage, Op: "dir wait", Why: "waits for one of --all, --quorum and --node NODE, not for several",
+			Hint: "leave all but one out; without any it waits for every node"}
 	}
 	if timeout < 0 {
-		return req, &api.Error{Code: api.CodeUsage, Op: "dir wait", Subject: "--timeout", Why: "must not be negative"}
+		return req, &api.Error{Code: api.CodeUsage, Op: "dir wait", Subject: "--timeout", Why: "must not be negative", Hint: "write for instance 30s, or leave it out to wait as long as it takes"}
 	}
 	if timeout > 0 {
 		req.Timeout = timeout.String()
@@ -83,6 +86,9 @@ func (r waitResult) verdict() error {
 	why := fmt.Sprintf("position %d is not on disk on %s after %s", r.Position, strings.Join(r.Missing, ", "), seconds(r.Seconds))
 	if r.Position == 0 {
 		why = fmt.Sprintf("after %s it is still not known what there is to wait for: not all nodes have looked at their directories, or the group has no leader", seconds(r.Seconds))
+	}
+	for _, node := range slices.Sorted(maps.Keys(r.Why)) {
+		why += fmt.Sprintf("; %s: %s", node, r.Why[node])
 	}
 	return &api.Error{Code: api.CodeUnavailable, Op: "dir wait", Subject: r.Group,
 		Why:  why,
@@ -125,6 +131,9 @@ func (r verifyResult) text(w io.Writer) error {
 		for _, d := range n.Differences {
 			lines = append(lines, "differs: "+d)
 		}
+		for _, d := range n.Unreadable {
+			lines = append(lines, "cannot be read: "+d)
+		}
 		for _, d := range n.Damaged {
 			lines = append(lines, "damaged: "+d)
 		}
@@ -138,10 +147,11 @@ func (r verifyResult) text(w io.Writer) error {
 }
 
 func (r verifyResult) verdict() error {
-	var differences, damaged, failed int
+	var differences, damaged, unread, failed int
 	for _, n := range r.Nodes {
 		differences += len(n.Differences)
 		damaged += len(n.Damaged)
+		unread += len(n.Unreadable)
 		if n.Err != "" {
 			failed++
 		}
@@ -151,6 +161,12 @@ func (r verifyResult) verdict() error {
 	case damaged > 0:
 		e.Code, e.Why = api.CodeDamage, count(uint64(damaged), "file is", "files are")+" damaged"
 		e.Hint = "check the disks; a run with --repair fetches damaged files again from a node that has them"
+	case unread > 0:
+		e.Code, e.Why = api.CodePartial, count(uint64(unread), "path", "paths")+" cannot be read"
+		if differences > 0 {
+			e.Why += ", " + count(uint64(differences), "path differs", "paths differ")
+		}
+		e.Hint = "let the user who runs the node read what is named above, then verify again"
 	case differences > 0:
 		e.Code, e.Why = api.CodePartial, count(uint64(differences), "path differs", "paths differ")
 		e.Hint = "changes on their way look like this: `lockstep dir wait " + r.Group + "`, then verify again"

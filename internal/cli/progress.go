@@ -50,7 +50,7 @@ func (a *app) newProgress() *progress {
 // The function that it returns has to be called when the answer is there; nothing is said any more after that.
 func (a *app) awaiting(server string) (answered func()) {
 	said := make(chan struct{})
-	word := time.AfterFunc(2*quiet, func() {
+	word := time.AfterFunc(quiet, func() {
 		defer close(said)
 		if !a.telling.Load() {
 			_, _ = fmt.Fprintf(a.env.Stderr, "waiting for the answer of %s\n", server) // a courtesy, as progress is

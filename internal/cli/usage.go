@@ -39,6 +39,31 @@ func flagError(cmd *cobra.Command, err error) error {
 	return e
 }
 
+// outputAsked is the form of output that the arguments ask for, wherever in them: parsing ends at what it does not know,
+// and the error is to be told as asked all the same. "" if they ask for none that there is.
+func outputAsked(args []string) (form string) {
+	for i, arg := range args {
+		if arg == "--" {
+			break
+		}
+		value, found := "", false
+		switch {
+		case arg == "-o" || arg == "--output":
+			if i+1 < len(args) {
+				value, found = args[i+1], true
+			}
+		case strings.HasPrefix(arg, "--output="):
+			value, found = strings.TrimPrefix(arg, "--output="), true
+		case strings.HasPrefix(arg, "-o"):
+			value, found = strings.TrimPrefix(strings.TrimPrefix(arg, "-o"), "="), true
+		}
+		if found && (value == "json" || value == "text") {
+			form = value
+		}
+	}
+	return form
+}
+
 // wants checks the arguments against the words of the command's usage line: upper-case words are required,
 // words in brackets are not.
 func wants(cmd *cobra.Command, args []string) error {

@@ -2,7 +2,9 @@ package files
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
@@ -16,6 +18,7 @@ type Difference struct {
 	Path   string
 	What   string
 	Damage bool // content changed while size, mtime and ctime did not
+	Unread bool // nobody knows whether it differs: What says why it cannot be read
 }
 
 // Verification is what a Verify read.
@@ -54,16 +57,14 @@ func (a *Agent) Verify(ctx context.Context, repair bool) (Verification, error) {
 			return err
 		}
 		what, damage, err := a.verifyPath(path, &n, &out)
-		if err != nil {
-			what = err.Error()
-		}
-		if what != "" {
-			out.add(Difference{path, what, damage})
+		d := difference(path, what, damage, err)
+		if d.What != "" {
+			out.add(d)
 		}
 		switch {
-		case !repair || what == "":
+		case !repair || d.What == "":
 			return nil
-		case damage:
+		case d.Damage:
 			return a.repair(path, &n, &out)
 		}
 		a.lookSoon(path)
@@ -95,6 +96,20 @@ func (a *Agent) Verify(ctx context.Context, repair bool) (Verification, error) {
 		return out, fmt.Errorf("verify: %w", err)
 	}
 	return out, nil
+}
+
+// difference is what is said of a path after verifyPath; What is "" if it is as it should be.
+func difference(path, what string, damage bool, err error) Difference {
+	var e *fs.PathError
+	switch {
+	case err == nil:
+		return Difference{Path: path, What: what, Damage: damage}
+	case errors.Is(err, fs.ErrNotExist):
+		return Difference{Path: path, What: "is missing"}
+	case errors.As(err, &e):
+		err = e.Err // the path is said anyway
+	}
+	return Difference{Path: path, What: err.Error(), Unread: true}
 }
 
 // repair has a damaged file replaced by what the manifest says. If the path changes, or has changed since it was

@@ -2,9 +2,12 @@ package files
 
 import (
 	"fmt"
+	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -82,5 +85,53 @@ func TestClaimIdle(t *testing.T) {
 	b.lookDone("p", time.Time{})
 	if w := b.takeWants(9); len(w) != 1 {
 		t.Fatal("what waits to be placed is forgotten")
+	}
+}
+
+// TestDistantTimes: a time that is not told in 64 bits is the nearest that is, for all nodes alike.
+func TestDistantTimes(t *testing.T) {
+	f := newFarm(t, 2)
+	f.up()
+	f.flush()
+	f.nodes[0].write("far", "x")
+	at := f.nodes[0].path("far")
+	far := time.Unix(9999999999, 0) // 2286
+	must(t, os.Chtimes(at, far, far))
+	if st, err := os.Stat(at); err != nil || !st.ModTime().Equal(far) {
+		t.Skipf("the file system keeps no such time: %v %v", st.ModTime(), err)
+	}
+	f.flush()
+	nearest := time.Unix(0, math.MaxInt64) // 2262
+	eventually(t, func() string {
+		if st, err := os.Stat(filepath.Join(f.nodes[1].root, "far")); err != nil || !st.ModTime().Equal(nearest) {
+			return fmt.Sprintf("the other member has it as %v, %v", st, err)
+		}
+		return ""
+	})
+	for i, nd := range f.nodes {
+		if v, err := nd.agent.Verify(t.Context(), false); err != nil || len(v.Found) != 0 {
+			t.Errorf("member %d: %+v %v", i, v, err)
+		}
+	}
+}
+
+// TestDifference: what cannot be read is not said to differ, and what is not there is missing.
+func TestDifference(t *testing.T) {
+	for name, c := range map[string]struct {
+		what   string
+		damage bool
+		err    error
+		want   Difference
+	}{
+		"as it should be": {want: Difference{Path: "p"}},
+		"differs":         {what: "content differs", want: Difference{Path: "p", What: "content differs"}},
+		"damaged":         {what: "content differs", damage: true, want: Difference{Path: "p", What: "content differs", Damage: true}},
+		"missing":         {err: &fs.PathError{Op: "stat", Path: "p", Err: syscall.ENOENT}, want: Difference{Path: "p", What: "is missing"}},
+		"closed":          {err: fmt.Errorf("hash: %w", &fs.PathError{Op: "open", Path: "p", Err: syscall.EACCES}), want: Difference{Path: "p", What: "permission denied", Unread: true}},
+		"broken":          {err: syscall.EIO, want: Difference{Path: "p", What: "input/output error", Unread: true}},
+	} {
+		if got := difference("p", c.what, c.damage, c.err); got != c.want {
+			t.Errorf("%s: %+v, want %+v", name, got, c.want)
+		}
 	}
 }

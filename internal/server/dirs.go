@@ -275,6 +275,7 @@ func (n *node) DirWait(ctx context.Context, group string, req api.DirWaitFor, pr
 	out.Position, out.Missing = n.flushAll(ctx, g, progress)
 	if len(out.Missing) > 0 {
 		out.Seconds = time.Since(began).Seconds()
+		out.Why = n.whyMissing(ctx, g, out.Missing)
 		return out, nil
 	}
 	for {
@@ -290,6 +291,9 @@ func (n *node) DirWait(ctx context.Context, group string, req api.DirWaitFor, pr
 		out.Done = len(out.Reached) >= enough
 		out.Seconds = time.Since(began).Seconds()
 		if ctx.Err() != nil || steady() {
+			if !out.Done {
+				out.Why = n.whyMissing(ctx, g, out.Missing)
+			}
 			return out, nil
 		}
 		if g, err = n.dirNamed("dir wait", group); err != nil {
@@ -549,7 +553,7 @@ func (n *node) DirVerify(ctx context.Context, group string, repair bool, progres
 }
 
 func (n *node) verifyHere(ctx context.Context, req groupRequest) (out api.DirVerifyNode, err error) {
-	out = api.DirVerifyNode{Differences: []string{}, Damaged: []string{}}
+	out = api.DirVerifyNode{Differences: []string{}, Damaged: []string{}, Unreadable: []string{}}
 	h, err := n.holding(req.Group)
 	if err != nil {
 		return out, err
@@ -565,9 +569,12 @@ func (n *node) verifyHere(ctx context.Context, req groupRequest) (out api.DirVer
 	out.Files, out.Bytes = v.Files, v.Bytes
 	for _, d := range v.Found {
 		line := api.EscapePath(d.Path) + ": " + d.What
-		if d.Damage {
+		switch {
+		case d.Damage:
 			out.Damaged = append(out.Damaged, line)
-		} else {
+		case d.Unread:
+			out.Unreadable = append(out.Unreadable, line)
+		default:
 			out.Differences = append(out.Differences, line)
 		}
 	}

@@ -62,8 +62,10 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	for _, g := range c.n.ctl.state().Groups {
 		if grp := c.n.groupHere(g.ID); grp != nil {
 			st := grp.Core()
-			gauge(c.applied, float64(grp.Applied().Index), g.Name)
-			gauge(c.commit, float64(st.Commit), g.Name)
+			applied := grp.Applied().Index
+			gauge(c.applied, float64(applied), g.Name)
+			// The status is published after what follows from it is under way: what is applied is committed, too.
+			gauge(c.commit, float64(max(st.Commit, applied)), g.Name)
 			gauge(c.term, float64(st.Term), g.Name)
 			gauge(c.leader, boolean(st.Role == core.Leader), g.Name)
 			gauge(c.inSync, float64(len(g.InSync.Replicas)), g.Name)

@@ -234,7 +234,11 @@ func (n *node) bringUp(ctx context.Context, listener net.Listener, init *control
 		return err
 	}
 	n.tidy.add(func() error { return closeDoor(door) })
-	n.log.Info("running", "cluster", n.id.Cluster().String(), "listen", n.advertise, "api", n.cfg.API, "data", n.data.path)
+	at := "off"
+	if addr := door.Addr(); addr != nil {
+		at = addr.String() // with the port that it got
+	}
+	n.log.Info("running", "cluster", n.id.Cluster().String(), "listen", n.advertise, "api", at, "data", n.data.path)
 	return nil
 }
 

@@ -3,6 +3,8 @@ package vfs
 import (
 	"errors"
 	"io/fs"
+	"math"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,7 +28,7 @@ type Info struct {
 	Mode         uint32 // st_mode & 07777
 	UID, GID     uint32
 	Size         int64 // as the kernel says, for every kind
-	MTime, CTime int64 // ns
+	MTime, CTime int64 // ns, the nearest that can be told (see nanos)
 	Ino, Dev     uint64
 	Nlink        uint32
 	Other        bool // device, socket, FIFO: Kind is Absent
@@ -79,14 +81,27 @@ func FromStat(st *unix.Stat_t) Info {
 		UID:   st.Uid,
 		GID:   st.Gid,
 		Size:  st.Size,
-		MTime: unix.TimespecToNsec(st.Mtim),
-		CTime: unix.TimespecToNsec(st.Ctim),
+		MTime: nanos(st.Mtim.Sec, int64(st.Mtim.Nsec)),
+		CTime: nanos(st.Ctim.Sec, int64(st.Ctim.Nsec)),
 		Ino:   st.Ino,
 		Dev:   uint64(st.Dev),
 		Nlink: uint32(st.Nlink),
 	}
 	in.setKind(st.Mode)
 	return in
+}
+
+// nanos is a time in ns since 1970, 0 <= nsec < 1e9. Times before the year 1678 and after 2262 do not fit and become the
+// nearest that does.
+func nanos(sec, nsec int64) int64 {
+	const whole = math.MaxInt64 / int64(time.Second)
+	switch {
+	case sec > whole || sec == whole && nsec > math.MaxInt64%int64(time.Second):
+		return math.MaxInt64
+	case sec < -whole:
+		return math.MinInt64
+	}
+	return sec*int64(time.Second) + nsec
 }
 
 func (in *Info) setKind(mode uint32) {

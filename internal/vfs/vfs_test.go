@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -281,4 +282,20 @@ func FuzzParseDirents(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Times that do not fit are the nearest that do, before and after.
+func TestNanos(t *testing.T) {
+	for _, c := range []struct {
+		sec, nsec, want int64
+	}{
+		{0, 0, 0}, {-1, 999_999_999, -1}, {1, 5, 1_000_000_005},
+		{9223372036, 854775807, math.MaxInt64}, {9223372036, 854775806, math.MaxInt64 - 1}, {9223372036, 854775808, math.MaxInt64},
+		{9999999999, 0, math.MaxInt64}, {math.MaxInt64, 999_999_999, math.MaxInt64},
+		{-9223372036, 0, -9223372036_000_000_000}, {-9223372037, 999_999_999, math.MinInt64}, {math.MinInt64, 0, math.MinInt64},
+	} {
+		if got := nanos(c.sec, c.nsec); got != c.want {
+			t.Errorf("%d s and %d ns: %d, want %d", c.sec, c.nsec, got, c.want)
+		}
+	}
 }
