@@ -64,8 +64,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			st := grp.Core()
 			applied := grp.Applied().Index
 			gauge(c.applied, float64(applied), g.Name)
-			// The status is published after what follows from it is under way: what is applied is committed, too.
-			gauge(c.commit, float64(max(st.Commit, applied)), g.Name)
+			gauge(c.commit, float64(committed(st.Commit, applied)), g.Name)
 			gauge(c.term, float64(st.Term), g.Name)
 			gauge(c.leader, boolean(st.Role == core.Leader), g.Name)
 			gauge(c.inSync, float64(len(g.InSync.Replicas)), g.Name)
@@ -112,6 +111,10 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(c.unwanted, prometheus.CounterValue, float64(u.Refused), "refused")
 	ch <- prometheus.MustNewConstMetric(c.unwanted, prometheus.CounterValue, float64(u.Crowded), "crowded")
 }
+
+// committed is the last index known to be committed. What a status says of it is published with the ticks only, of which a
+// quiet group has few; what is applied is committed in any case.
+func committed(published, applied uint64) uint64 { return max(published, applied) }
 
 func boolean(b bool) float64 {
 	if b {

@@ -118,7 +118,7 @@ func reportMember(m member, grp *engine.Group, obs *engine.Observer) (report, er
 		return r, nil
 	}
 	st := grp.Fresh()
-	r.History, r.Term, r.Commit = grp.Line().History, st.Term, max(st.Commit, at.Index)
+	r.History, r.Term, r.Commit = grp.Line().History, st.Term, committed(st.Commit, at.Index)
 	r.Leader, _ = grp.NodeOf(st.Leader)
 	r.Role, r.Configured, r.Voting = "follower", configured(st), st.Voters
 	switch {
