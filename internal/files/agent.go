@@ -13,7 +13,7 @@
 //
 // Goroutines, all started by Run and joined before it returns: one reads the watcher, one scans, a few look
 // at paths, one gathers batches and one a batch in flight proposes them, one places, one keeps time
-// (checkpoints, retries, guards), and one pushes to each other member.
+// (checkpoints, retries, guards), and to each other member one pushes what is small and two what is large.
 package files
 
 import (

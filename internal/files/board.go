@@ -98,6 +98,7 @@ type pathState struct {
 	above      string   // the directory that the look waits for; "": it waits for none
 	alone      bool     // none is waited for: it will not be recorded
 	waiting    []string // looks that wait for the one at this path to end
+	unstaged   int      // how often in a row its content could not be staged
 	young      bool     // what was read may have changed since without a trace: nothing is placed before it is read again
 }
 
@@ -280,7 +281,7 @@ func (b *board) lookDone(path string, again time.Time) {
 	delete(b.flying, path)
 	delete(b.ending, path)
 	if again.IsZero() {
-		st.young, st.alone = false, false
+		st.young, st.alone, st.unstaged = false, false, 0
 		b.letFollow(st)
 		finish(st.heldEpochs)
 		st.heldEpochs = nil

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"sync"
 	"time"
 
 	"github.com/lockstep-sync/lockstep/api"
@@ -17,7 +16,7 @@ import (
 const (
 	batchChanges = 2048
 	batchBytes   = 8 << 20 // with contents; a batch in bulk costs each member one sync of its packs
-	batchesMax   = 4       // in flight
+	batchesMax   = 4       // in flight; for large contents see flights.go
 	looksBatch   = 32      // paths of one directory that one reader takes at a time
 	inlineMax    = 16 << 10
 	inlineBatch  = 256 << 10 // bytes of content that ride in one entry
@@ -78,6 +77,9 @@ func (a *Agent) lookAt(r *reader, path string, found []finding) []finding {
 		return found
 	}
 	a.status.solved(path)
+	if f == nil || f.change.Node.Kind != manifest.File {
+		a.status.staged(path) // what could not be is gone
+	}
 	if v.above != "" {
 		a.board.waitAbove(path, v.above)
 		return found
@@ -160,74 +162,6 @@ func (a *Agent) setRecord(e *edits, path string, had manifest.Kind, r record) er
 		r.After = a.checkpoints.Load()
 	}
 	return e.set(path, r)
-}
-
-// batch is what goes into one command.
-type batch struct {
-	found []finding
-	bytes int
-}
-
-// gatherLoop makes batches of what the readers found: the first goes at once, and while batches are in
-// flight the next one fills.
-func (a *Agent) gatherLoop(ctx context.Context) {
-	var flying sync.WaitGroup
-	defer flying.Wait()
-	landed := make(chan struct{}, batchesMax)
-	inFlight := 0
-	var b batch
-	send := func() {
-		inFlight++
-		going := b
-		b = batch{}
-		flying.Go(func() {
-			a.propose(ctx, going.found)
-			landed <- struct{}{}
-		})
-	}
-	results := a.results
-	for results != nil || len(b.found) > 0 && ctx.Err() == nil {
-		in := results
-		if len(b.found) >= batchChanges || b.bytes >= batchBytes {
-			in = nil
-		}
-		select {
-		case found, ok := <-in:
-			if !ok {
-				results = nil
-				continue
-			}
-			b.add(found)
-			a.status.pending.Add(int64(len(found)))
-		case <-landed:
-			inFlight--
-		}
-		full := len(b.found) >= batchChanges || b.bytes >= batchBytes
-		for more := true; more && !full; { // whatever is ready
-			select {
-			case found, ok := <-in:
-				if !ok {
-					results, in, more = nil, nil, false
-					break
-				}
-				b.add(found)
-				a.status.pending.Add(int64(len(found)))
-				full = len(b.found) >= batchChanges || b.bytes >= batchBytes
-			default:
-				more = false
-			}
-		}
-		if len(b.found) > 0 && (inFlight == 0 || full && inFlight < batchesMax) {
-			send()
-		}
-	}
-}
-
-func (b *batch) add(found []finding) {
-	b.found = append(b.found, found...)
-	for i := range found {
-		b.bytes += len(found[i].data) + len(found[i].change.Path) + 64
-	}
 }
 
 // propose stages contents, proposes the changes and settles their outcomes. While that fails the batch is kept: to
@@ -351,6 +285,7 @@ func (a *Agent) settle(index uint64, found []finding, outs []manifest.Outcome) e
 	}
 	for i := range found {
 		f, o := &found[i], outs[i]
+		a.status.staged(f.change.Path)
 		if o.Code == manifest.Same && f.change.Node.Kind == manifest.Absent {
 			continue
 		}

@@ -3,7 +3,6 @@ package files
 import (
 	"context"
 	"errors"
-	"maps"
 	"sync"
 	"time"
 
@@ -14,12 +13,22 @@ import (
 // shipmentsMax is how many batches may wait for one member; one that is slower is skipped and fetches later.
 const shipmentsMax = 4
 
-// shipping pushes contents to the other members: one worker each, in order.
+// largeWorkers is how many shipments of large contents are under way to one member: while a very large one moves, others
+// do too.
+const largeWorkers = 2
+
+// shipping pushes contents to the other members. Each has two lines, with a connection of its own each: what is small
+// goes in order and is not behind what is large.
 type shipping struct {
 	a       *Agent
 	mu      sync.Mutex
-	lines   map[uint64]*line
+	lines   map[lane]*line
 	running sync.WaitGroup
+}
+
+type lane struct {
+	member uint64
+	large  bool
 }
 
 type line struct {
@@ -27,7 +36,7 @@ type line struct {
 	queue  chan *shipment
 }
 
-func newShipping(a *Agent) *shipping { return &shipping{a: a, lines: map[uint64]*line{}} }
+func newShipping(a *Agent) *shipping { return &shipping{a: a, lines: map[lane]*line{}} }
 
 // close ends all pushes. Nothing may be shipped any more.
 func (s *shipping) close() {
@@ -40,16 +49,23 @@ func (s *shipping) close() {
 	s.running.Wait()
 }
 
-func (s *shipping) line(id uint64) *line {
+func (s *shipping) line(to lane) *line {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	l := s.lines[id]
-	if l == nil {
-		l = &line{pusher: s.a.store.Pusher(id), queue: make(chan *shipment, shipmentsMax)}
-		s.lines[id] = l
+	l := s.lines[to]
+	if l != nil {
+		return l
+	}
+	l = &line{pusher: s.a.store.Pusher(to.member), queue: make(chan *shipment, shipmentsMax)}
+	s.lines[to] = l
+	workers := 1
+	if to.large {
+		workers = largeWorkers
+	}
+	for range workers {
 		s.running.Go(func() {
 			for sh := range l.queue {
-				sh.answer(id, l.pusher.Push(s.a.ctx, sh.items))
+				sh.answer(to.member, l.pusher.Push(s.a.ctx, sh.items))
 			}
 		})
 	}
@@ -58,7 +74,8 @@ func (s *shipping) line(id uint64) *line {
 
 // ship decides how each finding's content travels: in the entry, or staged on the members first. It returns
 // the findings that may be proposed now, and the members that should have had the contents and have them not; with an
-// error, none of those returned was given back.
+// error, none of those returned was given back. Given back is what could not be read as it was, and what too few members
+// could take while they took the rest.
 func (a *Agent) ship(ctx context.Context, found []finding) (kept []finding, lacking []uint64, err error) {
 	inline := a.cfg.Log.Backlog() <= inlineQueue
 	room := inlineBatch
@@ -71,7 +88,7 @@ func (a *Agent) ship(ctx context.Context, found []finding) (kept []finding, lack
 		if n.Kind != manifest.File || n.Size == 0 {
 			continue
 		}
-		if f.old.Stat.Kind == manifest.File && f.old.Hash == n.Hash && f.old.Version != 0 {
+		if f.sameContent() {
 			f.change.SameContent = true
 			continue
 		}
@@ -86,11 +103,22 @@ func (a *Agent) ship(ctx context.Context, found []finding) (kept []finding, lack
 	if len(items) == 0 {
 		return found, nil, nil
 	}
-	failed, lacking, err := a.pushAll(ctx, items)
+	out, err := a.pushAll(ctx, items)
 	if err != nil {
 		return found, nil, err
 	}
-	return a.dropFailed(found, index, failed), lacking, nil
+	drop := make([]bool, len(found))
+	for k, err := range out.failed {
+		a.unreadable(found[index[k]].change.Path, err)
+		drop[index[k]] = true
+	}
+	for k, err := range out.stuck {
+		if _, failed := out.failed[k]; !failed {
+			a.unstaged(found[index[k]].change.Path, err)
+			drop[index[k]] = true
+		}
+	}
+	return keep(found, drop), out.lacking, nil
 }
 
 func (a *Agent) item(f *finding) content.Item {
@@ -110,20 +138,16 @@ func (a *Agent) item(f *finding) content.Item {
 	return it
 }
 
-// dropFailed gives back the findings whose content could not be read as it was.
-func (a *Agent) dropFailed(found []finding, index []int, failed map[int]error) []finding {
-	if len(failed) == 0 {
-		return found
+// unreadable gives back a finding whose content could not be read as it was.
+func (a *Agent) unreadable(path string, err error) {
+	if !errors.Is(err, content.ErrChanged) {
+		a.status.problem(path, err)
 	}
-	drop := map[int]bool{}
-	for k, err := range failed {
-		i := index[k]
-		drop[i] = true
-		if !errors.Is(err, content.ErrChanged) {
-			a.status.problem(found[i].change.Path, err)
-		}
-		a.board.lookDone(found[i].change.Path, a.cfg.Now().Add(settleTime))
-	}
+	a.board.lookDone(path, a.cfg.Now().Add(settleTime))
+}
+
+// keep returns the findings that are not to be dropped, in the same place.
+func keep(found []finding, drop []bool) []finding {
 	kept := found[:0]
 	for i := range found {
 		if !drop[i] {
@@ -133,24 +157,23 @@ func (a *Agent) dropFailed(found []finding, index []int, failed map[int]error) [
 	return kept
 }
 
-// pushAll stages items on the members that are up and waits until those that must have them durably do (staging.run).
-// Slower ones go on.
-func (a *Agent) pushAll(ctx context.Context, items []content.Item) (failed map[int]error, lacking []uint64, err error) {
-	said := false
+// pushAll stages items, which are all large or all small, on the members that are up and waits until those that must have
+// them durably do (staging.run). Slower ones go on.
+func (a *Agent) pushAll(ctx context.Context, items []content.Item) (outcome, error) {
+	said, large, size := false, items[0].Size > content.SmallMax, int64(0)
+	for i := range items {
+		size += items[i].Size
+	}
 	st := &staging{
-		sh: newShipment(items), peers: a.cfg.Peers,
-		line: func(member uint64) chan<- *shipment { return a.shipping.line(member).queue },
+		sh: newShipment(items), peers: a.cfg.Peers, quiet: stagingQuiet + time.Duration(size/stagingSlow)*time.Second,
+		line: func(member uint64) chan<- *shipment { return a.shipping.line(lane{member, large}).queue },
 		says: func(err error) { said = true; a.waits(err) },
 	}
-	if lacking, err = st.run(ctx); err != nil {
-		return nil, nil, err
-	}
-	if said {
+	out, err := st.run(ctx)
+	if err == nil && said {
 		a.status.solved(aboutProposed)
 	}
-	st.sh.mu.Lock()
-	defer st.sh.mu.Unlock()
-	return maps.Clone(st.sh.failed), lacking, nil
+	return out, err
 }
 
 // expire drops what was staged and is named by nothing that waits to be placed (I4).

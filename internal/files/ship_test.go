@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"slices"
@@ -85,6 +86,7 @@ type staged struct {
 	err     error
 	took    time.Duration
 	said    []error
+	stuck   map[int]error
 }
 
 func (s staged) String() string {
@@ -92,18 +94,20 @@ func (s staged) String() string {
 }
 
 // ship stages one shipment; the result comes by the channel.
-func (m *members) ship(t *testing.T) <-chan staged {
-	out := make(chan staged, 1)
+func (m *members) ship(t *testing.T, items ...content.Item) <-chan staged {
+	done := make(chan staged, 1)
 	var s staged
-	st := &staging{sh: newShipment(nil), peers: m, line: func(id uint64) chan<- *shipment { return m.lines[id] },
+	st := &staging{sh: newShipment(items), peers: m, quiet: stagingQuiet, line: func(id uint64) chan<- *shipment { return m.lines[id] },
 		says: func(err error) { s.said = append(s.said, err) }}
 	began := time.Now()
 	go func() {
-		s.lacking, s.err = st.run(t.Context())
+		var out outcome
+		out, s.err = st.run(t.Context())
+		s.lacking, s.stuck = out.lacking, out.stuck
 		s.took = time.Since(began)
-		out <- s
+		done <- s
 	}()
-	return out
+	return done
 }
 
 // takes has a member take the next shipment from its line and answer it.
@@ -210,6 +214,52 @@ func TestStagingAll(t *testing.T) {
 			t.Error(s)
 		}
 	})
+}
+
+// TestStagingPartly: only what too few members could take is stuck, if it is up to that.
+func TestStagingPartly(t *testing.T) {
+	full := func(items ...int) error {
+		e := &content.PushError{Failed: map[int]error{}}
+		for _, i := range items {
+			e.Failed[i] = &content.RoomError{Need: 5 << 20, Reserve: 1 << 20, Free: 3 << 20}
+		}
+		return e
+	}
+	for _, c := range []struct {
+		name       string
+		up         string
+		quorum     int
+		two, three error
+		stuck      []int
+		fails      bool
+	}{
+		{"one item nowhere", "uu", 1, full(1), full(1, 2), []int{1}, false},
+		{"each has what the other has not", "uu", 1, full(0), full(1, 2), nil, false},
+		{"all refused", "uu", 1, full(0, 1, 2), full(0, 1, 2), []int{0, 1, 2}, false},
+		{"no quorum of members", "uu", 2, full(1), errors.New("reset"), nil, true},
+		{"the other is down", "ud", 1, full(1), nil, []int{1}, false},
+		{"both broken", "uu", 1, errors.New("reset"), errors.New("reset"), nil, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := newMembers(Holders{Voters: []uint64{2, 3}, Quorum: c.quorum}, c.up)
+				out := m.ship(t, content.Item{Size: 1}, content.Item{Size: 5 << 20}, content.Item{Size: 3})
+				m.takes(2, c.two)
+				if c.up == "uu" {
+					m.takes(3, c.three)
+				}
+				s := <-out
+				if got := slices.Sorted(maps.Keys(s.stuck)); (s.err != nil) != c.fails || !slices.Equal(got, c.stuck) {
+					t.Errorf("%v, stuck %v", s, got)
+				}
+				var known *api.Error
+				if err := s.stuck[1]; err != nil && (!errors.As(err, &known) || !strings.Contains(known.Why, "n2 (not enough space on the member's disk: 5.0 MiB needed and 1.0 MiB to be left free, 3.0 MiB free)") ||
+					!strings.Contains(known.Hint, "make room on n2")) {
+					t.Errorf("says %v, hint %v", err, known)
+				}
+			})
+		})
+	}
 }
 
 // TestStagingFullLines: who is behind is left out while others are enough, and waited for when they are not.

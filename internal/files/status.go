@@ -39,6 +39,7 @@ const (
 	aboutProposed  = "\x00proposed"
 	aboutSpace     = "\x00space"
 	aboutDeletions = "\x00deletions"
+	aboutStaging   = "\x00staging " // and the path
 )
 
 func (s *status) problem(path string, err error) { s.problemHint(path, err, "") }
@@ -61,6 +62,30 @@ func (s *status) problemHint(path string, err error, hint string) {
 	}
 	s.problems[path] = api.Problem{Path: name, What: err.Error(), Hint: hint, Since: since}
 	s.listed.Store(int64(len(s.problems)))
+}
+
+// unstaged says that the content at a path cannot be staged. It stays until staged, since when it was first said.
+func (s *status) unstaged(path string, err error, hint string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old, known := s.problems[aboutStaging+path]
+	if !known && len(s.problems) >= problemsMax {
+		s.more++
+		return
+	}
+	since := s.now()
+	if known {
+		since = old.Since
+	}
+	s.problems[aboutStaging+path] = api.Problem{Path: api.EscapePath(path), What: err.Error(), Hint: hint, Since: since}
+	s.listed.Store(int64(len(s.problems)))
+}
+
+// staged ends what unstaged said.
+func (s *status) staged(path string) {
+	if s.listed.Load() > 0 {
+		s.solved(aboutStaging + path)
+	}
 }
 
 func (s *status) solved(path string) {

@@ -256,7 +256,7 @@ func (c *session) fetchOne(ctx context.Context, w Want) error {
 	err := c.receiveLarge(ctx, t, w, true)
 	if err != nil && c.reason() == nil && !errors.As(err, new(peerResult)) {
 		// The sender may be waiting for credit.
-		err = errors.Join(err, c.writeShort(kindResult, t.id, byte(resultCode(err))))
+		err = errors.Join(err, c.writeShort(kindResult, t.id, appendResult(nil, err)...))
 	}
 	return err
 }

@@ -24,7 +24,7 @@ const (
 	kindChunk                    // id u64, offset u64, bytes
 	kindCredit                   // id u64: one more chunk may be sent
 	kindEnd                      // id u64: that was the last segment
-	kindResult                   // id u64, code u8: the transfer is over, or may begin (codeGo)
+	kindResult                   // id u64, code u8, room…: the transfer is over, or may begin (codeGo)
 	kindGetSmall                 // number u64, want…
 	kindGetLarge                 // id u64, want: send me this large content
 	kindFound                    // number u64, records: some that were wanted
@@ -80,7 +80,7 @@ func bodyMax(k kind) int {
 	case kindAck, kindCredit, kindEnd, kindGot:
 		return numberSize
 	case kindResult:
-		return numberSize + 1
+		return numberSize + resultMax
 	}
 	return -1
 }

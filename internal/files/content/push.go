@@ -54,8 +54,8 @@ func (s *Store) Pusher(node uint64) *Pusher {
 func (p *Pusher) Close() { p.peer.hangUp() }
 
 // Push returns when all items are durable on the member: nil. It returns a *PushError if some of them could not
-// be pushed and the others were, with ErrChanged for a file that was modified meanwhile, ErrNoSpace for what the
-// member has no room for and ErrMember for what it could not store; and any other error if the connection failed, which leaves all in doubt.
+// be pushed and the others were, with ErrChanged for a file that was modified meanwhile, ErrNoSpace, a *RoomError
+// if it said how much, for what the member has no room for and ErrMember for what it could not store; and any other error if the connection failed, which leaves all in doubt.
 func (p *Pusher) Push(ctx context.Context, items []Item) error {
 	if len(items) == 0 {
 		return nil
@@ -375,11 +375,12 @@ func (c *session) awaitResult(ctx context.Context, t *transfer) (bool, error) {
 		}
 		switch {
 		case m.kind == kindCredit:
-		case m.kind == kindResult && len(m.body) == 1:
-			if code(m.body[0]) == codeGo {
-				return false, nil
+		case m.kind == kindResult:
+			c, result, err := parseResult(m.body)
+			if err != nil {
+				return false, err
 			}
-			return true, resultError(code(m.body[0]))
+			return c != codeGo, result
 		default:
 			c.giveBack(m.buf)
 			return false, fmt.Errorf("%w: unexpected frame of kind %d", errProtocol, m.kind)

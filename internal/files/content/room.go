@@ -11,17 +11,21 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 )
 
-// RoomError says that a content was not staged because this node's disk has no room for it. It is ErrNoSpace.
+// RoomError says that a content was not staged because a node's disk has no room for it. It is ErrNoSpace.
 type RoomError struct {
-	Dir     string // on the disk
+	Dir     string // on the disk; "": another member's
 	Need    int64  // bytes that are still to come
 	Reserve uint64 // bytes that staging leaves free
 	Free    int64  // bytes that are free and not promised to other contents
 }
 
 func (e *RoomError) Error() string {
-	return fmt.Sprintf("not enough space on the disk of %s: %s needed and %s to be left free, %s free",
-		e.Dir, sizeText(e.Need), sizeText(int64(e.Reserve)), sizeText(e.Free))
+	disk := "the member's disk"
+	if e.Dir != "" {
+		disk = "the disk of " + e.Dir
+	}
+	return fmt.Sprintf("not enough space on %s: %s needed and %s to be left free, %s free",
+		disk, sizeText(e.Need), sizeText(int64(e.Reserve)), sizeText(e.Free))
 }
 
 // Unwrap makes it ErrNoSpace.

@@ -1,6 +1,7 @@
 package content
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"strings"
@@ -109,5 +110,27 @@ func TestFetchTellsWhatHasNoRoom(t *testing.T) {
 	m.free.Store(64 << 20)
 	if missing, _ := m.Fetch(t.Context(), []uint64{1}, wants); len(missing) != 1 || missing[0].Hash != wants[2].Hash {
 		t.Errorf("with room there is missing %v", missing)
+	}
+}
+
+// TestResult: what a peer is told of a transfer's end is what it takes it for, with the room that was missing.
+func TestResult(t *testing.T) {
+	room := &RoomError{Need: 30 << 20, Reserve: 1 << 20, Free: 3}
+	c, result, err := parseResult(appendResult(nil, errors.Join(errors.New("write"), room)))
+	var got *RoomError
+	if c != codeFull || err != nil || !errors.As(result, &got) || *got != *room || !errors.Is(result, ErrNoSpace) {
+		t.Error(c, result, err)
+	}
+	for _, want := range []error{nil, ErrChanged, ErrNoSpace} {
+		if _, result, err := parseResult(appendResult(nil, want)); err != nil || !errors.Is(result, want) {
+			t.Error(want, result, err)
+		}
+	}
+	full := appendResult(nil, room)
+	for _, body := range [][]byte{nil, {byte(codeOK), 0}, full[:resultMax-1], append([]byte{byte(codeFailed)}, full[1:]...),
+		append([]byte{byte(codeFull)}, bytes.Repeat([]byte{0xff}, resultMax-1)...)} {
+		if _, _, err := parseResult(body); !errors.Is(err, errProtocol) {
+			t.Errorf("%x: %v", body, err)
+		}
 	}
 }

@@ -179,7 +179,7 @@ func (v *server) receive(t *transfer, w Want) {
 	} else if err != nil && v.c.reason() == nil {
 		v.c.s.opts.Log.Warn("receive a large content", "hash", fmt.Sprintf("%x", w.Hash[:4]), "err", err)
 	}
-	v.result(t, resultCode(err))
+	_ = v.c.writeShort(kindResult, t.id, appendResult(nil, err)...) // as in result
 }
 
 // result tells the peer; a failure to has ended the session, which everyone sees.

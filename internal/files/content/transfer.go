@@ -29,6 +29,40 @@ func resultError(c code) error {
 	return fmt.Errorf("%w to store it; its log says why", ErrMember)
 }
 
+// A result is a code; with codeFull, what is needed, kept free and free may follow, as u64 each.
+const resultMax = 1 + 3*8
+
+// appendResult appends what err is to a peer.
+func appendResult(dst []byte, err error) []byte {
+	c := resultCode(err)
+	dst = append(dst, byte(c))
+	var room *RoomError
+	if c == codeFull && errors.As(err, &room) {
+		dst = binary.LittleEndian.AppendUint64(dst, uint64(room.Need))
+		dst = binary.LittleEndian.AppendUint64(dst, room.Reserve)
+		dst = binary.LittleEndian.AppendUint64(dst, uint64(room.Free))
+	}
+	return dst
+}
+
+// parseResult is a result's code, and the error that it is: nil for codeOK and codeGo.
+func parseResult(body []byte) (c code, result error, err error) {
+	switch {
+	case len(body) == 1 && code(body[0]) == codeGo:
+		return codeGo, nil, nil
+	case len(body) == 1:
+		return code(body[0]), resultError(code(body[0])), nil
+	case len(body) == resultMax && code(body[0]) == codeFull:
+		room := &RoomError{Need: int64(binary.LittleEndian.Uint64(body[1:])), Reserve: binary.LittleEndian.Uint64(body[9:]),
+			Free: int64(binary.LittleEndian.Uint64(body[17:]))}
+		if room.Need < 0 || int64(room.Reserve) < 0 || room.Free < 0 {
+			break
+		}
+		return codeFull, room, nil
+	}
+	return 0, nil, fmt.Errorf("%w: result of %d bytes", errProtocol, len(body))
+}
+
 var errMissing = errors.New("the member does not have it")
 
 func resultCode(err error) code {
@@ -51,7 +85,7 @@ func (c *session) sendLarge(ctx context.Context, t *transfer, w Want, src io.Rea
 		return c.writeShort(kindEnd, t.id)
 	}
 	if c.reason() == nil && !errors.As(err, new(peerResult)) {
-		err = errors.Join(err, c.writeShort(kindResult, t.id, byte(resultCode(err))))
+		err = errors.Join(err, c.writeShort(kindResult, t.id, appendResult(nil, err)...))
 	}
 	return err
 }
@@ -179,9 +213,13 @@ func (o *sender) take(m message) error {
 	case m.kind == kindCredit:
 		o.credit++
 		return nil
-	case m.kind == kindResult && len(m.body) == 1:
-		if err := resultError(code(m.body[0])); err != nil {
-			return peerResult{err}
+	case m.kind == kindResult:
+		_, result, err := parseResult(m.body)
+		switch {
+		case err != nil:
+			return err
+		case result != nil:
+			return peerResult{result}
 		}
 	}
 	o.c.giveBack(m.buf)
@@ -231,9 +269,9 @@ func (c *session) receiveLarge(ctx context.Context, t *transfer, w Want, othersH
 		if m.kind == kindEnd {
 			return g.finish()
 		}
-		if m.kind == kindResult && len(m.body) == 1 {
-			err := resultError(code(m.body[0]))
-			if err == nil {
+		if m.kind == kindResult {
+			_, result, err := parseResult(m.body)
+			if err = errors.Join(result, err); err == nil {
 				err = errProtocol
 			}
 			return errors.Join(peerResult{err}, g.abandon(othersHaveIt || !errors.Is(err, ErrChanged)))
