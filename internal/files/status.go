@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/lockstep-sync/lockstep/api"
+	"github.com/lockstep-sync/lockstep/internal/files/content"
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 )
 
@@ -137,7 +138,10 @@ func (a *Agent) Counters() Counters {
 
 // Moved is how many bytes of contents this node has received since New. It grows with every chunk of a large one, and so
 // as long as a transfer to this node gets on.
-func (a *Agent) Moved() uint64 { return uint64(a.store.Stats().Traffic.Received) }
+func (a *Agent) Moved() uint64 { return uint64(a.Traffic().Received) }
+
+// Traffic counts the bytes of contents that went from member to member beside the log since the directory was opened.
+func (a *Agent) Traffic() content.Traffic { return a.store.Stats().Traffic }
 
 // Mode is what Status calls by that name, and costs next to nothing.
 func (a *Agent) Mode() (mode, why string) {

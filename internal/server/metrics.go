@@ -16,6 +16,7 @@ type collector struct {
 	peerClock, peerGarbage, unwanted     *prometheus.Desc
 	losses, doubtful, alarm, inSync      *prometheus.Desc
 	quorumOnly                           *prometheus.Desc
+	sent, received, reused               *prometheus.Desc
 	diskFull, diskFree                   *prometheus.Desc
 }
 
@@ -47,6 +48,9 @@ func newCollector(n *node) *collector {
 		inSync:      desc("group_in_sync_members", "Members of the recorded in-sync set.", "group"),
 		diskFull:    desc("disk_full", "1 if this node takes no writes because the disk of its data directory is full."),
 		diskFree:    desc("disk_free_bytes", "Bytes free on the file system of the data directory."),
+		sent:        desc("dir_content_sent_bytes_total", "Bytes of contents sent to other members, beside the log.", "group"),
+		received:    desc("dir_content_received_bytes_total", "Bytes of contents received from other members, beside the log.", "group"),
+		reused:      desc("dir_content_reused_bytes_total", "Bytes of large contents that were found on this node instead of being received.", "group"),
 		peerBytes:   desc("peer_sent_bytes_total", "Bytes sent to the peer on raft connections.", "peer"),
 	}
 }
@@ -86,6 +90,10 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		}
 		ch <- prometheus.MustNewConstMetric(c.quorumOnly, prometheus.CounterValue, float64(h.quorumOnly.Load()), g.Name)
 		if a, err := h.theAgent(); err == nil {
+			moved := a.Traffic()
+			for d, v := range map[*prometheus.Desc]int64{c.sent: moved.Sent, c.received: moved.Received, c.reused: moved.Reused} {
+				ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), g.Name)
+			}
 			d, err := a.Status()
 			if err != nil {
 				continue
