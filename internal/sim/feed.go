@@ -179,7 +179,7 @@ func (f *feed) plan(l catchup.Learner) {
 		fail("%s is told %s %s by %s, which it feeds itself: %v", f.o, p.Mode, p.Rule, s, stock.Path)
 	}
 	w.report.plan(p.Rule, p.Mode)
-	if f.o.forged && p.Mode == catchup.Diff && l.Index > 0 {
+	if l.Term >= forgedTerm && p.Mode == catchup.Diff { // what it asked with: it may have been forged since, and this connection be over
 		fail("%s has what the group never had, and is told %s %s by %s", f.o, p.Mode, p.Rule, s)
 	}
 	w.trace(traceFeed, f.o.h.id, f.node, uint64(p.Mode), p.From, p.To)
