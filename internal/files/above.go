@@ -46,13 +46,9 @@ func (b *board) waitAbove(path, dir string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	st := b.paths[path]
-	st.claim, st.look, st.above = free, true, dir
+	st.claim, st.above = free, dir
 	delete(b.flying, path)
-	st.lookEpochs = append(st.lookEpochs, st.heldEpochs...) // they stay held
-	st.heldEpochs = nil
-	if st.want != nil {
-		st.afterLook = true
-	}
+	st.keepDue()
 	above := b.state(dir)
 	above.waiting = append(above.waiting, path)
 	if above.claim != looked {
@@ -87,7 +83,7 @@ func (b *board) standAlone(path string) {
 // that it is in, and for which one.
 func (r *reader) waitsAbove(path string) (dir string, wait bool, err error) {
 	dir, ok := manifest.Parent(path)
-	if !ok || dir == "" || r.a.cfg.ReadOnly || r.a.cfg.Ignore(dir) {
+	if !ok || dir == "" || r.stands || r.a.cfg.ReadOnly || r.a.cfg.Ignore(dir) {
 		return "", false, nil
 	}
 	stands, needed := r.a.board.stands(dir, path)
@@ -101,6 +97,7 @@ func (r *reader) waitsAbove(path string) (dir string, wait bool, err error) {
 			return "", false, err
 		}
 		stands = rec.Stat.Kind == manifest.Dir
+		r.stands = stands
 	}
 	return dir, !stands, nil
 }

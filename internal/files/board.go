@@ -289,16 +289,19 @@ func (b *board) lookDone(path string, again time.Time) {
 			b.wake.Broadcast()
 		}
 	} else {
-		st.look = true
-		st.lookEpochs = append(st.lookEpochs, st.heldEpochs...) // they stay held
-		st.heldEpochs = nil
+		st.keepDue()
 		b.later[path] = again
-		if st.want != nil {
-			st.afterLook = true
-		}
 		return
 	}
 	b.after(path, st)
+}
+
+// keepDue ends a look without an outcome: what waits for it goes on waiting for the next one.
+func (st *pathState) keepDue() {
+	st.look = true
+	st.lookEpochs = append(st.lookEpochs, st.heldEpochs...) // they stay held
+	st.heldEpochs = nil
+	st.afterLook = st.afterLook || st.want != nil
 }
 
 // after queues what waits for a path that became free, or forgets the path.

@@ -112,14 +112,16 @@ func (a *Agent) nowhere(lost []*finding) (gone []*finding, err error) {
 // dropMoved removes those from files, by path, that are recorded at another path as well. Contents alone do not tell,
 // since many files can have one.
 func (a *Agent) dropMoved(files map[string]record) error {
-	byInode := make(map[inode]string, len(files))
+	byInode := make(map[inode][]string, len(files))
 	for path, rec := range files {
-		byInode[inodeOf(&rec.Stat)] = path
+		n := inodeOf(&rec.Stat)
+		byInode[n] = append(byInode[n], path)
 	}
 	return a.table.walk(a.table.store, nil, func(_ []byte, path string, rec record) error {
-		was, ok := byInode[inodeOf(&rec.Stat)]
-		if ok && was != path && rec.Stat.Kind == manifest.File && rec.Hash == files[was].Hash {
-			delete(files, was)
+		for _, lost := range byInode[inodeOf(&rec.Stat)] {
+			if was, ok := files[lost]; ok && lost != path && a.isNow(path, &rec, &was) {
+				delete(files, lost)
+			}
 		}
 		return nil
 	})
@@ -144,7 +146,18 @@ func (a *Agent) moved(path string, was *record) bool {
 		return false
 	}
 	is, err := a.table.get(p)
-	return err == nil && is.Stat.Kind == manifest.File && is.Stat.Ino == was.Stat.Ino && is.Hash == was.Hash
+	return err == nil && a.isNow(p, &is, was)
+}
+
+// isNow says whether the file of was is the one that is recorded at path, and there. Of the names of one file each is
+// recorded, and if all went, none was moved to another.
+func (a *Agent) isNow(path string, rec, was *record) bool {
+	if rec.Stat.Kind != manifest.File || inodeOf(&rec.Stat) != inodeOf(&was.Stat) || rec.Hash != was.Hash {
+		return false
+	}
+	in, err := a.root.Stat(path)
+	now := place.StatOf(in)
+	return err == nil && inodeOf(&now) == inodeOf(&was.Stat)
 }
 
 // lostBelow waits until of the files that a scan found gone no more than most are lost, the others having turned up

@@ -280,3 +280,28 @@ func TestOrdinaryWorkIsNoMassDeletion(t *testing.T) {
 		f.same()
 	})
 }
+
+// TestNamesOfOneFileAreDeleted: a tree in which each file has two names is removed. No name was moved to the other.
+func TestNamesOfOneFileAreDeleted(t *testing.T) {
+	f := newFarm(t, 2)
+	f.up()
+	f.flush()
+	nd := f.nodes[0]
+	for i := range 120 {
+		nd.write(fmt.Sprintf("f%d", i), fmt.Sprint("content of ", i))
+		must(t, os.Link(nd.path(fmt.Sprintf("f%d", i)), nd.path(fmt.Sprintf("g%d", i))))
+	}
+	f.flush()
+	nd.agent.board.stop() // all of it is found at once
+	for i := range 120 {
+		must(t, os.Remove(nd.path(fmt.Sprintf("f%d", i))))
+		must(t, os.Remove(nd.path(fmt.Sprintf("g%d", i))))
+	}
+	nd.agent.board.resume()
+	eventually(t, func() string {
+		if st, err := nd.agent.Status(); err != nil || st.Mode != "stopped" {
+			return fmt.Sprintf("%+v %v", st, err)
+		}
+		return ""
+	})
+}

@@ -50,6 +50,7 @@ type reader struct {
 	records map[string]record // of the paths of a batch that were not looked at yet
 	dir     *vfs.Directory    // where the last look was; nil: none, or it does not exist
 	parent  string            // path of dir
+	stands  bool              // dir is known to, see waitsAbove; for as long as the descriptor is kept
 	name    string            // of the path that is looked at, in dir
 	idle    []string          // claimed paths at which nothing was found: looks at what is above them follow
 }
@@ -102,7 +103,7 @@ func (r *reader) openAt(path string) (vfs.Info, error) {
 func (r *reader) leave() {
 	if r.dir != nil {
 		r.dir.Close()
-		r.dir = nil
+		r.dir, r.stands = nil, false
 	}
 }
 
