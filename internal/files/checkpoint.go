@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/zeebo/blake3"
+	"golang.org/x/sys/unix"
 
 	"github.com/lockstep-sync/lockstep/internal/files/content/pack"
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
@@ -23,9 +24,15 @@ import (
 const (
 	metaPlaced = "placed" // placed index that is durable on disk: everything up to it, contents too
 	metaSynced = "synced" // number of the last checkpoint whose syncfs is over
-	metaBoot   = "boot"   // hash of the boot that last wrote here; 0 after a clean stop
+	metaBoot   = "boot"   // hash of the boot in which the binding was opened last, or bootClean or bootUnknown
 	metaBegan  = "began"  // index that the group had committed when the binding was taken up first
 	metaMade   = "made"   // the root did not exist when the binding was taken up first
+)
+
+// Values of metaBoot that are no boot's.
+const (
+	bootClean   = 0 // nobody has the binding open
+	bootUnknown = 1 // what was recorded since the last checkpoint is to be verified, whichever boot this is
 )
 
 // tick is how often what waits for a time is looked at.
@@ -83,12 +90,10 @@ func (a *Agent) checkpoint(clean bool) error {
 	if err := errors.Join(a.table.setNumber(b, metaPlaced, index), a.table.setNumber(b, metaSynced, number)); err != nil {
 		return fmt.Errorf("checkpoint: %w", err)
 	}
-	boot := a.bootNumber()
 	if clean {
-		boot = 0
-	}
-	if err := a.table.setNumber(b, metaBoot, boot); err != nil {
-		return fmt.Errorf("checkpoint: %w", err)
+		if err := a.table.setNumber(b, metaBoot, bootClean); err != nil {
+			return fmt.Errorf("checkpoint: %w", err)
+		}
 	}
 	if err := b.Commit(); err != nil {
 		return fmt.Errorf("checkpoint: %w", err)
@@ -144,29 +149,30 @@ func (a *Agent) Floor() uint64 { return a.floor.Load() }
 // Placed is the index up to which everything is on this node's disk.
 func (a *Agent) Placed() uint64 { return a.board.placedIndex() }
 
-// bootNumber identifies this boot of the system; never 0.
+// bootNumber identifies this boot of the system; never bootClean.
 func (a *Agent) bootNumber() uint64 {
 	id := a.cfg.BootID
 	if id == "" {
 		b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 		if err != nil {
-			return 1 // the same as before, as far as anybody can tell: but see distrust
+			return bootUnknown
 		}
 		id = string(b)
 	}
 	sum := blake3.Sum256([]byte(id))
-	return binary.LittleEndian.Uint64(sum[:]) | 1
+	return binary.LittleEndian.Uint64(sum[:]) | 2
 }
 
-// distrust verifies, after the system went down without a clean stop, what was placed since the last
+// distrust verifies, after the system went down without a clean stop or a sync has failed, what was placed since the last
 // checkpoint: its content may not have reached the disk. The death of the process alone loses records at most: see follows.
 func (a *Agent) distrust(ctx context.Context) error {
 	boot, err := a.table.number(metaBoot)
 	if err != nil {
 		return err
 	}
-	if now := a.bootNumber(); boot == 0 || boot == now && now != 1 {
-		return a.markRunning()
+	now := a.bootNumber()
+	if boot == bootClean || boot == now && now != bootUnknown {
+		return a.markBoot(now)
 	}
 	synced, err := a.table.number(metaSynced)
 	if err != nil {
@@ -192,16 +198,16 @@ func (a *Agent) distrust(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("verify what was placed: %w", err)
 	}
-	return a.markRunning()
+	return a.markBoot(now)
 }
 
 // verifyOne keeps the record of a file whose content is as it should be. Other content is kept aside, and the
 // manifest's state takes its place. A file that cannot be read or kept aside stays as it is and is a problem of
 // its own; an error means that the placed table failed.
 func (a *Agent) verifyOne(e *edits, path string, rec record) error {
-	h, in, err := a.hashFile(path)
+	h, in, err := a.hashStored(path)
 	if errors.Is(err, os.ErrNotExist) || vfs.NoSuchDir(err) || errors.Is(err, vfs.ErrNotRegular) {
-		return e.set(path, record{}) // the scan and the walk settle it
+		return a.setRecord(e, path, rec.Stat.Kind, record{}) // the scan and the walk settle it
 	}
 	if err != nil {
 		a.unverified(path, err)
@@ -217,7 +223,7 @@ func (a *Agent) verifyOne(e *edits, path string, rec record) error {
 		}
 	}
 	a.log.Warn("content did not reach the disk before the system went down", "path", path)
-	return e.set(path, record{Placed: place.Placed{Stat: place.StatOf(in)}, Hash: h})
+	return a.setRecord(e, path, rec.Stat.Kind, record{Placed: place.Placed{Stat: place.StatOf(in)}, Hash: h})
 }
 
 // unverified says that what was placed at path may not be there.
@@ -227,10 +233,11 @@ func (a *Agent) unverified(path string, err error) {
 	a.status.problemHint(path, err, "verify the directory when the file can be read")
 }
 
-func (a *Agent) markRunning() error {
+// markBoot says durably in which boot the binding was open last.
+func (a *Agent) markBoot(boot uint64) error {
 	b := a.cfg.Table.Batch()
 	defer b.Discard()
-	err := a.table.setNumber(b, metaBoot, a.bootNumber())
+	err := a.table.setNumber(b, metaBoot, boot)
 	if err == nil {
 		err = b.Commit()
 	}
@@ -250,6 +257,23 @@ func (a *Agent) hashFile(path string) (h manifest.Hash, in vfs.Info, err error) 
 		return h, in, err
 	}
 	defer f.Close()
+	return hashOpen(f, in)
+}
+
+// hashStored is hashFile of what the disk has: memory may still have what could not be written.
+func (a *Agent) hashStored(path string) (h manifest.Hash, in vfs.Info, err error) {
+	f, in, err := a.root.Open(path)
+	if err != nil {
+		return h, in, err
+	}
+	defer f.Close()
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		return h, in, fmt.Errorf("read from the disk: %w", err)
+	}
+	return hashOpen(f, in)
+}
+
+func hashOpen(f *os.File, in vfs.Info) (h manifest.Hash, _ vfs.Info, err error) {
 	sum := blake3.New()
 	if _, err := io.Copy(sum, f); err != nil {
 		return h, in, err
@@ -279,7 +303,7 @@ func (a *Agent) keepAside(path string) error {
 		err = out.Sync()
 	}
 	if err = errors.Join(err, out.Close()); err != nil {
-		return err
+		return errors.Join(err, os.Remove(out.Name())) // it is tried again, under another name
 	}
 	return errors.Join(pack.SyncDir(dir), pack.SyncDir(a.cfg.Work)) // what is kept may be nowhere else in a moment
 }

@@ -101,3 +101,30 @@ func TestFullDisk(t *testing.T) {
 		})
 	}
 }
+
+// TestKeptAsideWhole: what is kept aside is there as a whole or not at all, however often it is tried on a full disk.
+func TestKeptAsideWhole(t *testing.T) {
+	f := newFarm(t, 2)
+	nd := f.nodes[1]
+	fill, empty := small(t, nd, "4m")
+	f.up()
+	f.nodes[0].write("f", strings.Repeat("good content ", 20_000))
+	f.flush()
+	damage(nd, "f", strings.Repeat("bad content, ", 20_000))
+	fill()
+	for range 3 {
+		found, err := nd.agent.Verify(t.Context(), true)
+		if err != nil || found.Repaired > 0 {
+			t.Fatalf("%+v %v", found, err)
+		}
+	}
+	if kept, err := os.ReadDir(filepath.Join(nd.work, "kept")); err != nil || len(kept) > 0 {
+		t.Errorf("parts are kept: %v %v", kept, err)
+	}
+	empty()
+	if found, err := nd.agent.Verify(t.Context(), true); err != nil || found.Repaired != 1 {
+		t.Fatalf("%+v %v", found, err)
+	}
+	f.flush()
+	f.same()
+}

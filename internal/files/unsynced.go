@@ -1,6 +1,7 @@
 package files
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 
@@ -15,6 +16,7 @@ import (
 // unsynced is what a power failure would take from a binding, and what is staged against that. Safe for concurrent use.
 type unsynced struct {
 	syncing sync.Mutex // one syncfs at a time; taken before mu
+	failed  error      // of the first that failed: the kernel may have dropped what it could not write, and says so once
 
 	mu     sync.Mutex
 	synced bool              // once since the start: the process before this one may have placed anything
@@ -89,20 +91,22 @@ func (u *unsynced) idle() bool {
 }
 
 // sync calls syncfs, and drop with the contents that are not needed any more after it; named says whether something that
-// waits to be placed names a content.
+// waits to be placed names a content. After a failed one no later call succeeds.
 func (u *unsynced) sync(syncfs func() error, named func(manifest.Hash) bool, drop func(...manifest.Hash)) error {
 	u.syncing.Lock()
 	defer u.syncing.Unlock()
+	if u.failed != nil {
+		return u.failed
+	}
 	u.mu.Lock()
 	was := u.spent
 	u.before, u.placed, u.spent = u.placed, nil, nil
 	u.mu.Unlock()
-	err := syncfs()
+	if u.failed = syncfs(); u.failed != nil {
+		return u.failed
+	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if err != nil {
-		return err
-	}
 	u.synced, u.before = true, nil
 	var over []manifest.Hash
 	for h, relied := range was {
@@ -116,7 +120,8 @@ func (u *unsynced) sync(syncfs func() error, named func(manifest.Hash) bool, dro
 	return nil
 }
 
-// syncPlaced makes what was placed durable and lets go what was staged for it.
+// syncPlaced makes what was placed durable and lets go what was staged for it. If that fails, the binding is verified when it
+// is opened again: what was placed since the last checkpoint may be gone, although it can still be read.
 func (a *Agent) syncPlaced() error {
 	err := a.unsynced.sync(func() error { return a.cfg.syncfs(a.root.Fd()) }, a.board.names, func(over ...manifest.Hash) {
 		if err := a.store.Drop(over...); err != nil {
@@ -124,7 +129,7 @@ func (a *Agent) syncPlaced() error {
 		}
 	})
 	if err != nil {
-		return fmt.Errorf("syncfs: %w", err)
+		return errors.Join(fmt.Errorf("syncfs: %w", err), a.markBoot(bootUnknown))
 	}
 	return nil
 }

@@ -98,9 +98,11 @@ func (g *staging) missing() int64 {
 	return max(block, g.size-allocated(info))
 }
 
+func isFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
+
 // full makes a RoomError of an error that says that the disk has become full under our hands, before the staging ends.
 func (g *staging) full(err error) error {
-	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) || errors.As(err, new(*RoomError)) {
+	if !isFull(err) || errors.As(err, new(*RoomError)) {
 		return err
 	}
 	free, ferr := g.s.opts.Free(g.s.opts.Dir)

@@ -87,6 +87,32 @@ func TestFullAtTheEnd(t *testing.T) {
 	}
 }
 
+// A content whose sync failed is written anew: memory may still show what the kernel could not write and has given up.
+func TestFailedSyncIsNotTrusted(t *testing.T) {
+	r := newRig(t, 2)
+	big := randomBytes(3 << 20)
+	r.members[1].place("big", big)
+	m := r.members[2]
+	failed := false
+	m.opts.Sync = func(f *os.File) error {
+		if !failed {
+			failed = true
+			return unix.EIO
+		}
+		return pack.Fdatasync(f)
+	}
+	want := Want{Hash: blake3.Sum256(big), Size: int64(len(big))}
+	if _, err := m.Fetch(t.Context(), []uint64{1}, []Want{want}); !errors.Is(err, unix.EIO) {
+		t.Fatal(err)
+	}
+	if missing, err := m.Fetch(t.Context(), []uint64{1}, []Want{want}); len(missing) > 0 {
+		t.Errorf("missing %v: %v", missing, err)
+	}
+	if st := m.Stats().Traffic; st.Reused > 0 || st.Received != 2*int64(len(big)) {
+		t.Errorf("what could not be synced was taken for durable: %+v", st)
+	}
+}
+
 // A Fetch tells for which contents there is no room; what no member has is another matter.
 func TestFetchTellsWhatHasNoRoom(t *testing.T) {
 	r := newRig(t, 2)

@@ -262,25 +262,34 @@ func (g *staging) finish() error {
 	if g.planned != g.size || len(g.expect) > 0 || sum != g.hash {
 		return errors.Join(fmt.Errorf("stage %x: %w", g.hash[:4], ErrChanged), g.abandon(false))
 	}
-	err := g.f.Truncate(g.size)
-	if err == nil {
-		err = g.s.opts.Sync(g.f)
+	if err := g.f.Truncate(g.size); err != nil {
+		return g.unfinished(err, true)
 	}
-	if err == nil {
-		err = g.s.adopt(g.path, g.hash, g.size)
+	if err := g.s.opts.Sync(g.f); err != nil {
+		return g.unfinished(err, isFull(err) && g.uncached() == nil)
 	}
+	err := g.s.adopt(g.path, g.hash, g.size)
 	if err == nil {
 		err = pack.SyncDir(g.s.largeDir())
 	}
 	if err != nil {
-		err = g.full(err) // while the room is kept that abandon gives back
-		return errors.Join(fmt.Errorf("stage %x: %w", g.hash[:4], err), g.abandon(true))
+		return g.unfinished(err, true)
 	}
 	if g.recipe != nil {
 		g.s.recipes.put(g.hash, g.recipe)
 	}
 	return g.release()
 }
+
+// unfinished ends a staging that came to its end and cannot be completed.
+func (g *staging) unfinished(err error, keep bool) error {
+	err = g.full(err) // while the room is kept that abandon gives back
+	return errors.Join(fmt.Errorf("stage %x: %w", g.hash[:4], err), g.abandon(keep))
+}
+
+// uncached has what could not be synced read from the disk from now on. The kernel may have dropped it, tells of that once,
+// and shows what memory still has: a later attempt would find it whole, sync nothing, and call it durable.
+func (g *staging) uncached() error { return unix.Fadvise(int(g.f.Fd()), 0, 0, unix.FADV_DONTNEED) }
 
 // abandon ends an unfinished staging; keep leaves the part file for a later attempt.
 func (g *staging) abandon(keep bool) error {

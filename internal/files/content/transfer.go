@@ -9,8 +9,6 @@ import (
 	"slices"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/lockstep-sync/lockstep/internal/files/content/chunk"
 )
 
@@ -69,7 +67,7 @@ func resultCode(err error) code {
 	switch {
 	case err == nil:
 		return codeOK
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+	case isFull(err):
 		return codeFull
 	case errors.Is(err, ErrChanged):
 		return codeChanged
