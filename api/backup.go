@@ -43,8 +43,12 @@ type Restored struct {
 	Bytes    uint64            `json:"bytes"`
 	Paths    map[string]string `json:"paths"`
 	Replaced bool              `json:"replaced"` // a group that existed
-	DryRun   bool              `json:"dry_run"`
-	Warnings []string          `json:"warnings"`
+	// GivenUp is the last position of the state that was replaced: nothing was acknowledged beyond it, unless by Unasked,
+	// voters that were a majority by themselves, or may have been, and did not answer.
+	GivenUp  uint64   `json:"given_up,omitempty"`
+	Unasked  []string `json:"unasked,omitempty"`
+	DryRun   bool     `json:"dry_run"`
+	Warnings []string `json:"warnings"`
 }
 
 // BackupInfo is what a backup holds, as the commands that read one show it.

@@ -319,6 +319,11 @@ func (r restoreResult) text(w io.Writer) error {
 		if _, err := fmt.Fprintf(w, "%s %s from position %d: %s, %s, beginning on %s\n", g.Group, verb, g.Fork, amount(g.Files, "files"), size(g.Bytes), g.Node); err != nil {
 			return err
 		}
+		if g.GivenUp > 0 {
+			if _, err := fmt.Fprintf(w, "  what it held before is given up, up to its position %d\n", g.GivenUp); err != nil {
+				return err
+			}
+		}
 		for _, node := range slices.Sorted(maps.Keys(g.Paths)) {
 			if _, err := fmt.Fprintf(w, "  %s:%s\n", node, g.Paths[node]); err != nil {
 				return err

@@ -3,6 +3,7 @@ package control
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/lockstep-sync/lockstep/api"
@@ -29,22 +30,29 @@ type Fork struct {
 	Trusted bool `json:"trusted,omitempty"`
 	// Upload names what the seed was given to begin with (restore).
 	Upload string `json:"upload,omitempty"`
+	// GivenUp is how far the state went that was replaced (restore of a group that lived), in its own history. Nothing was
+	// acknowledged beyond, unless by the nodes that Unasked names: they were not reached, and the others are too few to
+	// keep them from acknowledging.
+	GivenUp uint64   `json:"given_up,omitempty"`
+	Unasked []string `json:"unasked,omitempty"`
 }
 
 // ForkGroup puts a group on a new history. It is refused unless the group's history is still Was, so that of two
 // recoveries asked for at once the second is told. The history of the control group itself, which was recovered on
 // a stopped node, is only recorded by it; doing that again changes nothing.
 //
-// A recovery is also refused unless the in-sync set is still at version InSync, which every fork raises. So a command
+// It is also refused unless the in-sync set is still at version InSync, which every fork raises. So a command
 // that is executed late, by a later leader of the control group, does nothing once the set has changed or RefuseFork has
-// raised the version; until the seed sees it raised, it runs nothing of the group.
+// raised the version; until they see it raised, the seed of a
+// recovery, and all members that were asked for a restore, run nothing of the group.
 type ForkGroup struct {
 	Group string   `json:"group"`
 	Was   [16]byte `json:"was"`  // the group's history as the proposer knows it; not for a group being made
 	To    [16]byte `json:"to"`   // the new history
 	Fork  Fork     `json:"fork"` // Seed and Time are filled in
 	Node  string   `json:"node"` // who begins
-	// InSync is the version of the in-sync set that the seed saw after it had stopped its replica (ForkRecover).
+	// InSync is the version of the in-sync set that was seen after the replicas had been stopped: the seed's (ForkRecover), or
+	// those of all members that answer (ForkRestore). Not for a group being made.
 	InSync uint64 `json:"in_sync,omitempty"`
 }
 
@@ -95,16 +103,22 @@ func (x *execution) forkGroup(c *ForkGroup) (Result, error) {
 		return refuse(api.CodeConflict, op, c.Group, "somebody else has recovered or restored it meanwhile",
 			"lockstep group show "+c.Group+" says how it stands"), nil
 	}
-	if g.ID != ControlGroup && c.Fork.Cause == ForkRecover && g.InSync.Version != c.InSync {
+	if g.ID != ControlGroup && g.InSync.Version != c.InSync {
 		return refuse(api.CodeConflict, op, c.Group,
-			fmt.Sprintf("its in-sync set is at version %d, the recovery was asked for at %d", g.InSync.Version, c.InSync),
-			"see what it does: lockstep group show "+c.Group+"; if it still has no majority, recover it again"), nil
+			fmt.Sprintf("its in-sync set is at version %d, the %s was asked for at %d", g.InSync.Version, c.Fork.Cause, c.InSync),
+			"see what it does: lockstep group show "+c.Group+"; if that is still meant, do it again"), nil
 	}
 	if e := x.fork(op, g, c); e != nil {
 		return Result{Error: e}, nil
 	}
 	x.what = fmt.Sprintf("group %s: %s on %s: history %x goes on from %x at %d; what others had beyond is not part of it",
 		g.Name, c.Fork.Cause, c.Node, c.To, c.Fork.Before, c.Fork.Index)
+	if c.Fork.GivenUp > 0 {
+		x.what += fmt.Sprintf("; given up: %x up to %d", c.Was, c.Fork.GivenUp)
+	}
+	if len(c.Fork.Unasked) > 0 {
+		x.what += ", and whatever " + strings.Join(c.Fork.Unasked, ", ") + " had beyond, who did not answer"
+	}
 	if c.Fork.Trusted {
 		x.what += "; its state was in quarantine, and counts from now on"
 	}

@@ -272,6 +272,7 @@ func (n *node) registerServices() {
 	n.net.Handle(serviceContent, n.serveContent)
 	n.net.Handle(serviceBackup, n.serveBackup)
 	n.net.Handle(serviceRestore, n.serveRestore)
+	n.net.Handle(serviceSeal, n.serveSeal)
 	n.net.HandleCalls(engine.MethodPropose, n.eng.ServePropose)
 	n.net.HandleCalls(engine.MethodRead, n.eng.ServeRead)
 	n.net.HandleCalls(engine.MethodDigest, n.eng.ServeDigest)

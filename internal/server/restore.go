@@ -59,19 +59,25 @@ func (n *node) Restore(ctx context.Context, req api.Restore, body io.Reader) (ap
 		return p.out, err
 	}
 	cmd := restoreCommand(&req, &p, n.id.Name(), upload)
-	if _, err := n.ctl.propose(ctx, cmd); err != nil {
+	if p.living != nil {
+		err = n.forkLiving(ctx, p.living, cmd, &p.out)
+	} else {
+		_, err = n.ctl.propose(ctx, cmd)
+	}
+	if err != nil {
 		var refused *api.Error
 		if errors.As(err, &refused) && refused.Code != api.CodeUnavailable { // else it may still be executed
 			n.discard(ctx, p.seed, upload)
 		}
-		return p.out, err
+		return p.out, restoreError(req.As, err)
 	}
 	to := cmd.ForkGroup
 	if to == nil {
 		to = cmd.CreateGroup.Restore
 	}
 	p.out.History = hex.EncodeToString(to.To[:])
-	n.log.Warn("group restored from a backup", "group", req.As, "seed", p.out.Node, "history", p.out.History, "before", p.out.Before, "at", req.Index)
+	n.log.Warn("group restored from a backup", "group", req.As, "seed", p.out.Node, "history", p.out.History, "before", p.out.Before, "at", req.Index,
+		"given_up", p.out.GivenUp, "not_asked", p.out.Unasked)
 	return p.out, nil
 }
 

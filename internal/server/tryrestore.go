@@ -22,7 +22,7 @@ func restoreCommand(req *api.Restore, p *restorePlan, by, upload string) *contro
 	}}
 	rand.Read(f.To[:])
 	if p.living != nil {
-		f.Was = p.living.History
+		f.Was, f.InSync = p.living.History, p.living.InSync.Version // until it is asked for in earnest
 		return &control.Command{By: by, ForkGroup: f}
 	}
 	return &control.Command{By: by, CreateGroup: &control.CreateGroup{
