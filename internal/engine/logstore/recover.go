@@ -351,7 +351,7 @@ func (f *found) overhead() int {
 
 // loader collects what a segment holds of a group's entries.
 type loader struct {
-	runs  []loadedRun
+	runs  []loadedRun // by index, none in another
 	metas map[uint64]entryMeta
 	err   error
 }
@@ -377,27 +377,32 @@ func (l *loader) add(seg *segment, f *found, s section, overhead int) {
 		return
 	}
 	r := loadedRun{run{w.first, w.last(), seg, f.at + headerSize + int64(s.at), uint32(s.size)}, w, overhead}
-	before, behind := l.cut(w.first, w.last())
-	l.runs = append(before, r)
-	if s.kind == secMove {
-		l.runs = append(l.runs, behind...)
-	}
-}
-
-// cut splits the runs around first ≤ index ≤ last.
-func (l *loader) cut(first, last uint64) (before, behind []loadedRun) {
-	for _, r := range l.runs {
-		if r.first < first {
-			b := r
-			b.last = min(b.last, first-1)
-			before = append(before, b)
+	at, _ := slices.BinarySearchFunc(l.runs, w.first, func(r loadedRun, first uint64) int {
+		if r.last < first {
+			return -1
 		}
-		if r.last > last {
-			r.first = max(r.first, last+1)
-			behind = append(behind, r)
+		return 1
+	})
+	if at == len(l.runs) {
+		l.runs = append(l.runs, r)
+		return
+	}
+	replaced := slices.Clone(l.runs[at:])
+	l.runs = l.runs[:at]
+	if before := replaced[0]; before.first < w.first {
+		before.last = w.first - 1
+		l.runs = append(l.runs, before)
+	}
+	l.runs = append(l.runs, r)
+	if s.kind != secMove {
+		return
+	}
+	for _, behind := range replaced {
+		if behind.last > w.last() {
+			behind.first = max(behind.first, w.last()+1)
+			l.runs = append(l.runs, behind)
 		}
 	}
-	return before, behind
 }
 
 // finish decodes the entries that count, while the segment is in memory, and lets go of it.

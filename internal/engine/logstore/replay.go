@@ -236,9 +236,19 @@ func (g *replayed) write(segment uint64, w *writeSection) error {
 	if w.first > g.last+1 || w.first <= g.start {
 		return fmt.Errorf("entry %d in a log from %d to %d", w.first, g.start, g.last)
 	}
-	g.pieces = append(cutAbove(g.pieces, w.first-1), piece{segment, w.first, w.last()})
+	g.pieces = extended(cutAbove(g.pieces, w.first-1), piece{segment, w.first, w.last()})
 	g.last = w.last()
 	return nil
+}
+
+// extended adds p behind ps. Writes that follow each other in a segment are one piece, so that there are not more pieces
+// than segments while nothing is moved.
+func extended(ps []piece, p piece) []piece {
+	if n := len(ps); n > 0 && ps[n-1].segment == p.segment && ps[n-1].last+1 == p.first {
+		ps[n-1].last = p.last
+		return ps
+	}
+	return append(ps, p)
 }
 
 func cutAbove(ps []piece, index uint64) []piece {
