@@ -25,7 +25,7 @@ import (
 func main() {
 	b := bench{text: os.Stdout}
 	flag.IntVar(&b.runs, "runs", 3, "runs of each workload")
-	flag.StringVar(&b.dir, "dir", "", "where the files go (default: a temporary directory, removed at the end)")
+	flag.StringVar(&b.dir, "dir", "", "where the directory of a run is made, which then stays (default: with the temporary files, removed at the end)")
 	only := flag.String("only", "", "workloads, separated by commas; engine stands for all whose names begin with it (default: all)")
 	flag.StringVar(&b.binary, "lockstep", "", "the lockstep binary (default: built from this checkout)")
 	flag.Uint64Var(&b.report.Seed, "seed", 1, "of the contents")
@@ -96,15 +96,14 @@ type bench struct {
 }
 
 func (b *bench) run(only string) error {
-	if b.dir == "" {
-		var err error
-		if b.dir, err = os.MkdirTemp("", "lockstep-bench-"); err != nil {
-			return err
-		}
-		defer os.RemoveAll(b.dir)
+	dir, err := os.MkdirTemp(b.dir, "lockstep-bench-") // of its own: an engine would go on from an earlier run's log
+	if err != nil {
+		return err
 	}
-	var err error
-	if b.dir, err = filepath.Abs(b.dir); err != nil { // peers have directories of their own to work in
+	if b.dir == "" {
+		defer os.RemoveAll(dir)
+	}
+	if b.dir, err = filepath.Abs(dir); err != nil { // peers have directories of their own to work in
 		return err
 	}
 	wanted, err := choose(workloads(), only)
