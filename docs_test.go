@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode"
 )
 
 // page is one file of the documentation.
@@ -18,10 +19,12 @@ type page struct {
 	fences   int   // lines that begin or end a block of code
 	fixtures []string
 	links    []string // to files, without what is behind #
+	spans    []string // what stands between backquotes and is the same in every language, sorted
 }
 
 var (
 	link    = regexp.MustCompile(`\]\(([^)#]+)(?:#[^)]*)?\)`)
+	span    = regexp.MustCompile("`([^`]+)`")
 	example = regexp.MustCompile("`(internal/[a-z/]+/testdata/[a-z0-9.-]+)`")
 )
 
@@ -44,6 +47,7 @@ func readPage(t *testing.T, file string) (p page) {
 			p.rows = append(p.rows, strings.Count(line, "|")-strings.Count(line, `\|`))
 		}
 	}
+	p.spans = spans(string(b))
 	for _, m := range example.FindAllStringSubmatch(string(b), -1) {
 		p.fixtures = append(p.fixtures, m[1])
 	}
@@ -53,6 +57,23 @@ func readPage(t *testing.T, file string) (p page) {
 		}
 	}
 	return p
+}
+
+// spans are what stands between backquotes outside of blocks of code, but for what holds words of a language.
+func spans(text string) (list []string) {
+	outside := regexp.MustCompile("(?ms)^```.*?^```").ReplaceAllString(text, "")
+	for _, m := range span.FindAllStringSubmatch(strings.ReplaceAll(outside, "\n", " "), -1) {
+		if !slices.ContainsFunc([]rune(m[1]), func(r rune) bool { return unicode.Is(unicode.Han, r) }) {
+			list = append(list, strings.Join(strings.Fields(m[1]), " "))
+		}
+	}
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
+// without are the elements of a that b does not have.
+func without(a, b []string) []string {
+	return slices.DeleteFunc(slices.Clone(a), func(s string) bool { return slices.Contains(b, s) })
 }
 
 // pages are the files below a directory, relative to it.
@@ -88,6 +109,9 @@ func TestDocsInBothLanguages(t *testing.T) {
 		if a.fences != b.fences {
 			t.Errorf("%s: %d and %d lines around blocks of code", name, a.fences, b.fences)
 		}
+		if only, other := without(a.spans, b.spans), without(b.spans, a.spans); len(only)+len(other) > 0 {
+			t.Errorf("%s: between backquotes only %s has %q, only %s has %q", name, en, only, zh, other)
+		}
 		if !slices.Equal(a.fixtures, b.fixtures) {
 			t.Errorf("%s: fixtures %v and %v", name, a.fixtures, b.fixtures)
 		}
@@ -111,6 +135,67 @@ func TestDocsLeadSomewhere(t *testing.T) {
 		}
 		if path.Base(path.Dir(name)) == "formats" && len(p.fixtures) == 0 {
 			t.Errorf("%s names no fixture", file)
+		}
+	}
+}
+
+// literals are the values of a pattern's first group in the sources of a package, without its tests.
+func literals(t *testing.T, dir, pattern string) (list []string) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if strings.HasSuffix(f, "_test.go") {
+			continue
+		}
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(string(b), -1) {
+			list = append(list, m[1])
+		}
+	}
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
+// firstCells are what stands between backquotes in the first cells of the tables of a part of a page, from a line that
+// begins with head to the next heading.
+func firstCells(t *testing.T, file, head string) (list []string) {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := false
+	for line := range strings.Lines(string(b)) {
+		if strings.HasPrefix(line, "#") {
+			in = false
+		}
+		in = in || strings.HasPrefix(line, head)
+		if cells := strings.Split(line, "|"); in && len(cells) > 2 {
+			for _, m := range span.FindAllStringSubmatch(cells[1], -1) {
+				list = append(list, m[1])
+			}
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+// TestDocsExplainEveryWarning: what `status` may warn of is what the operator's page explains, no more and no less.
+func TestDocsExplainEveryWarning(t *testing.T) {
+	names := literals(t, filepath.Join("internal", "server"), `api\.Warning\{+\s*Name:\s*"([a-z_]+)"`)
+	if first := literals(t, filepath.Join("internal", "server"), `api\.Warning\{+\s*([A-Za-z]+)`); len(names) < 15 || !slices.Equal(first, []string{"Name"}) {
+		t.Fatalf("the sources are read wrongly: warnings %v begin with %v", names, first)
+	}
+	for file, head := range map[string]string{"docs/en/operations.md": "| warning |", "docs/zh/operations.md": "| 警告 |"} {
+		told := firstCells(t, file, head)
+		if silent, made := without(names, told), without(told, names); len(silent)+len(made) > 0 {
+			t.Errorf("%s does not explain %v, and explains %v, which there are none of", file, silent, made)
 		}
 	}
 }

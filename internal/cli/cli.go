@@ -77,9 +77,13 @@ func (a *app) root() *cobra.Command {
 
 Every server runs "lockstep serve". The other commands talk to one of them: the one on this
 machine, or the one that --server names.`,
-		Example: `  lockstep demo                          see it work, on this machine alone
-  lockstep serve --data /var/lib/lockstep
-  lockstep status`,
+		Example: `  lockstep demo                                            see it work, on this machine alone
+
+  lockstep serve                                           on the first server: a new cluster
+  lockstep token create                                    there: a token for the others
+  lockstep serve --join TOKEN                              on each of the others
+  lockstep dir create web --path /srv/web --on n1,n2,n3    keep /srv/web in step on n1, n2 and n3
+  lockstep status                                          who has what, and what asks for attention`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.ArbitraryArgs,
@@ -95,10 +99,21 @@ machine, or the one that --server names.`,
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.server, "server", "", "node to talk to: unix:///PATH or HOST:PORT (default: the node of this machine; $LOCKSTEP_SERVER)")
 	flags.StringVarP(&a.output, "output", "o", "text", "text or json")
-	root.AddCommand(a.serveCommand(), a.demoCommand(), a.statusCommand(), a.clusterCommand(), a.nodeCommand(), a.tokenCommand(),
-		a.groupCommand(), a.dirCommand(), a.offlineCommand(), a.backupCommand(), a.restoreCommand(), a.levelCommand(), a.versionCommand(), a.completionCommand())
+	grouped(root, "Everyday commands:", a.serveCommand(), a.demoCommand(), a.statusCommand(), a.tokenCommand(), a.dirCommand())
+	grouped(root, "To run a cluster:", a.clusterCommand(), a.nodeCommand(), a.groupCommand(), a.levelCommand())
+	grouped(root, "Backup and repair:", a.backupCommand(), a.restoreCommand(), a.offlineCommand())
+	root.AddCommand(a.versionCommand(), a.completionCommand())
 	root.SetHelpCommand(helpCommand())
 	return root
+}
+
+// grouped adds commands that help lists under one title.
+func grouped(root *cobra.Command, title string, list ...*cobra.Command) {
+	root.AddGroup(&cobra.Group{ID: title, Title: title})
+	for _, c := range list {
+		c.GroupID = title
+		root.AddCommand(c)
+	}
 }
 
 func helpCommand() *cobra.Command {
@@ -146,7 +161,7 @@ func (a *app) unknownOrHelp(root bool) func(*cobra.Command, []string) error {
 				return cmd.Help()
 			}
 			return &api.Error{Code: api.CodeUsage, Op: opName(cmd), Why: "what to do?",
-				Hint: "one of: " + strings.Join(names, ", ")}
+				Hint: "one of: " + strings.Join(names, ", ") + fmt.Sprintf("; `%s -h` explains them", cmd.CommandPath())}
 		}
 		hint := fmt.Sprintf("see `%s -h`", cmd.CommandPath())
 		if near := api.Nearest(args[0], names); near != "" {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -51,6 +52,10 @@ func (s statusResult) text(w io.Writer) error {
 	if err == nil && len(s.Dirs) > 0 {
 		err = dirTable(w, s.Dirs)
 	}
+	if err == nil && s.Ready && len(s.Dirs) == 0 {
+		_, err = io.WriteString(w, "\n")
+		err = errors.Join(err, bullet(w, "no directory is kept in step yet", nextStep(s.Nodes)))
+	}
 	if err == nil && len(s.Warnings) > 0 {
 		_, err = io.WriteString(w, "\n")
 	}
@@ -58,6 +63,19 @@ func (s statusResult) text(w io.Writer) error {
 		err = errors.Join(err, bullet(w, warning.Name+" "+warning.Subject+": "+warning.Text, warning.Hint))
 	}
 	return err
+}
+
+// nextStep is what a new cluster needs: other servers first, unless it is to do with one.
+func nextStep(nodes []api.Node) string {
+	names := make([]string, 0, len(nodes))
+	for _, n := range nodes {
+		names = append(names, n.Name)
+	}
+	create := "lockstep dir create NAME --path DIR --on " + strings.Join(names, ",")
+	if len(nodes) == 1 {
+		return "lockstep token create lets other servers join; " + create
+	}
+	return create
 }
 
 // replicaTable says how each replica is fed and why.

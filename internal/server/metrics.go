@@ -1,8 +1,12 @@
 package server
 
 import (
+	"context"
+	"fmt"
+
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/lockstep-sync/lockstep/internal/control"
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
 )
 
@@ -18,6 +22,8 @@ type collector struct {
 	quorumOnly                           *prometheus.Desc
 	sent, received, reused               *prometheus.Desc
 	diskFull, diskFree                   *prometheus.Desc
+	info, ready, damaged, stopped        *prometheus.Desc
+	files, bytes, conflicts              *prometheus.Desc
 }
 
 func newCollector(n *node) *collector {
@@ -30,6 +36,13 @@ func newCollector(n *node) *collector {
 		commit:      desc("group_commit_index", "Last committed log index that this node knows.", "group"),
 		term:        desc("group_term", "Raft term.", "group"),
 		leader:      desc("group_leader", "1 if this node leads the group.", "group"),
+		info:        desc("info", "Always 1; what this node runs, and the cluster level that it knows the cluster to be at (0: not known).", "version", "level"),
+		ready:       desc("ready", "1 if /readyz answers 200."),
+		damaged:     desc("group_damaged", "1 if this node's replica does not run, or runs on a log that is damaged.", "group"),
+		stopped:     desc("dir_stopped", "1 if this node does not keep its directory: a guard has stopped it, or the directory cannot be used.", "group"),
+		files:       desc("dir_files", "Regular files that the directory should hold.", "group"),
+		bytes:       desc("dir_bytes", "Bytes of the files that the directory should hold.", "group"),
+		conflicts:   desc("dir_conflicts", "Conflict copies that are left.", "group"),
 		behindFiles: desc("dir_behind_files", "Paths that are not yet on disk as the manifest wants them.", "group"),
 		behindBytes: desc("dir_behind_bytes", "Bytes of files that are not yet on disk.", "group"),
 		lag:         desc("dir_lag_seconds", "Age of the oldest change that is not yet on disk.", "group"),
@@ -94,21 +107,26 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			for d, v := range map[*prometheus.Desc]int64{c.sent: moved.Sent, c.received: moved.Received, c.reused: moved.Reused} {
 				ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), g.Name)
 			}
-			d, err := a.Status()
-			if err != nil {
-				continue
-			}
-			gauge(c.behindFiles, float64(d.BehindFiles), g.Name)
-			gauge(c.behindBytes, float64(d.BehindBytes), g.Name)
-			gauge(c.lag, d.LagSeconds, g.Name)
-			gauge(c.pending, float64(d.Pending), g.Name)
-			gauge(c.problems, float64(len(d.Problems)), g.Name)
 		}
 	}
+	c.accounts(gauge)
+	version, err := c.n.Version(context.Background())
+	if err == nil {
+		ch <- prometheus.MustNewConstMetric(c.info, prometheus.GaugeValue, 1, version.Version, fmt.Sprint(version.Cluster))
+	}
+	ready := true
+	for _, check := range c.n.Ready(context.Background()) {
+		ready = ready && check.OK
+	}
+	ch <- prometheus.MustNewConstMetric(c.ready, prometheus.GaugeValue, boolean(ready))
 	ch <- prometheus.MustNewConstMetric(c.diskFull, prometheus.GaugeValue, boolean(c.n.disk.Full()))
 	ch <- prometheus.MustNewConstMetric(c.diskFree, prometheus.GaugeValue, float64(c.n.disk.free.Load()))
 	ch <- prometheus.MustNewConstMetric(c.states, prometheus.CounterValue, float64(c.n.eng.SnapshotBytes()))
+	members := c.n.ctl.state()
 	for _, p := range c.n.net.Peers() {
+		if m, ok := members.Node(p.Node); ok && m.Removed { // its name may be another's by now
+			continue
+		}
 		name := c.n.nameOf(p.Node)
 		gauge(c.peerUp, boolean(p.Up), name)
 		gauge(c.peerClock, p.ClockOffset.Seconds(), name)
@@ -118,6 +136,39 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	u := c.n.net.Unwanted()
 	ch <- prometheus.MustNewConstMetric(c.unwanted, prometheus.CounterValue, float64(u.Refused), "refused")
 	ch <- prometheus.MustNewConstMetric(c.unwanted, prometheus.CounterValue, float64(u.Crowded), "crowded")
+}
+
+// accounts are what this node reports of its parts of the groups, as `status` shows it. Of a directory that cannot be
+// used there is nothing but that.
+func (c *collector) accounts(gauge func(d *prometheus.Desc, v float64, label string)) {
+	st := c.n.ctl.state()
+	for i := range st.Groups {
+		g := &st.Groups[i]
+		if _, mine := g.Member(c.n.self); !mine || g.Deleted {
+			continue
+		}
+		r, err := c.n.reportHere(context.Background(), groupRequest{Group: g.ID})
+		if err != nil { // it does not run yet: the node is not ready
+			continue
+		}
+		gauge(c.damaged, boolean(!r.takesPart() || r.Damage != ""), g.Name)
+		if g.Kind != control.KindFiles {
+			continue
+		}
+		d := r.Dir
+		gauge(c.stopped, boolean(d == nil || d.Mode == modeStopped), g.Name)
+		if d == nil || d.Watcher == "" {
+			continue
+		}
+		gauge(c.files, float64(r.Files), g.Name)
+		gauge(c.bytes, float64(r.Bytes), g.Name)
+		gauge(c.behindFiles, float64(d.BehindFiles), g.Name)
+		gauge(c.behindBytes, float64(d.BehindBytes), g.Name)
+		gauge(c.lag, d.LagSeconds, g.Name)
+		gauge(c.pending, float64(d.Pending), g.Name)
+		gauge(c.problems, float64(len(d.Problems)), g.Name)
+		gauge(c.conflicts, float64(d.Conflicts), g.Name)
+	}
 }
 
 // committed is the last index known to be committed. What a status says of it is published with the ticks only, of which a

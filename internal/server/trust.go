@@ -59,7 +59,7 @@ func trustWarnings(g *control.Group, shown api.Group, reports []report) (list []
 	case up <= voters/2:
 		list = append(list, api.Warning{Name: "no_quorum", Subject: g.Name,
 			Text: fmt.Sprintf("only %d of %d voters answer; %d are needed: nothing can be written", up, voters, voters/2+1),
-			Hint: "start the nodes that are down; if a majority is lost for good, see lockstep group recover -h"})
+			Hint: "start the nodes that are down; if a majority is lost for good, " + whatIsLeft(g)})
 	case up-damaged <= voters/2:
 		list = append(list, api.Warning{Name: "no_quorum", Subject: g.Name,
 			Text: fmt.Sprintf("%d of %d voters answer, but %d of them do not vote, since their logs are damaged: nothing can be written", up, voters, damaged),
@@ -85,6 +85,14 @@ func trustWarnings(g *control.Group, shown api.Group, reports []report) (list []
 		}
 	}
 	return list
+}
+
+// whatIsLeft says where the way on from a lost majority begins. It loses data, so it is not handed out ready to be pasted.
+func whatIsLeft(g *control.Group) string {
+	if g.Kind == control.KindControl {
+		return "see lockstep offline recover -h: it is for the survivor that was up last, stopped, and comes before all else"
+	}
+	return fmt.Sprintf("lockstep group recover %s --unsafe --dry-run shows what is left", g.Name)
 }
 
 // votersBy tells who votes: by the configuration that the leader goes by, which has fewer voters than the control group

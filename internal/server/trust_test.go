@@ -75,6 +75,12 @@ func TestVotersAfterRecovery(t *testing.T) {
 	alone[0].Voting = []uint64{1, 2, 3}
 	if w := trustWarnings(g, shown, alone); len(w) != 1 || w[0].Name != "no_quorum" {
 		t.Errorf("a leader that has just lost the others: %+v", w)
+	} else if !strings.Contains(w[0].Hint, "lockstep group recover web --unsafe --dry-run") {
+		t.Errorf("the way on of a files group: %s", w[0].Hint)
+	}
+	g.Kind = control.KindControl // which group recover refuses
+	if w := trustWarnings(g, shown, alone); len(w) != 1 || !strings.Contains(w[0].Hint, "lockstep offline recover -h") {
+		t.Errorf("the way on of the control group: %+v", w)
 	}
 }
 
