@@ -65,6 +65,7 @@ func (a *Agent) timeLoop(ctx context.Context) {
 		}
 		if now.After(expireAt) {
 			a.expire(now)
+			a.scanUnread()
 			expireAt = now.Add(time.Minute)
 		}
 	}

@@ -23,6 +23,39 @@ type scanQueue struct {
 	runs bool // what was taken is being compared
 
 	judges bool // no more than whether too much is gone: that is no reason to wait with the same question
+
+	unread map[string]bool // what could not be read at last: it is compared again every minute
+}
+
+// found takes what could not be read at and beneath dir, and returns what can be read now and could not before.
+func (q *scanQueue) found(dir string, unread []scan.Problem) (readable []string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	now := make(map[string]bool, len(unread))
+	for _, p := range unread {
+		now[p.Path] = true
+	}
+	for path := range q.unread {
+		if !now[path] && (path == dir || beneath(path, dir)) {
+			readable = append(readable, path)
+			delete(q.unread, path)
+		}
+	}
+	if q.unread == nil {
+		q.unread = map[string]bool{}
+	}
+	for path := range now {
+		if len(q.unread) < problemsMax {
+			q.unread[path] = true
+		}
+	}
+	return readable
+}
+
+func (q *scanQueue) stillUnread() []string {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return slices.Sorted(maps.Keys(q.unread))
 }
 
 // take removes all; directories below others that are there too are left out.
@@ -93,7 +126,7 @@ func (a *Agent) scanLoop(ctx context.Context) {
 		dirs, hold := a.scanDue.take()
 		for _, dir := range dirs {
 			if err := a.scan(ctx, dir, hold); err != nil && ctx.Err() == nil {
-				a.status.problem(dir, err)
+				a.broken(fmt.Errorf("scan %q: %w", dir, err))
 			}
 		}
 		a.scanDue.done()
@@ -104,7 +137,7 @@ func (a *Agent) scanLoop(ctx context.Context) {
 }
 
 // scan compares dir and what is beneath it with the placed table and has differences looked at. What is
-// gone is looked at only if it is not suspiciously much.
+// gone is looked at only if it is not suspiciously much. An error means that the root or the placed table cannot be read.
 func (a *Agent) scan(ctx context.Context, dir string, hold *epoch) error {
 	a.checkRoot()
 	a.status.scanning(+1)
@@ -127,10 +160,11 @@ func (a *Agent) scan(ctx context.Context, dir string, hold *epoch) error {
 		gone = append(gone, d.Path)
 		return nil
 	})
-	for _, p := range stats.Problems {
-		a.status.problem(p.Path, p.Err)
+	if err != nil {
+		return err
 	}
-	if err == nil && deleted > most && !a.guard.confirmed() {
+	a.scanned(dir, stats.Problems)
+	if deleted > most && !a.guard.confirmed() {
 		few, err := a.lostBelow(ctx, most, gone)
 		if err != nil {
 			return err
@@ -141,18 +175,29 @@ func (a *Agent) scan(ctx context.Context, dir string, hold *epoch) error {
 			return nil
 		}
 	}
-	switch {
-	case err != nil && dir != "":
-		return nil // gone or replaced: the look at dir itself says so
-	case err != nil:
-		return err
-	}
 	for _, path := range gone {
 		if err := a.board.hintWait(ctx, path, hold); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// scanned says in the status what could not be read, and no longer what can be.
+func (a *Agent) scanned(dir string, unread []scan.Problem) {
+	for _, path := range a.scanDue.found(dir, unread) {
+		a.status.read(path)
+	}
+	for _, p := range unread {
+		a.status.unread(p.Path, p.Err)
+	}
+}
+
+// scanUnread compares once more what could not be read.
+func (a *Agent) scanUnread() {
+	for _, path := range a.scanDue.stillUnread() {
+		a.scanSoon(path)
+	}
 }
 
 func (a *Agent) openWatcher() error {

@@ -1,6 +1,7 @@
 package files
 
 import (
+	"fmt"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -11,7 +12,7 @@ import (
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 )
 
-// problemsMax bounds the list of problems; further ones are only counted.
+// problemsMax bounds the list of problems; of further ones it is only said that there are some.
 const problemsMax = 1000
 
 // status is what the agent says about itself. Safe for concurrent use.
@@ -27,7 +28,7 @@ type status struct {
 	why      string
 	scans    int
 	problems map[string]api.Problem
-	more     uint64
+	more     bool // than are in problems
 }
 
 func (s *status) start(now func() time.Time) {
@@ -40,45 +41,37 @@ const (
 	aboutProposed  = "\x00proposed"
 	aboutSpace     = "\x00space"
 	aboutDeletions = "\x00deletions"
-	aboutStaging   = "\x00staging " // and the path
+	aboutStaging   = "\x00staging " // and the path, as after what follows
+	aboutReading   = "\x00reading "
 )
 
 func (s *status) problem(path string, err error) { s.problemHint(path, err, "") }
 
-func (s *status) problemHint(path string, err error, hint string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	old, known := s.problems[path]
-	if !known && len(s.problems) >= problemsMax {
-		s.more++
-		return
-	}
-	since := s.now()
-	if known && old.What == err.Error() {
-		since = old.Since
-	}
-	name := ""
-	if !strings.HasPrefix(path, "\x00") {
-		name = api.EscapePath(path)
-	}
-	s.problems[path] = api.Problem{Path: name, What: err.Error(), Hint: hint, Since: since}
-	s.listed.Store(int64(len(s.problems)))
-}
+// problemHint says what is wrong at a path, or with what one of the keys above is about; since when stays until it is solved.
+func (s *status) problemHint(path string, err error, hint string) { s.say("", path, err, hint) }
 
-// unstaged says that the content at a path cannot be staged. It stays until staged, since when it was first said.
-func (s *status) unstaged(path string, err error, hint string) {
+// unstaged says that the content at a path cannot be staged, until staged.
+func (s *status) unstaged(path string, err error, hint string) { s.say(aboutStaging, path, err, hint) }
+
+// unread says that what is at a path and beneath it cannot be compared, until read.
+func (s *status) unread(path string, err error) { s.say(aboutReading, path, err, "") }
+
+func (s *status) say(about, path string, err error, hint string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	old, known := s.problems[aboutStaging+path]
+	old, known := s.problems[about+path]
 	if !known && len(s.problems) >= problemsMax {
-		s.more++
+		s.more = true
 		return
 	}
-	since := s.now()
+	p := api.Problem{What: err.Error(), Hint: hint, Since: s.now()}
 	if known {
-		since = old.Since
+		p.Since = old.Since
 	}
-	s.problems[aboutStaging+path] = api.Problem{Path: api.EscapePath(path), What: err.Error(), Hint: hint, Since: since}
+	if !strings.HasPrefix(path, "\x00") {
+		p.Path = api.EscapePath(path)
+	}
+	s.problems[about+path] = p
 	s.listed.Store(int64(len(s.problems)))
 }
 
@@ -89,6 +82,9 @@ func (s *status) staged(path string) {
 	}
 }
 
+// read ends what unread said.
+func (s *status) read(path string) { s.solved(aboutReading + path) }
+
 func (s *status) solved(path string) {
 	if s.listed.Load() == 0 {
 		return
@@ -96,6 +92,7 @@ func (s *status) solved(path string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.problems, path)
+	s.more = s.more && len(s.problems) > 0
 	s.listed.Store(int64(len(s.problems)))
 }
 
@@ -197,5 +194,8 @@ func (s *status) fill(out *api.DirNode) {
 	out.Problems = make([]api.Problem, 0, len(s.problems))
 	for _, p := range s.problems {
 		out.Problems = append(out.Problems, p)
+	}
+	if s.more {
+		out.Problems = append(out.Problems, api.Problem{What: fmt.Sprintf("more than %d paths have problems", problemsMax)})
 	}
 }
