@@ -50,9 +50,20 @@ func (b *board) waitAbove(path, dir string) {
 	delete(b.flying, path)
 	st.keepDue()
 	above := b.state(dir)
-	above.waiting = append(above.waiting, path)
+	if above.waiting == nil {
+		above.waiting = map[string]struct{}{}
+	}
+	above.waiting[path] = struct{}{}
 	if above.claim != looked {
 		b.hintLocked(dir, time.Time{})
+	}
+}
+
+// waitNoMore ends what waitAbove began, as path is looked at.
+func (b *board) waitNoMore(path string, st *pathState) {
+	if st.above != "" {
+		delete(b.paths[st.above].waiting, path)
+		st.above = ""
 	}
 }
 
@@ -60,11 +71,10 @@ func (b *board) waitAbove(path, dir string) {
 func (b *board) letFollow(st *pathState) {
 	waiting := st.waiting
 	st.waiting = nil
-	for _, path := range waiting {
-		if below := b.paths[path]; below != nil && below.above != "" {
-			below.above = ""
-			b.queueLook(path, below)
-		}
+	for path := range waiting {
+		below := b.paths[path]
+		below.above = ""
+		b.queueLook(path, below)
 	}
 }
 
@@ -72,10 +82,8 @@ func (b *board) letFollow(st *pathState) {
 func (b *board) standAlone(path string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, below := range b.paths[path].waiting {
-		if st := b.paths[below]; st != nil {
-			st.alone = true
-		}
+	for below := range b.paths[path].waiting {
+		b.paths[below].alone = true
 	}
 }
 

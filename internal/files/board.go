@@ -94,12 +94,12 @@ type pathState struct {
 	want       *want    // the newest one that waits
 	placing    *want    // the one that the placer has
 	wantQueued bool
-	afterLook  bool     // the want waits for a look
-	above      string   // the directory that the look waits for; "": it waits for none
-	alone      bool     // none is waited for: it will not be recorded
-	waiting    []string // looks that wait for the one at this path to end
-	unstaged   int      // how often in a row its content could not be staged
-	young      bool     // what was read may have changed since without a trace: nothing is placed before it is read again
+	afterLook  bool                // the want waits for a look
+	above      string              // the directory that the look waits for; "": it waits for none
+	alone      bool                // none is waited for: it will not be recorded
+	waiting    map[string]struct{} // paths whose looks wait for the one at this path to end
+	unstaged   int                 // how often in a row its content could not be staged
+	young      bool                // what was read may have changed since without a trace: nothing is placed before it is read again
 }
 
 func newBoard(now func() time.Time) *board {
@@ -220,7 +220,8 @@ func (b *board) takeLooks(most int) (paths []string) {
 
 func (b *board) claimLook(path string, st *pathState) {
 	b.flying[path] = struct{}{}
-	st.claim, st.look, st.above = looked, false, ""
+	b.waitNoMore(path, st)
+	st.claim, st.look = looked, false
 	st.heldEpochs, st.lookEpochs = append(st.heldEpochs, st.lookEpochs...), nil
 }
 

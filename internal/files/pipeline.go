@@ -120,7 +120,7 @@ func (a *Agent) lookFailed(path string, err error) {
 	a.board.standAlone(path)
 	a.board.lookDone(path, time.Time{}) // a problem that is said: nobody has to wait for it
 	if !errors.Is(err, errSkipped) {
-		a.board.hint(path, a.cfg.Now().Add(time.Minute))
+		a.lookLater(path, a.cfg.Now().Add(time.Minute))
 	}
 }
 

@@ -275,31 +275,30 @@ func (a *Agent) event(e watch.Event, now time.Time) {
 	}
 }
 
-// barrierWaits are those who wait for the watcher to have delivered everything before a barrier.
+// barrierWaits are those who wait for the watcher to have delivered everything before a barrier. A later barrier says it of
+// the earlier ones too.
 type barrierWaits struct {
 	mu      sync.Mutex
-	seen    map[uint64]bool
+	last    uint64 // that was reached
 	waiting map[uint64]chan struct{}
 }
 
 func (b *barrierWaits) reached(id uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if ch := b.waiting[id]; ch != nil {
-		delete(b.waiting, id)
-		close(ch)
-		return
+	b.last = max(b.last, id)
+	for id, ch := range b.waiting {
+		if id <= b.last {
+			delete(b.waiting, id)
+			close(ch)
+		}
 	}
-	if b.seen == nil {
-		b.seen = map[uint64]bool{}
-	}
-	b.seen[id] = true
 }
 
+// wait waits for a barrier, for each of which there is one who does.
 func (b *barrierWaits) wait(ctx context.Context, over <-chan struct{}, id uint64) error {
 	b.mu.Lock()
-	if b.seen[id] {
-		delete(b.seen, id)
+	if id <= b.last {
 		b.mu.Unlock()
 		return nil
 	}
