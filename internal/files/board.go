@@ -16,7 +16,6 @@ const (
 	wantsMax    = 1 << 16  // paths waiting to be placed; above it the manifest is walked instead
 	inlineWaits = 64 << 20 // bytes of contents that came with entries and wait
 	manyLooks   = 256      // above it a directory is looked at after its entries, not with each of them
-	settleTime  = 300 * time.Millisecond
 )
 
 var (
@@ -46,17 +45,17 @@ type board struct {
 	nudged  bool // the placer has rechecks to answer
 
 	paths  map[string]*pathState
-	most   int                  // paths at once in this busy time
-	rested bool                 // one is over
-	flying map[string]struct{}  // claimed for a look: read, or on its way into the log
-	ending map[string]struct{}  // of those, the directories that are on their way to be none any more, see above.go
-	gone   map[string]uint64    // paths whose deletion by this node is committed, and where, see gone.go
-	laying map[string]struct{}  // claimed by the placer
-	filled map[string]*filling  // directories in which the placer has something
-	looks  []string             // ready to be looked at
-	places []string             // ready to be placed
-	later  map[string]time.Time // not to be looked at before
-	retry  map[string]time.Time // not to be placed again before
+	most   int                 // paths at once in this busy time
+	rested bool                // one is over
+	flying map[string]struct{} // claimed for a look: read, or on its way into the log
+	ending map[string]struct{} // of those, the directories that are on their way to be none any more, see above.go
+	gone   map[string]uint64   // paths whose deletion by this node is committed, and where, see gone.go
+	laying map[string]struct{} // claimed by the placer
+	filled map[string]*filling // directories in which the placer has something
+	looks  []string            // ready to be looked at
+	places []string            // ready to be placed
+	later  alarms              // not to be looked at before
+	retry  alarms              // not to be placed again before
 
 	looking    epochs // marks are flush numbers
 	flush      uint64
@@ -98,12 +97,13 @@ type pathState struct {
 	above      string              // the directory that the look waits for; "": it waits for none
 	alone      bool                // none is waited for: it will not be recorded
 	waiting    map[string]struct{} // paths whose looks wait for the one at this path to end
+	written    time.Time           // since when it is written without a look that had an outcome, see settling.go
 	unstaged   int                 // how often in a row its content could not be staged
 	young      bool                // what was read may have changed since without a trace: nothing is placed before it is read again
 }
 
 func newBoard(now func() time.Time) *board {
-	b := &board{now: now, paths: map[string]*pathState{}, naming: naming{}, later: map[string]time.Time{}, retry: map[string]time.Time{},
+	b := &board{now: now, paths: map[string]*pathState{}, naming: naming{},
 		flying: map[string]struct{}{}, ending: map[string]struct{}{}, laying: map[string]struct{}{}, filled: map[string]*filling{}, withheld: map[string]bool{}, gone: map[string]uint64{}}
 	b.wake.L = &b.mu
 	return b
@@ -140,7 +140,7 @@ func (b *board) hintLocked(path string, after time.Time) {
 	}
 	if !after.IsZero() {
 		if !st.lookQueued {
-			b.later[path] = after
+			b.later.set(path, after)
 		}
 		return
 	}
@@ -156,7 +156,7 @@ func (b *board) queueLook(path string, st *pathState) {
 }
 
 func (b *board) queueWant(path string, st *pathState) {
-	if _, wait := b.retry[path]; wait {
+	if b.retry.has(path) {
 		return
 	}
 	if st.want != nil && !st.wantQueued && !st.afterLook && !st.young && st.claim == free {
@@ -170,17 +170,11 @@ func (b *board) queueWant(path string, st *pathState) {
 func (b *board) due(now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for path, at := range b.later {
-		if !at.After(now) {
-			delete(b.later, path)
-			b.queueLook(path, b.state(path))
-		}
+	for path, ok := b.later.next(now); ok; path, ok = b.later.next(now) {
+		b.queueLook(path, b.state(path))
 	}
-	for path, at := range b.retry {
-		if !at.After(now) {
-			delete(b.retry, path)
-			b.queueWant(path, b.state(path))
-		}
+	for path, ok := b.retry.next(now); ok; path, ok = b.retry.next(now) {
+		b.queueWant(path, b.state(path))
 	}
 	b.forgetGone()
 }
@@ -210,7 +204,7 @@ func (b *board) takeLooks(most int) (paths []string) {
 			st.lookQueued = false
 			if st.claim == free {
 				b.claimLook(path, st)
-				delete(b.later, path)
+				b.later.drop(path)
 				paths = append(paths, path)
 			}
 		}
@@ -282,7 +276,7 @@ func (b *board) lookDone(path string, again time.Time) {
 	delete(b.flying, path)
 	delete(b.ending, path)
 	if again.IsZero() {
-		st.young, st.alone, st.unstaged = false, false, 0
+		st.young, st.alone, st.unstaged, st.written = false, false, 0, time.Time{}
 		b.letFollow(st)
 		finish(st.heldEpochs)
 		st.heldEpochs = nil
@@ -291,7 +285,7 @@ func (b *board) lookDone(path string, again time.Time) {
 		}
 	} else {
 		st.keepDue()
-		b.later[path] = again
+		b.later.set(path, again)
 		return
 	}
 	b.after(path, st)
@@ -307,7 +301,7 @@ func (st *pathState) keepDue() {
 
 // after queues what waits for a path that became free, or forgets the path.
 func (b *board) after(path string, st *pathState) {
-	if _, wait := b.later[path]; !wait {
+	if !b.later.has(path) {
 		b.queueLook(path, st)
 	}
 	if st.want != nil {
@@ -315,8 +309,8 @@ func (b *board) after(path string, st *pathState) {
 	}
 	if !st.look && st.want == nil && st.claim == free && !st.lookQueued && !st.wantQueued {
 		delete(b.paths, path)
-		delete(b.later, path)
-		delete(b.retry, path)
+		b.later.drop(path)
+		b.retry.drop(path)
 		if len(b.paths) == 0 {
 			b.rest()
 		}
@@ -383,7 +377,7 @@ func (b *board) wantLocked(w *want, ep *epoch) {
 		w.inherit(old)
 	}
 	st.want = w
-	delete(b.retry, w.Path)
+	b.retry.drop(w.Path)
 	b.count(w, +1)
 	b.queueWant(w.Path, st)
 }
@@ -464,7 +458,7 @@ func (b *board) placeAgain(w *want, lookFirst bool, at time.Time) {
 		st.want = w
 	}
 	if st.want == w {
-		b.retry[w.Path] = at
+		b.retry.set(w.Path, at)
 	}
 	if lookFirst {
 		st.afterLook = true
@@ -574,7 +568,8 @@ func (b *board) settled(ctx context.Context) error {
 	mark := b.flush
 	for path, st := range b.paths {
 		if st.look && st.claim == free {
-			delete(b.later, path)
+			st.written = time.Time{} // whoever flushes wants what is there now
+			b.later.drop(path)
 			b.queueLook(path, st)
 		}
 	}

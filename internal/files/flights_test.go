@@ -194,13 +194,13 @@ func TestUnstagedPause(t *testing.T) {
 	}
 	for _, seconds := range []int{1, 2, 4, 8, 16, 32, 60, 60, 60} {
 		attempt(func() { b.lookLater("large", now) })
-		if got := b.later["large"].Sub(now); got != time.Duration(seconds)*time.Second {
+		if got := b.later.at["large"].Sub(now); got != time.Duration(seconds)*time.Second {
 			t.Errorf("a pause of %v, not of %d s", got, seconds)
 		}
 	}
 	attempt(func() { b.lookDone("large", time.Time{}) })
 	attempt(func() { b.lookLater("large", now) })
-	if got := b.later["large"].Sub(now); got != time.Second {
+	if got := b.later.at["large"].Sub(now); got != time.Second {
 		t.Errorf("after a success a pause of %v", got)
 	}
 }

@@ -146,6 +146,9 @@ func (r *reader) look(path string) (*finding, verdict, error) {
 	if now.Kind == manifest.Absent {
 		return r.absent(f)
 	}
+	if r.a.settles(path, &now) {
+		return nil, verdict{again: settleTime}, nil
+	}
 	if v, err := r.tryDescribe(f); v.again > 0 || err != nil {
 		return nil, v, err
 	}

@@ -464,7 +464,7 @@ func (f *farm) last() uint64 {
 func (b *board) describe() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s := fmt.Sprintf("behind %v stopped %v looks %d places %d later %v\n", b.behind, b.stopped, len(b.looks), len(b.places), b.later)
+	s := fmt.Sprintf("behind %v stopped %v looks %d places %d later %v\n", b.behind, b.stopped, len(b.looks), len(b.places), b.later.at)
 	for p, st := range b.paths {
 		s += fmt.Sprintf("  %q: %+v", p, *st)
 		if st.want != nil {

@@ -265,7 +265,9 @@ func (a *Agent) event(e watch.Event, now time.Time) {
 	case watch.Look:
 		a.lookSoon(e.Path)
 	case watch.Settle:
-		a.lookLater(e.Path, now.Add(settleTime))
+		if !a.board.settle(e.Path, now) {
+			a.rescanAll()
+		}
 	case watch.Rescan:
 		a.scanSoon(e.Path)
 	case watch.Barrier:
