@@ -98,7 +98,13 @@ func (g *Group) Catchup() Catchup {
 // heard takes a message of a leader: the first one after a start, or after there was no leader, tells what this
 // replica lacks. That is the decision; raft carries it out.
 func (g *Group) heard(m *raftpb.Message) {
-	if g.decided || m.GetType() != raftpb.MsgApp {
+	switch {
+	case g.decided:
+		return
+	case m.GetType() == raftpb.MsgHeartbeat:
+		g.heardNothing(m)
+		return
+	case m.GetType() != raftpb.MsgApp:
 		return
 	}
 	g.decided = true
@@ -110,6 +116,22 @@ func (g *Group) heard(m *raftpb.Message) {
 	g.catchup.begin(Catchup{Mode: ModeDiff, Rule: "R4", From: at, To: to,
 		Why: fmt.Sprintf("the leader's log holds all %d missing entries", to-at)})
 }
+
+// heardNothing takes a heartbeat before anything was decided. A leader that has something for this replica sends it after
+// the answer to the first one; one that did not notice that the replica was away has nothing to send until somebody
+// writes. What comes after all is a decision of its own.
+func (g *Group) heardNothing(m *raftpb.Message) {
+	if st := g.status.Load(); st == nil || st.Leader != m.GetFrom() || st.Term != m.GetTerm() {
+		return
+	}
+	g.beats++
+	if at := g.rep.Applied().Index; g.beats == quietBeats && m.GetCommit() <= at {
+		g.catchup.begin(Catchup{Mode: ModeLive, Rule: "R3", Why: "nothing is missing", From: at, To: at})
+	}
+}
+
+// quietBeats is how many heartbeats of a leader, none with anything between them, say that nothing is missing.
+const quietBeats = 3
 
 // path of a voter: it is its own, as long as somebody leads.
 func (g *Group) path() []uint64 {

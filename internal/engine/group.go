@@ -58,6 +58,7 @@ type Group struct {
 	offers  map[uint64]*pin // followers that were told to pull a snapshot, and what is pinned for each
 	pulling bool            // this replica is installing one
 	decided bool            // how it catches up with the present leader
+	beats   int             // of the present leader, before that was decided
 	ticks   int
 	cutting bool // a cut of the log is under way
 
@@ -392,7 +393,7 @@ func (g *Group) publish() {
 		return
 	}
 	if before == nil || before.Leader != leader {
-		g.decided = false
+		g.decided, g.beats = false, 0
 	}
 	g.commits = commitNews{} // what is kept is of the term before, and its entries may come again as others
 	g.refresh()

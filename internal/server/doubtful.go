@@ -55,7 +55,7 @@ func doubtfulWayOut(group, node string) string {
 
 // doubtWarnings are about replicas in quarantine.
 func doubtWarnings(g *control.Group, shown api.Group, reports []report) (list []api.Warning) {
-	votes := votersBy(reports)
+	votes, _ := votersBy(g, reports)
 	var voting []string
 	sound := false
 	for i, r := range reports {

@@ -95,7 +95,7 @@ func (n *node) Status(ctx context.Context) (api.Status, error) {
 		reports := n.survey(ctx, g)
 		shown := n.describeGroup(g, reports)
 		out.Groups = append(out.Groups, shown)
-		out.Warnings = append(append(out.Warnings, feedWarnings(shown)...), trustWarnings(g, shown, reports)...)
+		out.Warnings = append(append(out.Warnings, feedWarnings(shown)...), trustWarnings(n.ctl.state(), g, shown, reports)...)
 		out.Warnings = append(out.Warnings, damageWarnings(shown, reports)...)
 		if g.Kind == control.KindFiles {
 			d := n.describeDir(g, reports)

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/lockstep-sync/lockstep/api"
@@ -21,8 +22,9 @@ func (n *node) leaderCheck(g *control.Group) api.Check {
 		return c // observers have checks of their own
 	}
 	if since, yes := grp.Leaderless(); yes && time.Since(since) > leaderPatience {
+		voters := len(grp.Core().Voters)
 		c.OK, c.Text = false, fmt.Sprintf("group %s has had no leader for %s as far as this node knows: fewer than %d of its %d voters work together",
-			g.Name, time.Since(since).Round(time.Second), len(g.Voters())/2+1, len(g.Voters()))
+			g.Name, time.Since(since).Round(time.Second), voters/2+1, voters)
 	}
 	return c
 }
@@ -40,9 +42,11 @@ func (n *node) clockWarnings() (list []api.Warning) {
 }
 
 // trustWarnings are about a group that nobody leads, or whose promises or states are not what they should be.
-func trustWarnings(g *control.Group, shown api.Group, reports []report) (list []api.Warning) {
-	voters, up, damaged := 0, 0, 0
-	votes := votersBy(reports)
+func trustWarnings(st *control.State, g *control.Group, shown api.Group, reports []report) (list []api.Warning) {
+	damaged := 0
+	votes, others := votersBy(g, reports)
+	gone := lostVoters(st, g, others)
+	voters, up := len(others), len(others)-gone // of a member of before, on a node that is there, it is not known
 	for i, m := range g.Members {
 		if !votes(m) {
 			continue
@@ -56,6 +60,11 @@ func trustWarnings(g *control.Group, shown api.Group, reports []report) (list []
 		}
 	}
 	switch {
+	case voters-gone <= voters/2:
+		list = append(list, api.Warning{Name: "no_quorum", Subject: g.Name,
+			Text: fmt.Sprintf("its majority is lost: of the %d voters by which it decides, %d were on nodes that were removed, or have joined again without their data: nothing can be written",
+				voters, gone),
+			Hint: recovery(g.Name) + " goes on from what the others have"})
 	case up <= voters/2:
 		list = append(list, api.Warning{Name: "no_quorum", Subject: g.Name,
 			Text: fmt.Sprintf("only %d of %d voters answer; %d are needed: nothing can be written", up, voters, voters/2+1),
@@ -96,20 +105,47 @@ func whatIsLeft(g *control.Group) string {
 }
 
 // votersBy tells who votes: by the configuration that the leader goes by, which has fewer voters than the control group
-// names after a recovery from a lost majority, and while a new one learns; without a leader by what is recorded there.
-func votersBy(reports []report) func(control.Member) bool {
+// names after a recovery from a lost majority, and while a new one learns. Without a leader by the configuration of the
+// member that knows most, whatever the control group has wanted since: it takes a leader to carry that out. others are its
+// voters that are no members any more. By what is recorded in the control group only if nobody tells of any.
+func votersBy(g *control.Group, reports []report) (votes func(control.Member) bool, others []uint64) {
 	var lead *report
 	for i, r := range reports {
 		if r.Role == "leader" && len(r.Voting) > 0 && (lead == nil || r.Term > lead.Term) {
 			lead = &reports[i]
 		}
 	}
-	return func(m control.Member) bool {
-		if lead != nil {
-			return contains(lead.Voting, m.Replica)
-		}
-		return m.Role == control.RoleVoter
+	if lead != nil {
+		return func(m control.Member) bool { return contains(lead.Voting, m.Replica) }, nil
 	}
+	var last *report
+	for i := range reports {
+		r := &reports[i]
+		if r.takesPart() && len(r.Voting) > 0 && r.History == g.History && (last == nil || r.Commit > last.Commit) {
+			last = r
+		}
+	}
+	if last == nil {
+		return func(m control.Member) bool { return m.Role == control.RoleVoter }, nil
+	}
+	for _, replica := range last.Voting {
+		if !slices.ContainsFunc(g.Members, func(m control.Member) bool { return m.Replica == replica }) {
+			others = append(others, replica)
+		}
+	}
+	return func(m control.Member) bool { return contains(last.Voting, m.Replica) }, others
+}
+
+// lostVoters counts the replicas that nobody can ever start again: their nodes were removed, or have joined anew without
+// what they had.
+func lostVoters(st *control.State, g *control.Group, replicas []uint64) (lost int) {
+	for _, replica := range replicas {
+		id, ok := g.NodeOf(replica)
+		if node, known := st.Node(id); !ok || known && node.Removed {
+			lost++
+		}
+	}
+	return lost
 }
 
 // GroupCheck has a group's replicas compare their states now.

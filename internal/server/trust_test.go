@@ -42,7 +42,7 @@ func TestTrustWarnings(t *testing.T) {
 		}
 		reports[1].Alarm = c.alarm
 		var got []string
-		for _, w := range trustWarnings(g, api.Group{Name: "web", Leader: c.leader, Replicas: replicas}, reports) {
+		for _, w := range trustWarnings(&control.State{}, g, api.Group{Name: "web", Leader: c.leader, Replicas: replicas}, reports) {
 			got = append(got, w.Name)
 			if w.Subject == "" || w.Text == "" || w.Hint == "" {
 				t.Errorf("%s: %+v", name, w)
@@ -54,6 +54,46 @@ func TestTrustWarnings(t *testing.T) {
 	}
 }
 
+// TestMajorityLostWithItsNodes: who decides without a leader is told by what the members have in force, not by what the
+// control group has wanted since: a voter that was removed, or has joined again without its data, is missed there for good.
+func TestMajorityLostWithItsNodes(t *testing.T) {
+	st := &control.State{Nodes: []control.Node{{ID: 1}, {ID: 2, Removed: true}, {ID: 3}, {ID: 4}}}
+	voter := func(replica, node uint64) control.Member {
+		return control.Member{Replica: replica, Node: node, Role: control.RoleVoter}
+	}
+	here := func(voting ...uint64) report {
+		return report{Mode: "detached", Role: "follower", Commit: 80, Voting: voting}
+	}
+	for name, c := range map[string]struct {
+		members []control.Member
+		former  []control.Former
+		reports []report
+		want    string
+		text    string
+		hint    string
+	}{
+		"one of two joined anew": {[]control.Member{voter(1, 1), voter(5, 3)}, []control.Former{{Replica: 2, Node: 2}}, []report{here(1, 2), here()},
+			"no_quorum", "of the 2 voters", "group recover web --unsafe"},
+		"and was taken out": {[]control.Member{voter(1, 1)}, []control.Former{{Replica: 2, Node: 2}}, []report{here(1, 2)},
+			"no_quorum", "1 were on nodes that were removed", "group recover web --unsafe"},
+		"nobody remembers it": {[]control.Member{voter(1, 1)}, nil, []report{here(1, 9)}, "no_quorum", "majority is lost", "group recover web --unsafe"},
+		"one of three is enough": {[]control.Member{voter(1, 1), voter(3, 3)}, []control.Former{{Replica: 2, Node: 2}}, []report{here(1, 2, 3), here(1, 2, 3)},
+			"no_leader", "2 of 3 voters answer", "two seconds"},
+		"another is down": {[]control.Member{voter(1, 1), voter(3, 3)}, []control.Former{{Replica: 2, Node: 2}}, []report{here(1, 2, 3), {Mode: "down"}},
+			"no_quorum", "only 1 of 3 voters answer", "start the nodes"},
+		"it may still vote": {[]control.Member{voter(1, 1)}, []control.Former{{Replica: 4, Node: 4}}, []report{here(1, 4)}, "no_leader", "2 of 2", "two seconds"},
+		"who knows more counts": {[]control.Member{voter(1, 1), voter(3, 3)}, []control.Former{{Replica: 2, Node: 2}},
+			[]report{here(1, 2), {Mode: "detached", Commit: 90, Voting: []uint64{1, 3}}}, "no_leader", "2 of 2", "two seconds"},
+	} {
+		g := &control.Group{Name: "web", Members: c.members, Former: c.former}
+		shown := api.Group{Name: "web", Replicas: make([]api.Replica, len(c.members))}
+		w := trustWarnings(st, g, shown, c.reports)
+		if len(w) != 1 || w[0].Name != c.want || !strings.Contains(w[0].Text, c.text) || !strings.Contains(w[0].Hint, c.hint) {
+			t.Errorf("%s: %+v", name, w)
+		}
+	}
+}
+
 // TestVotersAfterRecovery: who was recovered alone needs nobody else, whoever the control group still names; if two claim
 // to lead, the later term counts.
 func TestVotersAfterRecovery(t *testing.T) {
@@ -61,19 +101,19 @@ func TestVotersAfterRecovery(t *testing.T) {
 		{Replica: 3, Node: 3, Role: control.RoleVoter}}}
 	shown := api.Group{Name: "web", Leader: "n1", Replicas: []api.Replica{{Node: "n1"}, {Node: "n2"}, {Node: "n3"}}}
 	alone := []report{{Mode: "live", Role: "leader", Term: 9, Voting: []uint64{1}}, {Mode: "down"}, {Mode: "down"}}
-	if w := trustWarnings(g, shown, alone); len(w) != 0 {
+	if w := trustWarnings(&control.State{}, g, shown, alone); len(w) != 0 {
 		t.Errorf("recovered alone: %+v", w)
 	}
 	learning := []report{{Mode: "live", Role: "leader", Term: 9, Configured: []uint64{1, 2, 3}, Voting: []uint64{1}}, {Mode: "down"}, {Mode: "down"}}
-	if w := trustWarnings(g, shown, learning); len(w) != 0 {
+	if w := trustWarnings(&control.State{}, g, shown, learning); len(w) != 0 {
 		t.Errorf("the others have not learned yet: %+v", w)
 	}
 	late := []report{alone[0], {Mode: "live", Role: "leader", Term: 8, Voting: []uint64{1, 2, 3}}, {Mode: "down"}}
-	if w := trustWarnings(g, shown, late); len(w) != 0 {
+	if w := trustWarnings(&control.State{}, g, shown, late); len(w) != 0 {
 		t.Errorf("a leader of before: %+v", w)
 	}
 	alone[0].Voting = []uint64{1, 2, 3}
-	if w := trustWarnings(g, shown, alone); len(w) != 1 || w[0].Name != "no_quorum" {
+	if w := trustWarnings(&control.State{}, g, shown, alone); len(w) != 1 || w[0].Name != "no_quorum" {
 		t.Errorf("a leader that has just lost the others: %+v", w)
 	} else if !strings.Contains(w[0].Hint, "lockstep group recover web --unsafe --dry-run") {
 		t.Errorf("the way on of a files group: %s", w[0].Hint)
