@@ -89,7 +89,7 @@ func (g *Group) Catchup() Catchup {
 		return Catchup{Mode: ModeLive, Why: "it leads the group", From: c.From, To: c.To, Feeds: c.Feeds}
 	}
 	c.Upstream, _ = g.NodeOf(st.Leader)
-	if st.Leader == 0 && c.Mode == ModeLive {
+	if st.Leader == 0 && (c.Mode == ModeLive || c.Mode == ModeDetached) {
 		c.Mode, c.Why = ModeDetached, "no leader is known"
 	}
 	return c

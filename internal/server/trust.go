@@ -62,7 +62,7 @@ func trustWarnings(st *control.State, g *control.Group, shown api.Group, reports
 	switch {
 	case voters-gone <= voters/2:
 		list = append(list, api.Warning{Name: "no_quorum", Subject: g.Name,
-			Text: fmt.Sprintf("its majority is lost: of the %d voters by which it decides, %d were on nodes that were removed, or have joined again without their data: nothing can be written",
+			Text: fmt.Sprintf("its majority is lost: it decides by %d voters, of which %d cannot answer any more, since their nodes were removed, or have joined again without their data: nothing can be written",
 				voters, gone),
 			Hint: recovery(g.Name) + " goes on from what the others have"})
 	case up <= voters/2:

@@ -73,9 +73,9 @@ func TestMajorityLostWithItsNodes(t *testing.T) {
 		hint    string
 	}{
 		"one of two joined anew": {[]control.Member{voter(1, 1), voter(5, 3)}, []control.Former{{Replica: 2, Node: 2}}, []report{here(1, 2), here()},
-			"no_quorum", "of the 2 voters", "group recover web --unsafe"},
+			"no_quorum", "decides by 2 voters", "group recover web --unsafe"},
 		"and was taken out": {[]control.Member{voter(1, 1)}, []control.Former{{Replica: 2, Node: 2}}, []report{here(1, 2)},
-			"no_quorum", "1 were on nodes that were removed", "group recover web --unsafe"},
+			"no_quorum", "of which 1 cannot answer", "group recover web --unsafe"},
 		"nobody remembers it": {[]control.Member{voter(1, 1)}, nil, []report{here(1, 9)}, "no_quorum", "majority is lost", "group recover web --unsafe"},
 		"one of three is enough": {[]control.Member{voter(1, 1), voter(3, 3)}, []control.Former{{Replica: 2, Node: 2}}, []report{here(1, 2, 3), here(1, 2, 3)},
 			"no_leader", "2 of 3 voters answer", "two seconds"},
