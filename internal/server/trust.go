@@ -64,7 +64,7 @@ func trustWarnings(st *control.State, g *control.Group, shown api.Group, reports
 		list = append(list, api.Warning{Name: "no_quorum", Subject: g.Name,
 			Text: fmt.Sprintf("its majority is lost: it decides by %d voters, of which %d cannot answer any more, since their nodes were removed, or have joined again without their data: nothing can be written",
 				voters, gone),
-			Hint: recovery(g.Name) + " goes on from what the others have"})
+			Hint: whatIsLeft(g)})
 	case up <= voters/2:
 		list = append(list, api.Warning{Name: "no_quorum", Subject: g.Name,
 			Text: fmt.Sprintf("only %d of %d voters answer; %d are needed: nothing can be written", up, voters, voters/2+1),

@@ -73,10 +73,10 @@ func TestMajorityLostWithItsNodes(t *testing.T) {
 		hint    string
 	}{
 		"one of two joined anew": {[]control.Member{voter(1, 1), voter(5, 3)}, []control.Former{{Replica: 2, Node: 2}}, []report{here(1, 2), here()},
-			"no_quorum", "decides by 2 voters", "group recover web --unsafe"},
+			"no_quorum", "decides by 2 voters", "lockstep group recover"},
 		"and was taken out": {[]control.Member{voter(1, 1)}, []control.Former{{Replica: 2, Node: 2}}, []report{here(1, 2)},
-			"no_quorum", "of which 1 cannot answer", "group recover web --unsafe"},
-		"nobody remembers it": {[]control.Member{voter(1, 1)}, nil, []report{here(1, 9)}, "no_quorum", "majority is lost", "group recover web --unsafe"},
+			"no_quorum", "of which 1 cannot answer", "lockstep group recover"},
+		"nobody remembers it": {[]control.Member{voter(1, 1)}, nil, []report{here(1, 9)}, "no_quorum", "majority is lost", "lockstep group recover"},
 		"one of three is enough": {[]control.Member{voter(1, 1), voter(3, 3)}, []control.Former{{Replica: 2, Node: 2}}, []report{here(1, 2, 3), here(1, 2, 3)},
 			"no_leader", "2 of 3 voters answer", "two seconds"},
 		"another is down": {[]control.Member{voter(1, 1), voter(3, 3)}, []control.Former{{Replica: 2, Node: 2}}, []report{here(1, 2, 3), {Mode: "down"}},
@@ -119,7 +119,7 @@ func TestVotersAfterRecovery(t *testing.T) {
 		t.Errorf("the way on of a files group: %s", w[0].Hint)
 	}
 	g.Kind = control.KindControl // which group recover refuses
-	if w := trustWarnings(g, shown, alone); len(w) != 1 || !strings.Contains(w[0].Hint, "lockstep offline recover -h") {
+	if w := trustWarnings(&control.State{}, g, shown, alone); len(w) != 1 || !strings.Contains(w[0].Hint, "lockstep offline recover -h") {
 		t.Errorf("the way on of the control group: %+v", w)
 	}
 }
