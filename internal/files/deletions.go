@@ -94,34 +94,44 @@ func inodeOf(s *place.Stat) inode { return inode{s.Dev, s.Ino} }
 
 // nowhere are those of lost whose file is recorded at no other path; it reads all records.
 func (a *Agent) nowhere(lost []*finding) (gone []*finding, err error) {
-	old := make(map[string]record, len(lost))
+	left := lostFiles{}
 	for _, f := range lost {
-		old[f.change.Path] = f.old
+		left.add(&f.old)
 	}
-	if err := a.dropMoved(old); err != nil {
+	if err := a.dropMoved(left); err != nil {
 		return nil, err
 	}
 	for _, f := range lost {
-		if _, ok := old[f.change.Path]; ok {
+		// One that is back where it was is no other path's: it is looked at again.
+		if left.has(&f.old) || a.isAt(f.change.Path, inodeOf(&f.old.Stat)) {
 			gone = append(gone, f)
 		}
 	}
 	return gone, nil
 }
 
-// dropMoved removes those from files, by path, that are recorded at another path as well. Contents alone do not tell,
-// since many files can have one.
-func (a *Agent) dropMoved(files map[string]record) error {
-	byInode := make(map[inode][]string, len(files))
-	for path, rec := range files {
-		n := inodeOf(&rec.Stat)
-		byInode[n] = append(byInode[n], path)
-	}
+// lostFiles are files that are gone from a path, and how many paths they are gone from. Of a million that is 50 MB.
+type lostFiles map[fileID]int
+
+// fileID names a file with its content: an inode that is free may be given to another file. The content is told by the
+// beginning of its hash.
+type fileID struct {
+	inode
+	content uint64
+}
+
+func fileIDOf(rec *record) fileID { return fileID{inodeOf(&rec.Stat), beginning(rec.Hash)} }
+
+func (l lostFiles) add(rec *record) { l[fileIDOf(rec)]++ }
+
+func (l lostFiles) has(rec *record) bool { return l[fileIDOf(rec)] > 0 }
+
+// dropMoved removes those that are recorded, and there, at a path. Contents alone do not tell, since many files can have one;
+// and of the names of one file each is recorded, and if all went, none was moved to another.
+func (a *Agent) dropMoved(lost lostFiles) error {
 	return a.table.walk(a.table.store, nil, func(_ []byte, path string, rec record) error {
-		for _, lost := range byInode[inodeOf(&rec.Stat)] {
-			if was, ok := files[lost]; ok && lost != path && a.isNow(path, &rec, &was) {
-				delete(files, lost)
-			}
+		if rec.Stat.Kind == manifest.File && lost.has(&rec) && a.isAt(path, inodeOf(&rec.Stat)) {
+			delete(lost, fileIDOf(&rec))
 		}
 		return nil
 	})
@@ -139,25 +149,20 @@ func (f *finding) deletesFile() bool {
 	return f.old.Stat.Kind == manifest.File && f.change.Node.Kind == manifest.Absent
 }
 
-// moved says whether the file that was placed at path is at another one now.
+// moved says whether the file that was placed at path is at another one now, as far as the content leads there.
 func (a *Agent) moved(path string, was *record) bool {
 	p, ok := a.table.whereIs(was.Hash)
 	if !ok || p == path {
 		return false
 	}
 	is, err := a.table.get(p)
-	return err == nil && a.isNow(p, &is, was)
+	return err == nil && is.Stat.Kind == manifest.File && fileIDOf(&is) == fileIDOf(was) && a.isAt(p, inodeOf(&was.Stat))
 }
 
-// isNow says whether the file of was is the one that is recorded at path, and there. Of the names of one file each is
-// recorded, and if all went, none was moved to another.
-func (a *Agent) isNow(path string, rec, was *record) bool {
-	if rec.Stat.Kind != manifest.File || inodeOf(&rec.Stat) != inodeOf(&was.Stat) || rec.Hash != was.Hash {
-		return false
-	}
+func (a *Agent) isAt(path string, n inode) bool {
 	in, err := a.root.Stat(path)
 	now := place.StatOf(in)
-	return err == nil && inodeOf(&now) == inodeOf(&was.Stat)
+	return err == nil && inodeOf(&now) == n
 }
 
 // lostBelow waits until of the files that a scan found gone no more than most are lost, the others having turned up
@@ -189,21 +194,27 @@ func (a *Agent) lostBelow(ctx context.Context, most int64, gone []string) (bool,
 }
 
 // countLost counts those that are lost, exactly if they are more than most.
-func (a *Agent) countLost(gone []string, most int64) (int64, error) {
-	lost := map[string]record{}
+func (a *Agent) countLost(gone []string, most int64) (n int64, err error) {
+	lost := lostFiles{}
 	for _, path := range gone {
 		rec, err := a.table.get(path)
 		if err != nil {
 			return 0, err
 		}
-		if rec.Stat.Kind == manifest.File && !a.moved(path, &rec) {
-			lost[path] = rec
+		if rec.Stat.Kind == manifest.File {
+			lost.add(&rec)
+			n++
 		}
 	}
-	if int64(len(lost)) > most {
-		if err := a.dropMoved(lost); err != nil {
-			return 0, err
-		}
+	if n <= most {
+		return n, nil
 	}
-	return int64(len(lost)), nil
+	if err := a.dropMoved(lost); err != nil {
+		return 0, err
+	}
+	n = 0
+	for _, paths := range lost {
+		n += int64(paths)
+	}
+	return n, nil
 }
