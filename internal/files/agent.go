@@ -232,7 +232,7 @@ func (a *Agent) open() (err error) {
 		return err
 	}
 	// Directories are opened anew for every look: a kept descriptor would show a tree that was moved away.
-	if a.root, err = vfs.OpenRoot(a.cfg.Root, vfs.Options{}); err != nil {
+	if a.root, err = vfs.OpenRoot(a.cfg.Root); err != nil {
 		return err
 	}
 	if a.cfg.Owner {

@@ -21,7 +21,7 @@ func judge(t *testing.T, there string) (a *Agent, n inode) {
 	must(t, os.WriteFile(filepath.Join(root, there), []byte("x"), 0o600))
 	a = &Agent{cfg: Config{Now: time.Now}, board: newBoard(time.Now), table: table{newMemory()}, log: slog.New(slog.DiscardHandler)}
 	var err error
-	a.root, err = vfs.OpenRoot(root, vfs.Options{})
+	a.root, err = vfs.OpenRoot(root)
 	must(t, err)
 	t.Cleanup(func() { must(t, a.root.Close()) })
 	in, err := a.root.Stat(there)
@@ -74,7 +74,7 @@ func BenchmarkCountLost(b *testing.B) {
 	const files = 200_000
 	a := &Agent{cfg: Config{Now: time.Now}, board: newBoard(time.Now), table: table{newMemory()}, log: slog.New(slog.DiscardHandler)}
 	var err error
-	if a.root, err = vfs.OpenRoot(b.TempDir(), vfs.Options{}); err != nil {
+	if a.root, err = vfs.OpenRoot(b.TempDir()); err != nil {
 		b.Fatal(err)
 	}
 	a.cfg.Table = a.table.store

@@ -3,20 +3,18 @@ package vfs
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"io"
 	"math"
 	"os"
 	"path/filepath"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-func tree(t *testing.T, opts Options, paths ...string) (*Root, string) {
+func tree(t *testing.T, paths ...string) (*Root, string) {
 	t.Helper()
 	top := t.TempDir()
 	for _, p := range paths {
@@ -28,7 +26,7 @@ func tree(t *testing.T, opts Options, paths ...string) (*Root, string) {
 			t.Fatal(err)
 		}
 	}
-	r, err := OpenRoot(top, opts)
+	r, err := OpenRoot(top)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +67,7 @@ func TestSplitJoin(t *testing.T) {
 
 // TestNothingLeadsOut tries every way out of a root that we know of.
 func TestNothingLeadsOut(t *testing.T) {
-	r, top := tree(t, Options{}, "dir/file")
+	r, top := tree(t, "dir/file")
 	must(t, os.Symlink("/etc", filepath.Join(top, "abs")))
 	must(t, os.Symlink("dir", filepath.Join(top, "in")))
 	must(t, os.Symlink("..", filepath.Join(top, "dir/up")))
@@ -96,7 +94,7 @@ func TestNothingLeadsOut(t *testing.T) {
 }
 
 func TestOpenReadsRegularFilesOnly(t *testing.T) {
-	r, top := tree(t, Options{}, "dir/file")
+	r, top := tree(t, "dir/file")
 	must(t, unix.Mkfifo(filepath.Join(top, "fifo"), 0o600))
 	must(t, os.Symlink("dir/file", filepath.Join(top, "link")))
 	f, in, err := r.Open("dir/file")
@@ -124,7 +122,7 @@ func TestOpenReadsRegularFilesOnly(t *testing.T) {
 
 // TestStatWaysAgree: a directory listing, a look by name and one by descriptor say the same.
 func TestStatWaysAgree(t *testing.T) {
-	r, top := tree(t, Options{}, "dir/file", "dir/sub/x")
+	r, top := tree(t, "dir/file", "dir/sub/x")
 	must(t, unix.Chmod(filepath.Join(top, "dir/file"), 0o4711))
 	must(t, os.Chtimes(filepath.Join(top, "dir/file"), time.Unix(-5, 7), time.Unix(-5, 7)))
 	d, err := r.OpenDir("dir")
@@ -147,7 +145,7 @@ func TestStatWaysAgree(t *testing.T) {
 
 // TestListAnyNames: all byte values, the longest name, sorted as raw bytes.
 func TestListAnyNames(t *testing.T) {
-	r, top := tree(t, Options{})
+	r, top := tree(t)
 	var want []string
 	for b := 1; b < 256; b++ {
 		if b != '/' {
@@ -176,74 +174,8 @@ func TestListAnyNames(t *testing.T) {
 	}
 }
 
-func TestCacheIsShortLived(t *testing.T) {
-	now := time.Unix(0, 0)
-	r, top := tree(t, Options{CacheDirs: 2, CacheFor: time.Second, Now: func() time.Time { return now }}, "a/x", "b/x", "c/x")
-	ino := func(rel string) uint64 {
-		t.Helper()
-		d, err := r.OpenDir(rel)
-		must(t, err)
-		defer d.Close()
-		in, err := StatFd(d.Fd())
-		must(t, err)
-		return in.Ino
-	}
-	first := ino("a")
-	must(t, os.Rename(filepath.Join(top, "a"), filepath.Join(top, "old")))
-	must(t, os.Mkdir(filepath.Join(top, "a"), 0o755))
-	if ino("a") != first {
-		t.Error("not cached")
-	}
-	now = now.Add(time.Second)
-	second := ino("a")
-	if second == first {
-		t.Error("kept for too long")
-	}
-	must(t, os.Rename(filepath.Join(top, "a"), filepath.Join(top, "old2")))
-	must(t, os.Mkdir(filepath.Join(top, "a"), 0o755))
-	r.Forget("a")
-	third := ino("a")
-	if third == second {
-		t.Error("not forgotten")
-	}
-	held, err := r.OpenDir("a")
-	must(t, err)
-	ino("b")
-	ino("c") // pushes "a" out while it is held
-	if len(r.dirs) != 2 || r.lru.Len() != 2 {
-		t.Errorf("%d, %d directories cached", len(r.dirs), r.lru.Len())
-	}
-	if in, err := StatFd(held.Fd()); err != nil || in.Ino != third {
-		t.Errorf("held: %+v, %v", in, err)
-	}
-	held.Close()
-	if held.Fd() != -1 {
-		t.Error("leaked")
-	}
-}
-
-func TestCacheConcurrently(t *testing.T) {
-	r, _ := tree(t, Options{CacheDirs: 3, CacheFor: time.Millisecond}, "0/f", "1/f", "2/f", "3/f", "4/f")
-	var group sync.WaitGroup
-	for n := range 4 {
-		group.Go(func() {
-			for i := range 500 {
-				dir := fmt.Sprint((i*7 + n) % 5)
-				in, err := r.Stat(dir + "/f")
-				if err != nil || in.Kind != File {
-					t.Errorf("%s: %+v, %v", dir, in, err)
-				}
-				if i%50 == 0 {
-					r.Forget(dir)
-				}
-			}
-		})
-	}
-	group.Wait()
-}
-
 func TestCheck(t *testing.T) {
-	r, top := tree(t, Options{})
+	r, top := tree(t)
 	must(t, r.Check())
 	must(t, os.Rename(top, top+".away"))
 	if err := r.Check(); !errors.Is(err, os.ErrNotExist) {

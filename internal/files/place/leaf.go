@@ -224,7 +224,7 @@ func (p *Placer) setMetadata(fd int, cur vfs.Info, want *manifest.Node) (changed
 		}
 		changed = true
 	} else if chown {
-		p.ownersSkipped.Add(1)
+		p.ownersSkipped.Store(true)
 	}
 	if cur.Kind != vfs.Symlink && (!ModeAs(p.owner, want.Kind, cur.Mode, want.Mode) || changed && want.Mode&SetID != 0) {
 		if err := setMode(fd, p.mode(want)); err != nil {

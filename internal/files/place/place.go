@@ -7,7 +7,6 @@
 package place
 
 import (
-	"context"
 	"io"
 
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
@@ -123,12 +122,4 @@ type Touched struct {
 	Before  Stat // before the first change of this batch
 	After   Stat // its mtime is that of Before unless Foreign
 	Foreign bool // as far as two looks around each of our own changes can tell
-}
-
-// Applier is the interface that the files agent uses; *Placer implements it.
-type Applier interface {
-	// Apply carries out tasks (any order in; the placer orders them: moves aside and deletions deepest
-	// first, directories, files, then directory metadata) and returns one result a task, same order, and the
-	// directories that changed without a task.
-	Apply(ctx context.Context, tasks []Task, from Contents) ([]Result, []Touched)
 }

@@ -43,7 +43,7 @@ type Placer struct {
 	log     *slog.Logger
 
 	lacks         atomic.Uint32 // what the file system turned out not to do: lack bits
-	ownersSkipped atomic.Uint64
+	ownersSkipped atomic.Bool   // an entry was placed with another owner than wanted, because Config.Owner is false
 
 	mu        sync.Mutex // one Apply or Recover at a time
 	seq       uint64     // next number for names in Work/place, under mu
@@ -89,7 +89,7 @@ func New(cfg Config) (*Placer, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	root, err := vfs.OpenRoot(cfg.Root, vfs.Options{})
+	root, err := vfs.OpenRoot(cfg.Root)
 	if err != nil {
 		return nil, err
 	}
@@ -166,14 +166,11 @@ func (p *Placer) Close() error {
 	return p.root.Close()
 }
 
-// OwnersSkipped is how many entries were placed with another owner than wanted, because Config.Owner is false.
-func (p *Placer) OwnersSkipped() uint64 { return p.ownersSkipped.Load() }
-
 // Problems are the weaknesses found so far, in words for an operator: things that this user or file system
 // cannot do, and what that means. Each is listed once.
 func (p *Placer) Problems() []string {
 	var out []string
-	if n := p.ownersSkipped.Load(); n > 0 {
+	if p.ownersSkipped.Load() {
 		out = append(out, "owners are not set: not running as root, or not allowed to change them")
 	}
 	for bit := lackTmpfile; bit < lackEnd; bit <<= 1 {
@@ -196,7 +193,9 @@ func (p *Placer) at(step, path string) {
 	}
 }
 
-// Apply implements Applier. A cancelled context fails the tasks that were not begun.
+// Apply carries out tasks (any order in; the placer orders them: moves aside and deletions deepest first, directories, files,
+// then directory metadata) and returns one result a task, same order, and the directories that changed without a task. A
+// cancelled context fails the tasks that were not begun.
 func (p *Placer) Apply(ctx context.Context, tasks []Task, from Contents) ([]Result, []Touched) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -47,7 +47,7 @@ func snapshot(tb testing.TB, root int) sliceTable {
 
 func openRoot(tb testing.TB, path string) int {
 	tb.Helper()
-	r, err := vfs.OpenRoot(path, vfs.Options{})
+	r, err := vfs.OpenRoot(path)
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -108,7 +108,7 @@ func (c *comparison) merge(me *compareWorker, dir string, found []vfs.Entry) err
 	appeared := func(until string, all bool) {
 		for ; next < len(found) && (all || found[next].Name < until); next++ {
 			if e := &found[next]; e.Err == nil {
-				me.differs = append(me.differs, Difference{Path: vfs.Join(dir, e.Name), Stat: StatOf(e.Info)})
+				me.differs = append(me.differs, Difference{Path: vfs.Join(dir, e.Name), Stat: place.StatOf(e.Info)})
 			}
 		}
 	}
@@ -125,7 +125,7 @@ func (c *comparison) merge(me *compareWorker, dir string, found []vfs.Entry) err
 		if e.Err != nil {
 			return nil
 		}
-		now := StatOf(e.Info)
+		now := place.StatOf(e.Info)
 		if Same(now, p.Stat) {
 			return nil
 		}
@@ -194,7 +194,7 @@ func (c *comparison) look(parent, name string) (place.Stat, error) {
 	}
 	defer unix.Close(fd)
 	in, err := vfs.StatAt(fd, name)
-	return StatOf(in), err
+	return place.StatOf(in), err
 }
 
 func (c *comparison) reportReplaced(parent, name string, now place.Stat) error {

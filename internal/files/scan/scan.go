@@ -53,14 +53,6 @@ type Problem struct {
 	Err  error
 }
 
-// StatOf converts what vfs saw.
-func StatOf(in vfs.Info) place.Stat {
-	return place.Stat{
-		Kind: manifest.Kind(in.Kind), Mode: in.Mode, UID: in.UID, GID: in.GID, Size: in.Size,
-		MTime: in.MTime, CTime: in.CTime, Ino: in.Ino, Dev: in.Dev, Nlink: in.Nlink, Other: in.Other,
-	}
-}
-
 // Walk reads every directory at and beneath from and gives it to visit, entries sorted by raw name, ignored ones
 // left out. visit is never called concurrently but from different goroutines, a parent before its children and
 // otherwise in no order; entries is valid during the call. A directory that cannot be read is a Problem, one that
@@ -275,7 +267,7 @@ func (r *reader) convert(found []vfs.Entry) []Entry {
 	r.entries = r.entries[:0]
 	for i := range found {
 		if found[i].Err == nil {
-			r.entries = append(r.entries, Entry{Name: found[i].Name, Stat: StatOf(found[i].Info)})
+			r.entries = append(r.entries, Entry{Name: found[i].Name, Stat: place.StatOf(found[i].Info)})
 		}
 	}
 	return r.entries

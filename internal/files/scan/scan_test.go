@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 	if top == "" {
 		os.Exit(m.Run())
 	}
-	root, err := vfs.OpenRoot(top, vfs.Options{})
+	root, err := vfs.OpenRoot(top)
 	if err != nil {
 		panic(err)
 	}

@@ -50,7 +50,7 @@ type fanotifyWatcher struct {
 }
 
 func openFanotify(cfg *Config, barriers *barriers) (_ source, err error) {
-	root, err := vfs.OpenRoot(cfg.Root, vfs.Options{})
+	root, err := vfs.OpenRoot(cfg.Root)
 	if err != nil {
 		return nil, err
 	}

@@ -44,7 +44,7 @@ type inotifyWatcher struct {
 }
 
 func openInotify(cfg *Config, barriers *barriers) (_ source, err error) {
-	root, err := vfs.OpenRoot(cfg.Root, vfs.Options{})
+	root, err := vfs.OpenRoot(cfg.Root)
 	if err != nil {
 		return nil, err
 	}

@@ -30,7 +30,7 @@ type view struct {
 }
 
 func newView(t *testing.T, top string) *view {
-	root, err := vfs.OpenRoot(top, vfs.Options{})
+	root, err := vfs.OpenRoot(top)
 	if err != nil {
 		t.Fatal(err)
 	}

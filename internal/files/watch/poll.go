@@ -44,7 +44,7 @@ type pollWatcher struct {
 const recordHeader = 8 + 1 + 2
 
 func openPoll(cfg *Config, barriers *barriers) (_ source, err error) {
-	root, err := vfs.OpenRoot(cfg.Root, vfs.Options{})
+	root, err := vfs.OpenRoot(cfg.Root)
 	if err != nil {
 		return nil, err
 	}
