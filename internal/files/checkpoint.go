@@ -43,7 +43,7 @@ func (a *Agent) timeLoop(ctx context.Context) {
 	t := time.NewTicker(tick)
 	defer t.Stop()
 	now := a.cfg.Now()
-	checkAt, expireAt := now.Add(a.cfg.Checkpoint), now.Add(time.Minute)
+	checkAt, sweepAt, expireAt := now.Add(a.cfg.Checkpoint), now.Add(time.Second), now.Add(time.Minute)
 	for {
 		select {
 		case <-ctx.Done():
@@ -62,6 +62,10 @@ func (a *Agent) timeLoop(ctx context.Context) {
 				debug.FreeOSMemory() // most of the heap of a busy time is free now, and would be kept
 			}
 			checkAt = a.cfg.Now().Add(a.cfg.Checkpoint)
+		}
+		if now.After(sweepAt) {
+			a.store.Sweep(now)
+			sweepAt = now.Add(time.Second)
 		}
 		if now.After(expireAt) {
 			a.expire(now)

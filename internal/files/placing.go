@@ -146,7 +146,7 @@ func (a *Agent) toPlace(wants []*want) ([]laying, error) {
 			continue
 		}
 		same := rec.Stat.Kind == manifest.File && w.Node.Kind == manifest.File && rec.Hash == w.Node.Hash
-		t := place.Task{Path: w.Path, Want: w.Node, Have: rec.Placed, Inline: w.Inline, SameContent: same, From: w.From}
+		t := place.Task{Path: w.Path, Want: w.Node, Have: rec.Placed, Inline: w.Inline, Held: rec.Hash, SameContent: same, From: w.From}
 		todo = append(todo, laying{want: w, task: t, held: rec.Hash})
 	}
 	return todo, nil

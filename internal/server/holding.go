@@ -351,7 +351,7 @@ func configured(st core.Status) []uint64 {
 // dropWork removes a work area but for what was kept aside of users' files.
 func dropWork(work string) error {
 	var errs []error
-	for _, part := range []string{"packs", "large", "place"} {
+	for _, part := range []string{"packs", "large", "gone", "place"} {
 		errs = append(errs, os.RemoveAll(filepath.Join(work, part)))
 	}
 	if err := errors.Join(errs...); err != nil {

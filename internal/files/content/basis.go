@@ -36,10 +36,7 @@ func (g *staging) open(path string) bool {
 	if err := g.basis.close(); err != nil {
 		g.s.opts.Log.Warn("close a file read for its chunks", "path", g.basis.path, "err", err)
 	}
-	if g.s.opts.OpenPath == nil {
-		return false
-	}
-	src, ok := g.s.opts.OpenPath(path)
+	src, ok := g.s.openAt(path)
 	if ok {
 		g.basis.path, g.basis.src = path, src
 	}

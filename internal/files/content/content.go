@@ -68,6 +68,8 @@ type Options struct {
 	Sync func(*os.File) error
 	// Reserve is what staging leaves free, in bytes.
 	Reserve uint64
+	// Roomy is how many bytes have to be free for files to linger, see Retire; 0: 1 GiB, or a twentieth of the file system.
+	Roomy uint64
 
 	// Dial opens a stream to the Serve of the same group on another member.
 	Dial func(ctx context.Context, node uint64) (net.Conn, error)
@@ -106,6 +108,8 @@ type Store struct {
 	fetchers map[uint64]*peer
 	moved    Traffic
 	promised int64 // bytes that large contents under way still need
+	gone     lingerers
+	reusing  map[manifest.Hash]chan struct{} // closed when that is over
 }
 
 type largeFile struct {
@@ -127,6 +131,7 @@ type Stats struct {
 	Packs      pack.Stats
 	Large      int   // complete staged files
 	LargeBytes int64 // of those
+	Lingering  int64 // bytes of files that have left their paths and are kept for a while, see Retire
 	Traffic    Traffic
 }
 
@@ -150,9 +155,11 @@ func Open(opts Options) (*Store, error) {
 	s := &Store{
 		opts: opts, table: chunkTable{opts.Chunks}, recipes: recipeCache{known: map[manifest.Hash]chunk.Recipe{}},
 		large: map[manifest.Hash]*largeFile{}, parts: map[string]bool{}, fetchers: map[uint64]*peer{},
+		gone:    lingerers{byName: map[string]*lingering{}, byPath: map[string]*lingering{}},
+		reusing: map[manifest.Hash]chan struct{}{},
 	}
 	s.buffers.New = func() any { b := make([]byte, frameSpace); return &b }
-	if err := s.findLarge(); err != nil {
+	if err := errors.Join(s.findLarge(), s.openGone()); err != nil {
 		return nil, fmt.Errorf("open content store: %w", err)
 	}
 	packs, err := pack.Open(s.packDir(), pack.Options{Now: opts.Now})
@@ -175,6 +182,9 @@ func Open(opts Options) (*Store, error) {
 func (s *Store) Close() error {
 	s.cancel()
 	s.running.Wait()
+	s.mu.Lock()
+	s.forgoAllLocked() // a node that is stopped keeps nothing from making room
+	s.mu.Unlock()
 	return s.packs.Close()
 }
 
@@ -306,7 +316,7 @@ func (s *Store) Stats() Stats {
 		st.Large++
 		st.LargeBytes += f.size
 	}
-	st.Traffic = s.moved
+	st.Traffic, st.Lingering = s.moved, s.gone.bytes
 	return st
 }
 

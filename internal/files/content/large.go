@@ -108,6 +108,10 @@ func (s *Store) touchLarge(h manifest.Hash) bool {
 func (s *Store) adopt(part string, h manifest.Hash, size int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.adoptLocked(part, h, size)
+}
+
+func (s *Store) adoptLocked(part string, h manifest.Hash, size int64) error {
 	if err := os.Rename(part, s.largeName(h)); err != nil {
 		return err
 	}

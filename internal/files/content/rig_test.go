@@ -40,6 +40,7 @@ type member struct {
 	dir  string
 	tree string // files of the binding
 	free atomic.Uint64
+	age  atomic.Int64 // how far its clock is ahead, ns
 
 	mu    sync.Mutex
 	local map[manifest.Hash]string
@@ -72,8 +73,8 @@ func newRig(t testing.TB, n int) *rig {
 func (m *member) start() {
 	m.rig.t.Helper()
 	s, err := Open(Options{
-		Dir: m.dir, Now: time.Now, Dial: m.rig.dial, Stall: m.rig.stall, Chunks: kv.NewMemory(),
-		Free: func(string) (uint64, error) { return m.free.Load(), nil },
+		Dir: m.dir, Now: m.now, Dial: m.rig.dial, Stall: m.rig.stall, Chunks: kv.NewMemory(),
+		Free: func(string) (uint64, error) { return m.left(), nil },
 		Local: func(h manifest.Hash, hint string) (Source, bool) {
 			m.mu.Lock()
 			defer m.mu.Unlock()
@@ -90,6 +91,23 @@ func (m *member) start() {
 	}
 	m.Store = s
 }
+
+// left is what is free: what lingers is not.
+func (m *member) left() uint64 {
+	free := m.free.Load()
+	left, err := os.ReadDir(filepath.Join(m.dir, "gone"))
+	if err != nil {
+		return free // before the first start
+	}
+	for _, e := range left {
+		if info, err := e.Info(); err == nil {
+			free -= min(free, uint64(info.Size()))
+		}
+	}
+	return free
+}
+
+func (m *member) now() time.Time { return time.Now().Add(time.Duration(m.age.Load())) }
 
 // place writes a file of the binding, known by the hash of data.
 func (m *member) place(name string, data []byte) {

@@ -52,6 +52,9 @@ func (s *Store) room(n int64) error {
 }
 
 func (s *Store) roomLocked(n int64) error {
+	if len(s.gone.byName) > 0 {
+		s.yieldLocked(n + int64(s.opts.Reserve))
+	}
 	free, err := s.opts.Free(s.opts.Dir)
 	if err != nil {
 		return err

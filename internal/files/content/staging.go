@@ -66,6 +66,18 @@ const (
 )
 
 func (s *Store) beginStaging(h manifest.Hash, size int64, hint string) (*staging, error) {
+	g, err := s.openStaging(h, size, hint)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.reserve(); err != nil {
+		return nil, errors.Join(fmt.Errorf("stage %x: %w", h[:4], err), g.abandon(false))
+	}
+	return g, nil
+}
+
+// openStaging is beginStaging without keeping room for what is to come.
+func (s *Store) openStaging(h manifest.Hash, size int64, hint string) (*staging, error) {
 	path := s.claimPart(h)
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -75,17 +87,25 @@ func (s *Store) beginStaging(h manifest.Hash, size int64, hint string) (*staging
 	g := &staging{s: s, hash: h, size: size, hint: hint, path: path, f: f,
 		seen: map[manifest.Hash]int64{}, hasher: blake3.New(), scratch: make([]byte, chunk.Max)}
 	info, err := f.Stat()
-	if err == nil {
-		g.earlier = min(info.Size(), size)
-		need := size - min(allocated(info), size)
-		if err = s.promise(need); err == nil {
-			g.owed = need
-		}
-	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("stage %x: %w", h[:4], err), g.abandon(false))
 	}
+	g.earlier = min(info.Size(), size)
 	return g, nil
+}
+
+// reserve keeps room for what the part file lacks.
+func (g *staging) reserve() error {
+	info, err := g.f.Stat()
+	if err != nil {
+		return err
+	}
+	need := g.size - min(allocated(info), g.size)
+	if err := g.s.promise(need); err != nil {
+		return err
+	}
+	g.owed = need
+	return nil
 }
 
 // plan takes the next segment of the recipe, puts into place what can be found here, and returns a bitmap of

@@ -3,6 +3,7 @@ package content
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -16,9 +17,14 @@ import (
 //
 //	c + first 16 bytes of the chunk's hash → offset u64, length u32, path
 //	p + path                               → first 16 bytes of the hash of each of its chunks
+//
+// A path that begins with goneMark is a name in WORK/gone.
 type chunkTable struct{ store kv.Store }
 
-const keyPrefix = 16
+const (
+	keyPrefix = 16
+	goneMark  = "\x00" // no path has it
+)
 
 type chunkHint struct {
 	path   string
@@ -58,25 +64,62 @@ func (t chunkTable) forgetChunk(h manifest.Hash) error {
 	return b.Commit()
 }
 
-// replace makes the recipe, if any, what is known of the path.
-func (t chunkTable) replace(path string, recipe chunk.Recipe) error {
+// replace makes the recipe, if any, what is known of the path, and what was known of it that of away; without a recipe it
+// takes over what is known of back. "" is no path.
+func (t chunkTable) replace(path string, recipe chunk.Recipe, away, back string) error {
 	b := t.store.Batch()
 	defer b.Discard()
-	if err := dropPath(b, path); err != nil {
+	if err := movePath(b, path, away); err != nil {
 		return err
 	}
-	if len(recipe) > 0 {
+	switch {
+	case len(recipe) > 0:
 		if err := addPath(b, path, recipe); err != nil {
+			return err
+		}
+	case back != "":
+		if err := movePath(b, back, path); err != nil {
 			return err
 		}
 	}
 	return b.Commit()
 }
 
-func dropPath(b kv.Batch, path string) error {
+// forget drops what is known of the path.
+func (t chunkTable) forget(path string) error {
+	if t.store == nil {
+		return nil
+	}
+	return t.replace(path, nil, "", "")
+}
+
+// forgetGone drops what is known of files that lingered when an earlier process ended.
+func (t chunkTable) forgetGone() error {
+	if t.store == nil {
+		return nil
+	}
+	var gone []string
+	err := t.store.Scan(pathKey(goneMark), pathKey("\x01"), func(k, _ []byte) error {
+		gone = append(gone, string(k[1:]))
+		return nil
+	})
+	for _, path := range gone {
+		err = errors.Join(err, t.forget(path))
+	}
+	return err
+}
+
+// movePath makes what is known of a path that of another one; "": of none.
+func movePath(b kv.Batch, path, to string) error {
 	known, ok, err := b.Get(pathKey(path))
 	if err != nil || !ok {
 		return err
+	}
+	known = bytes.Clone(known)
+	if to != "" {
+		if err := b.Set(pathKey(to), known); err != nil {
+			return err
+		}
 	}
 	for ; len(known) >= keyPrefix; known = known[keyPrefix:] {
 		key := append([]byte{'c'}, known[:keyPrefix]...)
@@ -87,7 +130,12 @@ func dropPath(b kv.Batch, path string) error {
 		if !ok || len(v) < 12 || !bytes.Equal(v[12:], []byte(path)) {
 			continue // another file has it too
 		}
-		if err := b.Delete(key); err != nil {
+		if to == "" {
+			err = b.Delete(key)
+		} else {
+			err = b.Set(key, append(bytes.Clone(v[:12]), to...))
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -111,16 +159,18 @@ func addPath(b kv.Batch, path string, recipe chunk.Recipe) error {
 }
 
 // RecordPlaced notes that the large content h is now at path, so that its chunks are found when a later content
-// shares them. A nil recipe means the one seen when h was staged, pushed or served; if there was none, the old
-// version's chunks are forgotten and nothing else is noted.
+// shares them. A nil recipe means the one seen when h was staged, pushed or served, or what is known of the file that
+// lingered and was staged as h; if there is none, nothing is noted. The old version's chunks are those of the file that
+// lingers, if it does, else they are forgotten.
 func (s *Store) RecordPlaced(path string, h manifest.Hash, recipe chunk.Recipe) error {
 	if s.table.store == nil {
 		return nil
 	}
+	away, back := s.movedChunks(path, h)
 	if recipe == nil {
 		recipe, _ = s.recipes.get(h)
 	}
-	if err := s.table.replace(path, recipe); err != nil {
+	if err := s.table.replace(path, recipe, away, back); err != nil {
 		return fmt.Errorf("record the chunks of %q: %w", path, err)
 	}
 	return nil

@@ -81,7 +81,7 @@ func (w *worker) displaced(j *job, h *held, pre *prepared) Result {
 	why := w.p.still(h, pre.name)
 	if why == "" {
 		w.p.at("drop", j.Path)
-		err := remove(w.p.work, pre.name, h.info.Kind)
+		err := w.putAway(j, pre.name, h.info)
 		if err == nil {
 			if j.Want.Kind == manifest.Dir {
 				w.madeDir(j, pre.info)
@@ -291,7 +291,7 @@ func (w *worker) delete(j job) Result {
 	w.p.at("look", j.Path)
 	if why = w.p.still(&h, old); why == "" {
 		w.p.at("drop", j.Path)
-		err := remove(w.p.work, old, cur.Kind)
+		err := w.putAway(&j, old, cur)
 		if err == nil {
 			return j.result(Done, vfs.Info{})
 		}
@@ -355,7 +355,9 @@ func (w *worker) replacePlain(j *job, h *held, pre *prepared) Result {
 		}
 		return j.busy(why)
 	}
-	w.drop(old, h.info.Kind)
+	if err := w.putAway(j, old, h.info); err != nil {
+		w.dropFailed(old, err)
+	}
 	return j.result(Done, pre.info)
 }
 
@@ -372,7 +374,7 @@ func (w *worker) replaceAside(j *job, h *held, pre *prepared) Result {
 	w.p.at("look", j.Path)
 	why := w.p.still(h, old)
 	if why == "" {
-		if err := remove(w.p.work, old, h.info.Kind); err != nil {
+		if err := w.putAway(j, old, h.info); err != nil {
 			why = "it cannot be removed: " + err.Error()
 		}
 	}

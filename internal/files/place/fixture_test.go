@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/zeebo/blake3"
@@ -183,6 +184,11 @@ type memory struct {
 	small  map[manifest.Hash][]byte
 	large  map[manifest.Hash][]byte
 	staged map[manifest.Hash]string
+
+	retired string     // directory for what is retired; "": nothing is
+	mu      sync.Mutex // workers retire
+	left    []manifest.Hash
+	yields  func(n int64) bool
 }
 
 func (m *memory) Small(h manifest.Hash) ([]byte, bool) { b, ok := m.small[h]; return b, ok }
@@ -193,6 +199,18 @@ func (m *memory) Open(h manifest.Hash, size int64) (io.ReadCloser, bool, error) 
 }
 
 func (m *memory) TakeStaged(h manifest.Hash) (string, bool) { s, ok := m.staged[h]; return s, ok }
+
+func (m *memory) Retire(h manifest.Hash, size int64, path, file string) bool {
+	if m.retired == "" || os.Rename(file, filepath.Join(m.retired, strings.ReplaceAll(path, "/", "_"))) != nil {
+		return false
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.left = append(m.left, h)
+	return true
+}
+
+func (m *memory) Yield(n int64) bool { return m.yields != nil && m.yields(n) }
 
 const someTime = 1_600_000_000_123_456_789
 

@@ -58,6 +58,11 @@ type Contents interface {
 	// TakeStaged returns the path of a complete staged file (same file system as the binding) that the
 	// caller may rename away, if h was staged as a file of its own.
 	TakeStaged(h manifest.Hash) (path string, ok bool)
+	// Retire takes over the file at an absolute path, which was at `path` in the binding and is believed to hold h: it may
+	// be of use for a while. false: it is still there, and the caller's to remove.
+	Retire(h manifest.Hash, size int64, path, file string) bool
+	// Yield makes n bytes of room if it can by removing what was retired, and says whether anything was.
+	Yield(n int64) bool
 }
 
 // Task is one path to bring from Have to Want. A batch has at most one task a path.
@@ -66,6 +71,7 @@ type Task struct {
 	Want   manifest.Node // Kind Absent: nothing may be there
 	Have   Placed        // zero: we never put anything there
 	Inline []byte        // content if it came with the entry; checked against Want.Hash
+	Held   manifest.Hash // content of the file that Have describes, as far as known
 
 	// SameContent says that the file which Have.Stat describes holds the content of Want.Hash: only metadata
 	// is set, in place, and nothing at all if that is as wanted too. For the author of a change Have.Stat is

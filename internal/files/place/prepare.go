@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strconv"
 
 	"github.com/zeebo/blake3"
@@ -91,7 +92,7 @@ func (w *worker) prepare(j *job) (prepared, error) {
 	if c.r != nil {
 		defer c.r.Close()
 	}
-	if err := w.p.space.take(j.Want.Size); err != nil {
+	if err := w.room(j.Want.Size); err != nil {
 		return prepared{}, err
 	}
 	pre, err := w.newFile(j)
@@ -107,6 +108,15 @@ func (w *worker) prepare(j *job) (prepared, error) {
 		pre.close()
 	}
 	return pre, err
+}
+
+// room sees to it that there is room for n bytes.
+func (w *worker) room(n int64) error {
+	err := w.p.space.take(n)
+	if err != nil && w.b.from.Yield(n) {
+		err = w.p.space.take(n)
+	}
+	return err
 }
 
 // source is one of: the bytes, a staged file, a reader, nothing for an empty file.
@@ -337,8 +347,21 @@ func (w *worker) discard(pre *prepared) {
 // drop removes something of ours from Work/place.
 func (w *worker) drop(name string, kind vfs.Kind) {
 	if err := remove(w.p.work, name, kind); err != nil {
-		w.p.log.Warn("place: cannot remove a temporary", "name", name, "work", w.p.workDir, "err", err)
+		w.dropFailed(name, err)
 	}
+}
+
+func (w *worker) dropFailed(name string, err error) {
+	w.p.log.Warn("place: cannot remove a temporary", "name", name, "work", w.p.workDir, "err", err)
+}
+
+// putAway removes an object that was displaced and is not needed. A file may go to Contents instead.
+func (w *worker) putAway(j *job, name string, in vfs.Info) error {
+	if in.Kind == vfs.File && in.Nlink == 1 && j.Held != (manifest.Hash{}) &&
+		w.b.from.Retire(j.Held, in.Size, j.Path, filepath.Join(w.p.workDir, "place", name)) {
+		return nil
+	}
+	return remove(w.p.work, name, in.Kind)
 }
 
 // buffer is the worker's, made when first needed.

@@ -1,0 +1,125 @@
+package test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/lockstep-sync/lockstep/api"
+	"github.com/lockstep-sync/lockstep/internal/farm"
+)
+
+// noise is a content that nothing else shares a chunk with.
+func noise(t *testing.T, seed byte, size int) string {
+	t.Helper()
+	data := make([]byte, size)
+	random := rand.NewChaCha8([32]byte{seed})
+	if _, err := random.Read(data); err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// TestMovedContentStays: what is moved is not sent again, though the other nodes carry out the deletion first: neither a
+// renamed directory, nor a log that is rotated, but for what was written to it meanwhile.
+func TestMovedContentStays(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 80*time.Second)
+	defer cancel()
+	f := &farm.Farm{Binary: binary, Dir: t.TempDir()}
+	t.Cleanup(func() {
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	paths := map[string]string{}
+	var nodes []*farm.Node
+	for range 3 {
+		n, err := f.Add(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		nodes, paths[n.Name] = append(nodes, n), n.Tree
+	}
+	if err := f.WaitVoting(ctx); err != nil {
+		t.Fatal(err)
+	}
+	n1 := nodes[0]
+	if _, err := n1.Client.DirCreate(ctx, api.DirCreate{Name: "web", Paths: paths}); err != nil {
+		t.Fatal(err)
+	}
+	settle := func() {
+		t.Helper()
+		if w, err := n1.Client.DirWait(ctx, "web", api.DirWaitFor{Mode: api.WaitAll, Timeout: "40s"}, nil); err != nil || !w.Done {
+			t.Fatal(w, err)
+		}
+	}
+	received := func() (sum float64) {
+		t.Helper()
+		for _, n := range nodes {
+			v, err := metric(ctx, n, `lockstep_dir_content_received_bytes_total{group="web"}`)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sum += v
+		}
+		return sum
+	}
+	const files, size = 6, 6 << 20
+	year := filepath.Join(n1.Tree, "2025")
+	if err := os.MkdirAll(year, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	contents := map[string]string{}
+	for i := range files {
+		name := fmt.Sprintf("video%d", i)
+		contents["archive/2025/"+name] = noise(t, byte(i+1), size)
+		write(t, n1, "2025/"+name, contents["archive/2025/"+name])
+	}
+	log := noise(t, 100, size)
+	write(t, n1, "app.log", log)
+	settle()
+	before := received()
+	if before < 2*(files+1)*size {
+		t.Fatalf("%.0f bytes of contents received; the counter does not count", before)
+	}
+
+	if err := os.Mkdir(filepath.Join(n1.Tree, "archive"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(year, filepath.Join(n1.Tree, "archive/2025")); err != nil {
+		t.Fatal(err)
+	}
+	settle()
+	for path, want := range contents {
+		for _, n := range nodes {
+			appears(t, ctx, n, path, want)
+		}
+	}
+	moved := received() - before
+	t.Logf("a directory of %d bytes was renamed: %.0f bytes of contents crossed the network", files*size, moved)
+	if moved > size/10 {
+		t.Errorf("a directory of %d bytes was renamed: %.0f bytes of contents crossed the network", files*size, moved)
+	}
+
+	before = received()
+	log += noise(t, 101, 200_000)
+	write(t, n1, "app.log", log)
+	if err := os.Rename(filepath.Join(n1.Tree, "app.log"), filepath.Join(n1.Tree, "app.log.1")); err != nil {
+		t.Fatal(err)
+	}
+	write(t, n1, "app.log", "a new day\n")
+	settle()
+	for _, n := range nodes {
+		appears(t, ctx, n, "app.log.1", log)
+		appears(t, ctx, n, "app.log", "a new day\n")
+	}
+	moved = received() - before
+	t.Logf("a log of %d bytes was appended to and rotated: %.0f bytes of contents crossed the network", len(log), moved)
+	if moved > 3<<20 { // the new end and the chunk before it, to two nodes
+		t.Errorf("a log of %d bytes was appended to and rotated: %.0f bytes of contents crossed the network", len(log), moved)
+	}
+}
