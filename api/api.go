@@ -190,6 +190,10 @@ type DirNode struct {
 	Pending     uint64    `json:"pending"` // local changes seen but not yet committed
 	Conflicts   uint64    `json:"conflicts"`
 	Problems    []Problem `json:"problems"`
+
+	// LingeringBytes are of large files that were removed or replaced lately and are kept for a while, in case that they
+	// turn up elsewhere.
+	LingeringBytes uint64 `json:"lingering_bytes"`
 }
 
 type DirStatus struct {

@@ -191,7 +191,7 @@ func watching(n api.DirNode) (kind, why string) {
 // nodeNotes says why a node is in its mode, why it watches as it does, and its problems.
 func nodeNotes(w io.Writer, n api.DirNode) error {
 	watcher, why := watching(n)
-	if n.Why == "" && why == "" && len(n.Problems) == 0 {
+	if n.Why == "" && why == "" && n.LingeringBytes == 0 && len(n.Problems) == 0 {
 		return nil
 	}
 	if _, err := fmt.Fprintf(w, "\n%s: %s\n", n.Node, strings.TrimSuffix(n.Mode+", "+n.Why, ", ")); err != nil {
@@ -199,6 +199,11 @@ func nodeNotes(w io.Writer, n api.DirNode) error {
 	}
 	if why != "" {
 		if _, err := fmt.Fprintf(w, "  watched by %s: %s\n", watcher, why); err != nil {
+			return err
+		}
+	}
+	if n.LingeringBytes > 0 {
+		if _, err := fmt.Fprintf(w, "  %s of files that are gone are kept for a while, in case that they were moved\n", size(n.LingeringBytes)); err != nil {
 			return err
 		}
 	}

@@ -356,6 +356,7 @@ func (a *Agent) placedOne(ctx context.Context, w *want, r *place.Result) {
 		hint := ""
 		if errors.Is(r.Err, unix.ENOSPC) || errors.Is(r.Err, unix.EDQUOT) {
 			hint = "make room; it goes on by itself"
+			r.Err = a.store.GiveUp(r.Err)
 			a.status.problemHint(aboutSpace, r.Err, hint)
 		}
 		a.status.problemHint(w.Path, r.Err, hint)

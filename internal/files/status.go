@@ -177,6 +177,7 @@ func (a *Agent) Status() (api.DirNode, error) {
 		out.LagSeconds = max(a.cfg.Now().Sub(since), 0).Seconds()
 	}
 	out.Pending = uint64(max(a.status.pending.Load(), 0))
+	out.LingeringBytes = uint64(max(a.store.Stats().Lingering, 0))
 	out.Mode, out.Why = a.Mode()
 	a.status.fill(&out)
 	for _, what := range a.placer.Problems() {

@@ -20,7 +20,7 @@ type collector struct {
 	peerClock, peerGarbage, unwanted     *prometheus.Desc
 	losses, doubtful, alarm, inSync      *prometheus.Desc
 	quorumOnly                           *prometheus.Desc
-	sent, received, reused               *prometheus.Desc
+	sent, received, reused, lingering    *prometheus.Desc
 	diskFull, diskFree                   *prometheus.Desc
 	info, ready, damaged, stopped        *prometheus.Desc
 	files, bytes, conflicts              *prometheus.Desc
@@ -64,6 +64,7 @@ func newCollector(n *node) *collector {
 		sent:        desc("dir_content_sent_bytes_total", "Bytes of contents sent to other members, beside the log.", "group"),
 		received:    desc("dir_content_received_bytes_total", "Bytes of contents received from other members, beside the log.", "group"),
 		reused:      desc("dir_content_reused_bytes_total", "Bytes of large contents that were found on this node instead of being received.", "group"),
+		lingering:   desc("dir_lingering_bytes", "Bytes of large files that were removed or replaced lately and are kept for a while, in case that they turn up elsewhere.", "group"),
 		peerBytes:   desc("peer_sent_bytes_total", "Bytes sent to the peer on raft connections.", "peer"),
 	}
 }
@@ -168,6 +169,7 @@ func (c *collector) accounts(gauge func(d *prometheus.Desc, v float64, label str
 		gauge(c.pending, float64(d.Pending), g.Name)
 		gauge(c.problems, float64(len(d.Problems)), g.Name)
 		gauge(c.conflicts, float64(d.Conflicts), g.Name)
+		gauge(c.lingering, float64(d.LingeringBytes), g.Name)
 	}
 }
 

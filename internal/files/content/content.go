@@ -220,7 +220,7 @@ func (s *Store) stage(records []byte, refused func(i int)) error {
 	if err := s.room(int64(len(records))); err != nil {
 		return err
 	}
-	return s.packs.Append(records, refused)
+	return s.GiveUp(s.packs.Append(records, refused))
 }
 
 // Dirs are the directories in which contents are written.

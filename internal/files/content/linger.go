@@ -156,7 +156,8 @@ func (s *Store) Yield(n int64) (some bool) {
 func (s *Store) yieldLocked(n int64) (some bool) {
 	for {
 		free, err := s.opts.Free(s.opts.Dir)
-		if err != nil || int64(free)-s.promised >= n {
+		lack := n - (int64(free) - s.promised)
+		if err != nil || lack <= 0 || lack > s.gone.bytes { // enough, or all would not be
 			return some
 		}
 		var oldest *lingering
@@ -165,12 +166,20 @@ func (s *Store) yieldLocked(n int64) (some bool) {
 				oldest = l
 			}
 		}
-		if oldest == nil {
-			return some
-		}
-		s.forgoLocked(oldest)
+		s.forgoLocked(oldest) // there is one, or nothing would linger
 		some = true
 	}
+}
+
+// GiveUp removes all lingering files if err says that there is no room, be it for inodes or by a quota, and returns it.
+func (s *Store) GiveUp(err error) error {
+	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) || errors.As(err, new(*RoomError)) {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.forgoAllLocked()
+	return err
 }
 
 // Sweep removes lingering files whose time is over, and all if there is little room. To be called every second or so.

@@ -108,6 +108,7 @@ func (g *staging) full(err error) error {
 	if !isFull(err) || errors.As(err, new(*RoomError)) {
 		return err
 	}
+	_ = g.s.GiveUp(err) // for a later attempt
 	free, ferr := g.s.opts.Free(g.s.opts.Dir)
 	return errors.Join(&RoomError{g.s.opts.Dir, g.missing(), g.s.opts.Reserve, int64(free)}, err, ferr)
 }

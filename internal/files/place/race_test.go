@@ -237,8 +237,7 @@ func raceOnce(t *testing.T, c raceCase, name string, edit func(*editor), k int) 
 			edit(e)
 		}
 	}
-	task := c.task(have)
-	r := f.apply(task)[0]
+	r := f.apply(f.lingers(c.task(have)))[0]
 	f.p.hook = nil
 	e.later.Wait()
 	if at == "" {
@@ -315,7 +314,7 @@ func raceTwice(t *testing.T, c raceCase, first, second func(*editor), k int) boo
 			}
 		}
 	}
-	r := f.apply(c.task(have))[0]
+	r := f.apply(f.lingers(c.task(have)))[0]
 	a.later.Wait()
 	b.later.Wait()
 	if at == "" {

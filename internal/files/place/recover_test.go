@@ -37,7 +37,7 @@ func TestCrashChild(t *testing.T) {
 	f := openFixture(t, os.Getenv("PLACE_TEST_DIR"))
 	f.p.learn(lack(number(4)))
 	f.must(Done, Task{Path: "d", Want: dirNode(1)})
-	task := c.task(c.have(f))
+	task := f.lingers(c.task(c.have(f)))
 	e := &editor{t: t, f: f, path: f.path("d/x"), token: crashToken}
 	n := 0
 	f.p.hook = func(step, path string) {
