@@ -23,8 +23,13 @@ type Want struct {
 // ones durable only after Sync.
 func (s *Store) Fetch(ctx context.Context, nodes []uint64, wants []Want) (missing []Want, err error) {
 	missing = s.lacking(unique(wants))
-	errs := s.reuseAll(ctx, missing)
+	for _, w := range missing { // what is placed the caller has found
+		if w.Size > SmallMax && ctx.Err() == nil {
+			s.reuse(ctx, w, false)
+		}
+	}
 	missing = s.lacking(missing)
+	var errs []error
 	full := noRoom{}
 	for _, node := range nodes {
 		if len(missing) == 0 || ctx.Err() != nil {
@@ -43,19 +48,6 @@ func (s *Store) Fetch(ctx context.Context, nodes []uint64, wants []Want) (missin
 		return s.lacking(wants), &FetchError{full, err}
 	}
 	return s.lacking(wants), nil
-}
-
-// reuseAll stages what lingers here of the wants. What is placed the caller has found before it asks.
-func (s *Store) reuseAll(ctx context.Context, wants []Want) (errs []error) {
-	for _, w := range wants {
-		if w.Size <= SmallMax || ctx.Err() != nil {
-			continue
-		}
-		if _, err := s.reuse(ctx, w, false); err != nil {
-			errs = append(errs, err)
-		}
-	}
-	return errs
 }
 
 // noRoom is FetchError.NoRoom while it grows.

@@ -173,7 +173,7 @@ func (s *Store) yieldLocked(n int64) (some bool) {
 
 // GiveUp removes all lingering files if err says that there is no room, be it for inodes or by a quota, and returns it.
 func (s *Store) GiveUp(err error) error {
-	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) || errors.As(err, new(*RoomError)) {
+	if !isFull(err) || errors.As(err, new(*RoomError)) {
 		return err
 	}
 	s.mu.Lock()

@@ -17,29 +17,39 @@ import (
 )
 
 // reuse stages a large content that this node has in a file that lingers or, if it is offered, in a placed one, wherever. It
-// is durable then. It is also true of what is staged already; an offered one has one more use to be released. An error is the
-// disk's.
-func (s *Store) reuse(ctx context.Context, w Want, offered bool) (ok bool, err error) {
+// is durable then. It is also true of what is staged already; an offered one has one more use to be released.
+func (s *Store) reuse(ctx context.Context, w Want, offered bool) bool {
 	end, err := s.aloneReusing(ctx, w.Hash)
 	if err != nil {
-		return false, nil // ctx's, which ends the transfer
+		return false // so is the transfer
 	}
 	defer end()
 	if offered && s.touchLarge(w.Hash) || !offered && s.Has(w.Hash) {
-		return true, nil
+		return true
 	}
+	here := false
 	if l := s.lingers(w.Hash); l != nil {
-		if ok, err = s.revive(ctx, w, l); ok {
+		if here = s.reused(w.Hash, s.revive(ctx, w, l)); here {
 			s.served()
 		}
 	}
-	if !ok && err == nil && offered {
-		ok, err = s.copyPlaced(ctx, w)
+	if !here && offered && s.opts.Local != nil {
+		if src, ok := s.opts.Local(w.Hash, w.PathHint); ok {
+			here = s.reused(w.Hash, errors.Join(s.copyLarge(ctx, w, src), src.Close()))
+		}
 	}
-	if ok {
+	if here {
 		s.count(Traffic{Reused: w.Size})
 	}
-	return ok, err
+	return here
+}
+
+// reused says whether an attempt went well. If not, whatever went wrong, the content may still be received.
+func (s *Store) reused(h manifest.Hash, err error) bool {
+	if err != nil {
+		s.opts.Log.Info("a content that was believed to be here has to be received", "hash", fmt.Sprintf("%x", h[:4]), "err", err)
+	}
+	return err == nil
 }
 
 // aloneReusing waits until nobody else reuses the content, and keeps others from it until end is called.
@@ -68,33 +78,12 @@ func (s *Store) endReuse(h manifest.Hash) {
 	delete(s.reusing, h)
 }
 
-// copyPlaced stages a content from a placed file.
-func (s *Store) copyPlaced(ctx context.Context, w Want) (bool, error) {
-	if s.opts.Local == nil {
-		return false, nil
-	}
-	src, ok := s.opts.Local(w.Hash, w.PathHint)
-	if !ok {
-		return false, nil
-	}
-	err := s.copyLarge(ctx, w, src)
-	return s.reused(w.Hash, errors.Join(err, src.Close()))
-}
-
-// reused is what becomes of an attempt to reuse a content: it may still be received, unless that cannot be made durable.
-func (s *Store) reused(h manifest.Hash, err error) (bool, error) {
-	if err == nil || errors.As(err, new(*syncError)) {
-		return err == nil, err
-	}
-	s.opts.Log.Info("a content that was believed to be here has to be received", "hash", fmt.Sprintf("%x", h[:4]), "err", err)
-	return false, nil
-}
-
-// revive stages a content from a lingering file: the file itself if nobody else can have it open, else a copy.
-func (s *Store) revive(ctx context.Context, w Want, l *lingering) (bool, error) {
+// revive stages a content from a lingering file: the file itself if nobody else can have it open, else a copy. One that holds
+// something else, or that cannot be made durable, is of no more use: memory would show it whole to every later attempt.
+func (s *Store) revive(ctx context.Context, w Want, l *lingering) error {
 	f, err := os.OpenFile(s.goneName(l.name), os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		return s.reused(w.Hash, err)
+		return err
 	}
 	defer f.Close()
 	if alone(f, w.Size) {
@@ -105,7 +94,7 @@ func (s *Store) revive(ctx context.Context, w Want, l *lingering) (bool, error) 
 	if errors.Is(err, ErrDamaged) {
 		s.forgo(l)
 	}
-	return s.reused(w.Hash, err)
+	return err
 }
 
 // alone says whether f is ours alone, as long as it is open and stillAlone says so: it has size bytes and no other name, and
@@ -153,7 +142,7 @@ func (s *Store) take(ctx context.Context, w Want, l *lingering, f *os.File) erro
 		return ErrDamaged
 	}
 	if err := s.opts.Sync(f); err != nil {
-		return err
+		return fmt.Errorf("%w: not made durable: %w", ErrDamaged, err)
 	}
 	if !stillAlone(f) {
 		return errors.New("somebody opens it")
@@ -161,16 +150,8 @@ func (s *Store) take(ctx context.Context, w Want, l *lingering, f *os.File) erro
 	if err := s.adoptGone(l); err != nil {
 		return err
 	}
-	if err := pack.SyncDir(s.largeDir()); err != nil {
-		return &syncError{err}
-	}
-	return nil
+	return pack.SyncDir(s.largeDir())
 }
-
-// syncError says that nothing is known of what was staged.
-type syncError struct{ error }
-
-func (e *syncError) Unwrap() error { return e.error }
 
 // untilDone reads until ctx ends.
 type untilDone struct {

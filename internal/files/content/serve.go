@@ -168,11 +168,8 @@ func (v *server) large(id uint64, body []byte, run func(t *transfer, w Want)) er
 
 // receive takes an offered content and tells the peer when it is durable, or why not.
 func (v *server) receive(t *transfer, w Want) {
-	if here, err := v.c.s.reuse(v.ctx, w, true); here || err != nil {
-		if err != nil {
-			v.c.s.opts.Log.Error("stage an offered content", "err", err)
-		}
-		v.result(t, resultCode(err))
+	if v.c.s.reuse(v.ctx, w, true) {
+		v.result(t, codeOK)
 		return
 	}
 	v.result(t, codeGo)
