@@ -49,12 +49,12 @@ func told(page, command string) string {
 	var about strings.Builder
 	name := regexp.MustCompile("(`|lockstep |, )" + regexp.QuoteMeta(command) + `([^a-z-]|$)`)
 	in := false
-	for line := range strings.Lines(page) {
-		if strings.HasPrefix(line, "## ") {
-			in = strings.TrimSpace(line) == "## "+command
+	for text := range strings.Lines(page) {
+		if strings.HasPrefix(text, "## ") {
+			in = strings.TrimSpace(text) == "## "+command
 		}
-		if in || name.MatchString(line) {
-			about.WriteString(line)
+		if in || name.MatchString(text) {
+			about.WriteString(text)
 		}
 	}
 	return about.String()
@@ -78,37 +78,42 @@ func TestEveryCommandIsDocumented(t *testing.T) {
 	}
 }
 
+// line is a command of a page, without the program's name.
+type line struct {
+	text  string
+	typed bool // in a block of code, so that it is pasted as it stands
+}
+
 // commandLines are what a page tells to type: lines of its blocks of code, and what stands between backquotes, from the
 // program's name on, or in cli.md from the first word of a command.
-func commandLines(page string, bare []string) (lines []string) {
+func commandLines(page string, bare []string) (lines []line) {
 	code := false
-	for line := range strings.Lines(page) {
-		line = strings.TrimSpace(line)
-		if strings.HasPrefix(line, "```") {
+	for text := range strings.Lines(page) {
+		text = strings.TrimSpace(text)
+		if strings.HasPrefix(text, "```") {
 			code = !code
 			continue
 		}
 		if code {
-			if _, typed, ok := strings.Cut(line, "# lockstep "); ok {
-				line = "lockstep " + typed
+			if _, typed, ok := strings.Cut(text, "# lockstep "); ok {
+				text = "lockstep " + typed
 			}
-			if rest, ok := strings.CutPrefix(line, "lockstep "); ok {
-				typed, _, _ := strings.Cut(rest, "  ")
-				typed, _, _ = strings.Cut(typed, " # ")
-				lines = append(lines, typed)
+			if rest, ok := strings.CutPrefix(text, "lockstep "); ok {
+				typed, _, _ := strings.Cut(rest, " # ") // all before a comment is pasted
+				lines = append(lines, line{typed, true})
 			}
 			continue
 		}
-		for i, span := range strings.Split(line, "`") {
+		for i, span := range strings.Split(text, "`") {
 			if i%2 == 0 {
 				continue
 			}
 			span = strings.ReplaceAll(span, `\|`, "|")
 			first, _, _ := strings.Cut(span, " ")
 			if rest, ok := strings.CutPrefix(span, "lockstep "); ok {
-				lines = append(lines, rest)
+				lines = append(lines, line{rest, false})
 			} else if slices.Contains(bare, first) && first != span {
-				lines = append(lines, span)
+				lines = append(lines, line{span, false})
 			}
 		}
 	}
@@ -116,10 +121,10 @@ func commandLines(page string, bare []string) (lines []string) {
 }
 
 // understood says whether the program would know the command, its flags and as many arguments.
-func understood(line string) error {
+func understood(l line) error {
 	root := (&app{}).root()
 	var words []string
-	for _, w := range strings.Fields(line) {
+	for _, w := range strings.Fields(l.text) {
 		if w == ">" || w == "|" || w == "&&" || w == "&" {
 			break
 		}
@@ -135,6 +140,11 @@ func understood(line string) error {
 	if at != root && at.HasSubCommands() && len(rest) > 0 && regexp.MustCompile(`^[a-z]+$`).MatchString(rest[0]) {
 		return fmt.Errorf("%s has no %s", at.CommandPath(), rest[0])
 	}
+	if l.typed && !strings.ContainsAny(l.text, "…|[") {
+		if err := pasted(at, rest); err != nil {
+			return err
+		}
+	}
 	for _, w := range rest {
 		for _, flag := range strings.Split(w, "|") {
 			flag, _, _ = strings.Cut(strings.Trim(flag, "[]"), "=")
@@ -144,6 +154,14 @@ func understood(line string) error {
 		}
 	}
 	return nil
+}
+
+// pasted says whether the command would take so many words.
+func pasted(c *cobra.Command, words []string) error {
+	if err := c.ParseFlags(words); err != nil {
+		return err
+	}
+	return c.ValidateArgs(c.Flags().Args())
 }
 
 // TestDocumentedCommandsExist: what any page tells to type is a command with these flags.
@@ -168,18 +186,18 @@ func TestDocumentedCommandsExist(t *testing.T) {
 	}
 	seen := 0
 	for _, name := range files {
-		for _, line := range commandLines(readDoc(t, name), nouns) {
+		for _, l := range commandLines(readDoc(t, name), nouns) {
 			seen++
-			if err := understood(line); err != nil {
-				t.Errorf("%s: lockstep %s: %v", name, line, err)
+			if err := understood(l); err != nil {
+				t.Errorf("%s: lockstep %s: %v", name, l.text, err)
 			}
 		}
 	}
 	if seen < 200 {
 		t.Errorf("only %d commands were found: the pages are read wrongly", seen)
 	}
-	for _, wrong := range []string{"dir wiat web", "frob", "dir wait web --timeuot 3s", "dir wait [--all|--quorun]"} {
-		if understood(wrong) == nil {
+	for _, wrong := range []string{"dir wiat web", "frob", "dir wait web --timeuot 3s", "dir wait web [--all|--quorun]", "dir wait web   until it is done"} {
+		if understood(line{wrong, true}) == nil {
 			t.Errorf("lockstep %s passed", wrong)
 		}
 	}

@@ -54,6 +54,7 @@ func (a *Agent) timeLoop(ctx context.Context) {
 		a.board.due(now)
 		if now.After(checkAt) {
 			a.checkRoot()
+			a.forgetWithheld()
 			if err := a.checkpoint(false); err != nil {
 				a.broken(err)
 				return

@@ -57,6 +57,15 @@ func (a *Agent) withhold(lost []*finding) {
 	}
 }
 
+// forgetWithheld ends what is said of deletions that wait once there are none: the files are back at their paths, which
+// admits nothing, or the binding has stopped, which says so itself.
+func (a *Agent) forgetWithheld() {
+	if a.guard.lapsed() {
+		a.status.solved(aboutDeletions)
+		a.board.unwithhold()
+	}
+}
+
 // without are the findings that are not among lost, which are of them and in their order.
 func without(found []finding, lost []*finding) []finding {
 	rest := make([]finding, 0, len(found)-len(lost))

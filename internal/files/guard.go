@@ -112,6 +112,17 @@ func (g *guard) overdue(others bool) bool {
 	return now.Sub(quiet) >= graceTime || now.Sub(g.over) >= graceMost
 }
 
+// lapsed says, once, that what was withheld does not come again: it is there again, or the binding has stopped for it.
+func (g *guard) lapsed() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.again.IsZero() || g.now().Sub(g.again) <= deletionsWindow {
+		return false
+	}
+	g.again = time.Time{}
+	return true
+}
+
 // limit is how many deletions are not too many in this window.
 func (g *guard) limit() int64 {
 	g.mu.Lock()

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 )
 
@@ -141,6 +142,47 @@ func TestJudgedAfterEverythingElse(t *testing.T) {
 				t.Error("the binding is not stopped although nothing else goes on")
 			}
 		})
+	}
+}
+
+// TestWithheldIsForgotten: when files that were gone are back where they were, nothing waits any more, and nothing says so.
+func TestWithheldIsForgotten(t *testing.T) {
+	const files = 300
+	now := created
+	clock := func() time.Time { return now }
+	a := &Agent{cfg: Config{Now: clock}, board: newBoard(clock), table: table{newMemory()}, log: slog.New(slog.DiscardHandler),
+		rescan: make(chan struct{}, 1)}
+	a.status.start(clock)
+	a.guard.now = clock
+	a.guard.files.Store(files)
+	said := func() bool {
+		var out api.DirNode
+		a.status.fill(&out)
+		return len(out.Problems) > 0
+	}
+	a.forgetWithheld()
+	gone := make([]finding, files)
+	for i := range gone {
+		gone[i].change.Path = fmt.Sprint(i)
+		gone[i].old.Stat.Kind = manifest.File
+		if !a.board.claimIdle(gone[i].change.Path) {
+			t.Fatal("somebody has it")
+		}
+	}
+	if admitted, _, err := a.admit(gone); err != nil || len(admitted) > 0 || !said() {
+		t.Fatalf("%d deletions are admitted, %v; problem: %v", len(admitted), err, said())
+	}
+	for _, wait := range []struct {
+		d    time.Duration
+		said bool
+	}{{deletionsWindow, true}, {retryTime, false}} {
+		now = now.Add(wait.d)
+		if a.forgetWithheld(); said() != wait.said {
+			t.Errorf("after %v the problem is said: %v", now.Sub(created), said())
+		}
+	}
+	if len(a.board.withheld) > 0 {
+		t.Errorf("%d paths are still withheld", len(a.board.withheld))
 	}
 }
 
