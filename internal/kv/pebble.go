@@ -28,6 +28,9 @@ type PebbleOptions struct {
 	// held, so it must neither block nor use the store. After the first error every Commit, Sync and read
 	// fails, and Close may not return: the owner ends the process. nil: such an error panics.
 	OnError func(error)
+	// OnDamage is told of a file that is not as it was written, whenever it is read, under the same conditions; whoever
+	// reads what was in it gets an ErrDamaged. nil: nobody is told.
+	OnDamage func(path string, err error)
 	// OnFull is told why there is no room on the disk, and nil when there is again, under the same conditions. Until
 	// then Commit, Sync and Close may wait. nil: nobody is told.
 	OnFull func(error)
@@ -39,6 +42,9 @@ type PebbleOptions struct {
 	CacheBytes    int64  // block cache; 0: DefaultCacheBytes
 	MemTableBytes uint64 // 0: DefaultMemTableBytes; up to three may exist for a moment
 }
+
+// ErrDamaged is in the errors of reads that came to a file of the store that is not as it was written.
+var ErrDamaged = guard.ErrDamaged
 
 // OpenPebble opens the store in dir, or makes an empty one. Batches go to a write-ahead log that only
 // Sync makes durable; those of Through also to a file that the kernel has when Commit returns.
@@ -98,7 +104,7 @@ func openPebble(dir string, o PebbleOptions, readOnly bool) (*pebbleStore, error
 		default:
 			o.OnError(err)
 		}
-	})
+	}, o.OnDamage)
 	onFull := o.OnFull
 	if o.NoWait {
 		onFull = g.Fail
@@ -139,7 +145,7 @@ func openPebble(dir string, o PebbleOptions, readOnly bool) (*pebbleStore, error
 		err = g.Err() // Pebble does not look back after a fatal error, and neither may be closed
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open store %s: %w", dir, err)
+		return nil, fmt.Errorf("open store %s: %w", dir, guard.Plain(err))
 	}
 	return &pebbleStore{pebbleReader{db, g}, db, fs, nil}, nil
 }
@@ -181,11 +187,11 @@ func (p pebbleReader) Get(key []byte) ([]byte, bool, error) {
 		return nil, false, nil
 	}
 	if err != nil {
-		return nil, false, fmt.Errorf("read key %q: %w", key, err)
+		return nil, false, fmt.Errorf("read key %q: %w", key, guard.Plain(err))
 	}
 	v = append(make([]byte, 0, len(v)), v...) // found values are never nil
 	if err := c.Close(); err != nil {
-		return nil, false, fmt.Errorf("read key %q: %w", key, err)
+		return nil, false, fmt.Errorf("read key %q: %w", key, guard.Plain(err))
 	}
 	return v, true, nil
 }
@@ -198,11 +204,11 @@ func (p pebbleReader) Lookup(keys [][]byte, visit func(i int, value []byte) erro
 	first, last := keys[0], keys[len(keys)-1]
 	it, err := p.r.NewIter(&pebble.IterOptions{LowerBound: first, UpperBound: append(bytes.Clone(last), 0)})
 	if err != nil {
-		return fmt.Errorf("look up from %q: %w", first, err)
+		return fmt.Errorf("look up from %q: %w", first, guard.Plain(err))
 	}
 	defer func() {
 		if cerr := it.Close(); err == nil && cerr != nil {
-			err = fmt.Errorf("look up from %q: %w", first, cerr)
+			err = fmt.Errorf("look up from %q: %w", first, guard.Plain(cerr))
 		}
 	}()
 	for i, key := range keys {
@@ -230,13 +236,13 @@ func (p pebbleReader) Lookup(keys [][]byte, visit func(i int, value []byte) erro
 func seek(it *pebble.Iterator, key []byte) (value []byte, found bool, err error) {
 	found = it.SeekPrefixGE(key)
 	if err := it.Error(); err != nil {
-		return nil, false, fmt.Errorf("look up %q: %w", key, err)
+		return nil, false, fmt.Errorf("look up %q: %w", key, guard.Plain(err))
 	}
 	if !found || !bytes.Equal(it.Key(), key) {
 		return nil, false, nil
 	}
 	if value, err = it.ValueAndErr(); err != nil {
-		return nil, false, fmt.Errorf("look up %q: %w", key, err)
+		return nil, false, fmt.Errorf("look up %q: %w", key, guard.Plain(err))
 	}
 	return value, true, nil
 }
@@ -261,18 +267,18 @@ func (p pebbleReader) Scan(from, to []byte, visit func(key, value []byte) error)
 	}
 	it, err := p.r.NewIter(&pebble.IterOptions{LowerBound: from, UpperBound: to})
 	if err != nil {
-		return fmt.Errorf("scan from %q: %w", from, err)
+		return fmt.Errorf("scan from %q: %w", from, guard.Plain(err))
 	}
 	defer func() {
 		// Close repeats an error that stopped the iteration, and reports none of the visitor's.
 		if cerr := it.Close(); err == nil && cerr != nil {
-			err = fmt.Errorf("scan from %q: %w", from, cerr)
+			err = fmt.Errorf("scan from %q: %w", from, guard.Plain(cerr))
 		}
 	}()
 	for ok := it.First(); ok; ok = it.Next() {
 		v, err := it.ValueAndErr()
 		if err != nil {
-			return fmt.Errorf("scan from %q: %w", from, err)
+			return fmt.Errorf("scan from %q: %w", from, guard.Plain(err))
 		}
 		if err := visit(it.Key(), v); err != nil {
 			return ended(err)

@@ -117,6 +117,9 @@ func restartHint(node string) string {
 func damageWarnings(shown api.Group, reports []report) (list []api.Warning) {
 	for i, r := range reports {
 		node := shown.Replicas[i].Node
+		if w, ok := stateWarning(node, &r); ok {
+			list = append(list, w)
+		}
 		subject := shown.Name + " on " + node
 		switch {
 		case r.Mode == modeStopped:

@@ -236,6 +236,7 @@ func (h *holding) keepAgent(ctx context.Context) {
 			}
 			return
 		}
+		err = h.n.unreadableState(h.group.Name, err)
 		h.fault.Store(&err)
 		if text := err.Error(); text != logged {
 			logged = text

@@ -48,6 +48,8 @@ type node struct {
 	watch *watch
 	disk  *dataDisk
 
+	stateHurt atomic.Pointer[stateDamage] // nil: nothing was found wrong with the state store
+
 	taking sync.Mutex // held by who starts or stops this node's part of a group of files; before mu
 
 	mu         sync.Mutex
@@ -131,6 +133,9 @@ func (n *node) serve(ctx context.Context) (err error) {
 		}
 		n.tidy.steps = nil // nothing more may be written; the process ends and takes everything with it
 		e := storageError(n.data.path, err)
+		if errors.Is(err, kv.ErrDamaged) {
+			e.Code, e.Hint = api.CodeDamage, beginAnew
+		}
 		e.Why = "storage failed, the node stops at once so that nothing is acknowledged that is not on disk: " + e.Why
 		return e
 	case d := <-n.quit:

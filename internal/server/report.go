@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/control"
@@ -44,8 +45,11 @@ type report struct {
 	// that, or about a log with which the replica does not run.
 	Damage     string `json:"damage,omitempty"`
 	DamageNext string `json:"damage_next,omitempty"`
-	Files      uint64 `json:"files"`
-	Bytes      uint64 `json:"bytes"`
+	// StateDamage is what was found wrong with the node's state store, in its report of the control group.
+	StateDamage string    `json:"state_damage,omitempty"`
+	StateSince  time.Time `json:"state_since,omitzero"`
+	Files       uint64    `json:"files"`
+	Bytes       uint64    `json:"bytes"`
 	// Moved are the bytes of files' contents that it has received since it opened the directory.
 	Moved uint64 `json:"moved,omitempty"`
 }
@@ -84,6 +88,9 @@ func (n *node) reportHere(ctx context.Context, req groupRequest) (report, error)
 			return r, nil
 		}
 		r, err := reportMember(n.ctl.self, n.ctl.grp, n.ctl.obs)
+		if d := n.stateHurt.Load(); d != nil {
+			r.StateDamage, r.StateSince = d.text, d.since
+		}
 		if n.ctl.grp == nil || !r.troubles(n.ctl.grp, nil) {
 			n.noteFull(&r)
 		}

@@ -259,7 +259,7 @@ func (n *node) openStores(s *stages) (err error) {
 	n.disk.logs = n.logs
 	s.enter("opening the state store in " + n.data.sub("state"))
 	s.mayLack(n.disk.lacking)
-	n.state, err = kv.OpenPebble(n.data.sub("state"), kv.PebbleOptions{Log: n.log, OnError: n.failed, OnFull: n.disk.stateFull})
+	n.state, err = kv.OpenPebble(n.data.sub("state"), kv.PebbleOptions{Log: n.log, OnError: n.failed, OnFull: n.disk.stateFull, OnDamage: n.stateDamaged})
 	if err != nil {
 		if ofDisk(err) {
 			return storageError(n.data.sub("state"), err)

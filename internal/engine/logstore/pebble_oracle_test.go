@@ -71,7 +71,7 @@ func OpenPebble(dir string, o PebbleOptions) (Store, error) {
 	if o.CacheBytes == 0 {
 		o.CacheBytes = DefaultCacheBytes
 	}
-	g := guard.New(o.Log, o.OnError)
+	g := guard.New(o.Log, o.OnError, nil)
 	db, err := openDB(dir, o, g)
 	if err != nil {
 		return nil, fmt.Errorf("open log %s: %w", dir, asDamage(err))

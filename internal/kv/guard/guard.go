@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"syscall"
 
@@ -19,19 +20,21 @@ import (
 
 // Guard belongs to one database. It is safe for concurrent use.
 type Guard struct {
-	log     *slog.Logger
-	onError func(error)
-	err     atomic.Pointer[error]
-	failed  chan struct{} // closed once err is set
+	log      *slog.Logger
+	onError  func(error)
+	onDamage func(path string, err error)
+	err      atomic.Pointer[error]
+	failed   chan struct{} // closed once err is set
 }
 
 // New makes a guard. A nil log discards. onError is told the first fatal error; without it a fatal error panics,
-// because Pebble does not expect to go on after one.
-func New(log *slog.Logger, onError func(error)) *Guard {
+// because Pebble does not expect to go on after one. onDamage, if it is not nil, is told whenever a file is found altered:
+// by a reader, who gets the error, too, or by a compaction, which makes it fatal.
+func New(log *slog.Logger, onError func(error), onDamage func(path string, err error)) *Guard {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Guard{log: log, onError: onError, failed: make(chan struct{})}
+	return &Guard{log: log, onError: onError, onDamage: onDamage, failed: make(chan struct{})}
 }
 
 // Err is the first fatal error: from then on the database must not be used and nothing that was not
@@ -64,17 +67,31 @@ func (g *Guard) Install(o *pebble.Options) {
 	o.Logger = logger{g}
 	o.EventListener = &pebble.EventListener{
 		BackgroundError: g.background,
-		// Whoever reads gets the error as well; a compaction makes a background error of it.
 		DataCorruption: func(info pebble.DataCorruptionInfo) {
-			g.log.Error("damaged file in store", "path", info.Path, "error", info.Details)
+			if g.onDamage != nil {
+				g.onDamage(info.Path, Plain(info.Details))
+			}
 		},
 	}
+}
+
+// ErrDamaged is of a file of a store that is not as it was written.
+var ErrDamaged = errors.New("the file is damaged")
+
+// Plain makes of what Pebble found wrong with a file an ErrDamaged that can be read: Pebble's has stack traces and the
+// bytes. Any other error stays as it is.
+func Plain(err error) error {
+	if err == nil || errors.Is(err, ErrDamaged) || !pebble.IsCorruptionError(err) {
+		return err
+	}
+	text, _, _ := strings.Cut(err.Error(), "\n")
+	return fmt.Errorf("%w: %s", ErrDamaged, text)
 }
 
 // background is called when a flush or a compaction failed. Pebble tries again later, which is right for a
 // full disk and wrong for any other error: a second fsync may succeed although the first lost the pages.
 func (g *Guard) background(err error) {
-	err = fmt.Errorf("pebble: background: %w", err)
+	err = fmt.Errorf("pebble: background: %w", Plain(err))
 	if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
 		g.Fail(err)
 		return
@@ -99,7 +116,7 @@ func (l logger) Errorf(format string, args ...any) {
 func (l logger) Fatalf(format string, args ...any) {
 	for _, a := range args {
 		if err, ok := a.(error); ok {
-			l.g.Fail(fmt.Errorf("pebble: %w", err))
+			l.g.Fail(fmt.Errorf("pebble: %w", Plain(err)))
 			return
 		}
 	}
