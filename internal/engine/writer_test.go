@@ -1,7 +1,11 @@
 package engine
 
 import (
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
@@ -77,4 +81,46 @@ func TestHeldCommitEndsWithItsLog(t *testing.T) {
 			}
 		})
 	}
+}
+
+// idles counts how often the store is told that nothing waits.
+type idles struct {
+	logstore.Store
+	count atomic.Int32
+}
+
+func (s *idles) Idle() error {
+	s.count.Add(1)
+	return s.Store.Idle()
+}
+
+// TestMarkWaitsForQuiet: writes that follow each other cost no mark each; the last one gets its own soon.
+func TestMarkWaitsForQuiet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &idles{Store: logstore.NewMemory()}
+		w := newWriter(store, func(err error) { t.Error(err) })
+		var ran sync.WaitGroup
+		ran.Go(w.run)
+		if err := w.do(func(s logstore.Store) error {
+			_, err := s.Create(testGroup, initialSnapshot(nil))
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		for i := range uint64(20) {
+			done := make(chan struct{})
+			w.append(testGroup, &core.Append{Entries: []*raftpb.Entry{{Index: proto.Uint64(i + 1), Term: proto.Uint64(1)}}, Sync: true}, func() { close(done) })
+			<-done
+			<-time.After(markAfter * 3 / 4)
+		}
+		if n := store.count.Load(); n != 0 {
+			t.Errorf("%d marks between writes that follow each other", n)
+		}
+		<-time.After(10 * markAfter)
+		if n := store.count.Load(); n != 1 {
+			t.Errorf("%d marks after the last write, want 1", n)
+		}
+		w.close()
+		ran.Wait()
+	})
 }

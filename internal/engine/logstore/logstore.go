@@ -86,7 +86,7 @@ type Store interface {
 	// Remove forgets a group durably.
 	Remove(group uint64) error
 	Groups() ([]uint64, error)
-	// Idle is called when nothing waits to be written; what a store does then is on nobody's way. After an error
+	// Idle is called when nothing has been written for a moment; what a store does then is on nobody's way. After an error
 	// the caller stops, as after one of Write.
 	Idle() error
 	// Full says why the disk has no room for more, or nil. A store that is full goes on writing from a reserve; the
