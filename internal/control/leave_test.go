@@ -149,6 +149,7 @@ func TestCheckLeave(t *testing.T) {
 	for name, c := range map[string]struct {
 		voters []uint64
 		up     []uint64
+		ended  []uint64 // of those, where the first group's replica does not run
 		voting []uint64 // by the configuration in force; nil: nobody says
 		more   func(s *control.State)
 		code   api.Code // empty: it may leave
@@ -164,6 +165,10 @@ func TestCheckLeave(t *testing.T) {
 		"the dead one of two":                    {voters: []uint64{1, 2}, up: []uint64{2}, code: api.CodeUnavailable, why: "lost its majority: only 1 of 2"},
 		"the last one is another check's":        {voters: []uint64{1}, up: []uint64{1}},
 		"no majority to agree":                   {voters: []uint64{1, 2, 3}, up: []uint64{1}, code: api.CodeUnavailable, why: "only 1 of 3"},
+		"one of three, another's replica ended":  {voters: []uint64{1, 2, 3}, up: []uint64{1, 2, 3}, ended: []uint64{3}, code: api.CodeConflict, why: "only 1 of 2"},
+		"one of three whose own replica ended":   {voters: []uint64{1, 2, 3}, up: []uint64{1, 2, 3}, ended: []uint64{1}},
+		"two of three have ended":                {voters: []uint64{1, 2, 3}, up: []uint64{1, 2, 3}, ended: []uint64{1, 2}, code: api.CodeUnavailable, why: "only 1 of 3"},
+		"an observer's replica has ended":        {voters: []uint64{1, 2, 3}, up: []uint64{1, 2, 4}, ended: []uint64{4}, more: func(s *control.State) { observer(s, 4, false, false) }, code: api.CodeConflict},
 		"who only observes":                      {voters: []uint64{2, 3}, up: []uint64{2}, more: func(s *control.State) { observer(s, 1, false, false) }},
 		"an observer takes over":                 {voters: []uint64{1, 2, 3}, up: []uint64{1, 2, 4}, more: func(s *control.State) { observer(s, 4, false, false) }},
 		"a spare takes over":                     {voters: []uint64{1, 2, 3}, up: []uint64{1, 2, 4}, more: func(s *control.State) { observer(s, 4, true, true) }},
@@ -182,7 +187,9 @@ func TestCheckLeave(t *testing.T) {
 		if c.more != nil {
 			c.more(s)
 		}
-		up := func(id uint64) bool { return slices.Contains(c.up, id) }
+		up := func(group, id uint64) bool {
+			return slices.Contains(c.up, id) && !(group == s.Groups[0].ID && slices.Contains(c.ended, id))
+		}
 		voting := func(group uint64) []uint64 {
 			if group == s.Groups[0].ID {
 				return c.voting

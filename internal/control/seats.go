@@ -234,17 +234,17 @@ func spread(s *State, members []Member, n int) (chosen []int) {
 }
 
 // CheckLeave refuses to take a node's seat in a group, or all of its seats (g nil), if the voters that remain would
-// be no majority, or if no majority is up that could agree to it. up says which nodes answer; that of the node
-// itself counts for the agreement only. voting are the nodes that vote by the configuration in force, as the group's
+// be no majority, or if no majority is up that could agree to it. up says on which nodes a group's replica runs; that of
+// the node itself counts for the agreement only. voting are the nodes that vote by the configuration in force, as the group's
 // leader has it; nil if nobody says so: then the members count that should. Who has not learned yet is not missed.
-func CheckLeave(s *State, op string, n *Node, g *Group, up func(node uint64) bool, voting func(group uint64) []uint64) *api.Error {
+func CheckLeave(s *State, op string, n *Node, g *Group, up func(group, node uint64) bool, voting func(group uint64) []uint64) *api.Error {
 	for i := range s.Groups {
 		at := &s.Groups[i]
 		m, ok := at.Member(n.ID)
 		if at.Deleted || !ok || m.Role != RoleVoter || g != nil && at.ID != g.ID {
 			continue
 		}
-		p := seating{s: s, g: at, voting: voting(at.ID), health: func(node uint64) Health { return Health{Up: up(node)} }}
+		p := seating{s: s, g: at, voting: voting(at.ID), health: func(node uint64) Health { return Health{Up: up(at.ID, node)} }}
 		nodes := p.votes()
 		if !p.majority(nodes) {
 			return &api.Error{Code: api.CodeUnavailable, Op: op, Subject: n.Name,

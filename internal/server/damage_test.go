@@ -106,6 +106,13 @@ func TestReplicaThatEndedIsShown(t *testing.T) {
 		t.Fatalf("ended %v ago, %v", ended, ok)
 	}
 	answers := heard{1: {Stopped: map[uint64]time.Duration{7: time.Hour}}, 2: {}}
+	n.suspects = map[uint64]suspicion{8: {replica: 1, cause: errors.New("its log is damaged")}}
+	answers[3] = helloAnswer{Stopped: n.stoppedHere(time.Now()), Aside: n.asideHere()}
+	for at, want := range map[[2]uint64]bool{{7, 1}: false, {8, 1}: true, {7, 2}: true, {7, 3}: false, {8, 3}: false, {9, 3}: true, {7, 4}: false} {
+		if got := answers.runs(at[0], at[1]); got != want {
+			t.Errorf("group %d on node %d runs: %v", at[0], at[1], got)
+		}
+	}
 	up := func(uint64) control.Health { return control.Health{Up: true} }
 	for _, c := range []struct {
 		group, node uint64

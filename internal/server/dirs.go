@@ -56,7 +56,7 @@ func (n *node) DirUnbind(ctx context.Context, group, name string) error {
 	node, known := st.NodeNamed(name)
 	if g, ok := st.GroupNamed(group); ok && known {
 		now := n.hear(ctx, g)
-		if e := control.CheckLeave(st, op, node, g, now.up, now.voting); e != nil {
+		if e := control.CheckLeave(st, op, node, g, now.runs, now.voting); e != nil {
 			return e
 		}
 	}

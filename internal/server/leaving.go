@@ -62,7 +62,7 @@ func (n *node) drain(ctx context.Context, op, name string, progress func(api.Pro
 		return out, st.UnknownNode(op, name)
 	}
 	now := n.hear(ctx)
-	if e := control.CheckLeave(st, op, p, nil, now.up, now.voting); e != nil {
+	if e := control.CheckLeave(st, op, p, nil, now.runs, now.voting); e != nil {
 		return out, e
 	}
 	for i := range st.Groups {

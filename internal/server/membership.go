@@ -20,7 +20,7 @@ func (n *node) GroupMember(ctx context.Context, group string, req api.GroupMembe
 	}
 	if node, ok := st.NodeNamed(req.Node); ok && (req.Op == control.OpRemove || req.Op == control.OpDemote) {
 		now := n.hear(ctx, g)
-		if e := control.CheckLeave(st, op, node, g, now.up, now.voting); e != nil {
+		if e := control.CheckLeave(st, op, node, g, now.runs, now.voting); e != nil {
 			return e
 		}
 	}

@@ -196,6 +196,13 @@ const (
 	modeDamaged = "damaged"
 )
 
+// asideHere are the groups whose replica here is kept from running, in order.
+func (n *node) asideHere() []uint64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Sorted(maps.Keys(n.suspects))
+}
+
 // reportSuspect is the report on a group that is not held though it could be, but for a suspicion.
 func (n *node) reportSuspect(group uint64) (report, bool) {
 	s, ok := n.suspected(group)

@@ -47,6 +47,8 @@ type helloAnswer struct {
 	Watches bool `json:"watches,omitempty"`
 	// Stopped are the groups whose replica there has ended by itself: for how long.
 	Stopped map[uint64]time.Duration `json:"stopped,omitempty"`
+	// Aside are the groups of which it has a replica that does not run: its log is damaged, or it has gone astray.
+	Aside []uint64 `json:"aside,omitempty"`
 	// Full is set while its disk is full.
 	Full *api.FullDisk `json:"full,omitempty"`
 }
@@ -71,7 +73,7 @@ func (n *node) helloHere(context.Context, groupRequest) (helloAnswer, error) {
 		}
 	}
 	a.Missed, a.Watches = n.watch.missed(time.Now())
-	a.Full, a.Stopped = n.disk.report(), n.stoppedHere(time.Now())
+	a.Full, a.Stopped, a.Aside = n.disk.report(), n.stoppedHere(time.Now()), n.asideHere()
 	return a, nil
 }
 
@@ -101,6 +103,13 @@ type heard map[uint64]helloAnswer
 func (h heard) up(node uint64) bool {
 	_, ok := h[node]
 	return ok
+}
+
+// runs says whether a node answers and has not said that its replica of the group does not run.
+func (h heard) runs(group, node uint64) bool {
+	a, ok := h[node]
+	_, ended := a.Stopped[group]
+	return ok && !ended && !contains(a.Aside, group)
 }
 
 // lead is what a group's leader says of it. Of several that take themselves for it, the one of the latest term is.
