@@ -281,9 +281,17 @@ func (w *worker) prepareStaged(j *job, path string) (prepared, error) {
 		err = w.finish(&pre, j)
 	}
 	if err != nil {
+		w.giveBack(&pre)
 		pre.close()
 	}
 	return pre, err
+}
+
+// giveBack lets a staged file that was not placed be read again, whatever mode it was to have.
+func (w *worker) giveBack(pre *prepared) {
+	if err := setMode(pre.fd, 0o600); err != nil {
+		w.p.log.Warn("place: a staged file keeps its mode", "path", pre.staged, "err", err)
+	}
 }
 
 // prepareSymlink makes a symlink in Work.
@@ -333,6 +341,9 @@ func (w *worker) finishNamed(pre prepared, want *manifest.Node, flags int) (prep
 
 // discard removes what was prepared and is not needed; a staged file goes back to where it was.
 func (w *worker) discard(pre *prepared) {
+	if pre.staged != "" {
+		w.giveBack(pre)
+	}
 	switch {
 	case pre.name == "" || pre.name == pre.staged:
 	case pre.staged != "":

@@ -117,6 +117,22 @@ func TestNotRootChild(t *testing.T) {
 	if len(f.p.Problems()) != 2 {
 		t.Errorf("problems %q", f.p.Problems())
 	}
+	// One that is staged and cannot take its place can still be read: it is wanted again.
+	n.MTime, n.Version = n.MTime+1, 8
+	staged := filepath.Join(os.Getenv(childDir), "staged")
+	for _, have := range []Placed{{}, r.Placed} {
+		if err := errors.Join(os.WriteFile(staged, []byte("secret"), 0o600), os.WriteFile(f.root+"/s", []byte("an edit"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		f.bytes.staged = map[manifest.Hash]string{n.Hash: staged}
+		f.must(Busy, Task{Path: "s", Want: n, Have: have})
+		if got, err := os.ReadFile(staged); string(got) != "secret" {
+			t.Errorf("staged is %q: %v", got, err)
+		}
+	}
+	if err := errors.Join(os.Remove(staged), os.Remove(f.root+"/s")); err != nil {
+		t.Error(err)
+	}
 	f.clean()
 }
 
