@@ -33,11 +33,14 @@ func (a *Agent) Content(ctx context.Context, path string, n *manifest.Node) (r i
 		return nil, false, ctx.Err()
 	}
 	r, ok, err = a.store.Open(n.Hash, n.Size)
+	if gone := errors.Join(a.store.Release(n.Hash), a.store.Drop(n.Hash)); err == nil && gone != nil {
+		err = fmt.Errorf("release a fetched content: %w", gone)
+		if ok {
+			err = errors.Join(err, r.Close())
+		}
+	}
 	if err != nil {
 		return nil, false, err
-	}
-	if err := errors.Join(a.store.Release(n.Hash), a.store.Drop(n.Hash)); err != nil {
-		return nil, false, fmt.Errorf("release a fetched content: %w", err)
 	}
 	return r, ok, nil
 }

@@ -8,8 +8,8 @@ import (
 )
 
 const (
-	// MaxPath is the longest path in bytes, MaxName the longest single name.
-	MaxPath = 4096
+	// MaxPath is the longest path in bytes that a system call takes, MaxName the longest single name.
+	MaxPath = 4095
 	MaxName = 255
 	// Reserved is the name in the root directory that belongs to Lockstep itself.
 	Reserved = ".lockstep"
