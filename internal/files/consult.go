@@ -15,12 +15,7 @@ func (a *Agent) consult(found []finding) ([]finding, error) {
 	for i := range found {
 		paths[i] = found[i].change.Path
 	}
-	stands := make(map[string]standing, len(paths))
-	v, err := a.cfg.Log.View()
-	if err == nil {
-		err = manifest.GetAll(v, a.cfg.Node, paths, func(path string, n manifest.Node, own bool) { stands[path] = standing{n, own} })
-		v.Close()
-	}
+	stands, err := a.standings(paths)
 	if err != nil {
 		return nil, fmt.Errorf("compare what was found with the manifest: %w", err)
 	}
@@ -47,6 +42,18 @@ func (a *Agent) consult(found []finding) ([]finding, error) {
 type standing struct {
 	manifest.Node
 	own bool // the content came from a node of this name
+}
+
+// standings looks paths up in the manifest.
+func (a *Agent) standings(paths []string) (map[string]standing, error) {
+	stands := make(map[string]standing, len(paths))
+	v, err := a.cfg.Log.View()
+	if err != nil {
+		return nil, err
+	}
+	defer v.Close()
+	err = manifest.GetAll(v, a.cfg.Node, paths, func(path string, n manifest.Node, own bool) { stands[path] = standing{n, own} })
+	return stands, err
 }
 
 // follows bases an edit on what stands, if that came from this disk: what is found there now is what became of it. The

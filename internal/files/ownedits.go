@@ -4,17 +4,22 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 	"github.com/lockstep-sync/lockstep/internal/files/place"
 	"github.com/lockstep-sync/lockstep/internal/files/scan"
+	"github.com/lockstep-sync/lockstep/internal/vfs"
 )
 
 // An edit of this node that was committed, and whose record the process could not write any more before it was killed,
 // looks like a new one at the next start. As long as it stands, see follows. When others have replaced it since, the log
 // tells: it has the edit, and a change that somebody based on it, which nobody can do before it was accepted. So the record
 // is written now as it would have been then, and what the others made of it takes its place without a conflict.
+//
+// What was made by such an edit and is gone since would come back, since nothing says that it was ever here. Its record is
+// written as well, so that the scan finds that it is gone.
 
 // begin finds out, and at the first start of a binding records durably, what the group had committed before the binding
 // proposed anything. The state includes that.
@@ -75,18 +80,16 @@ func (o *ownEdits) show(index uint64, b *manifest.Batch) error {
 		c := &b.Changes[i]
 		if b.Author != o.author {
 			o.others[c.Path] = true
-			switch e, ok := o.latest[c.Path]; {
-			case ok && e.version == index:
-				delete(o.latest, c.Path)
-			case ok && e.version == c.Base:
-				e.replaced = true
-				o.latest[c.Path] = e
-			}
+			o.showOthers(index, c)
 			continue
 		}
+		before := o.latest[c.Path]
 		delete(o.latest, c.Path)
-		if o.others[c.Path] || c.Node.Kind != manifest.File && c.Node.Kind != manifest.Symlink {
+		if o.others[c.Path] || c.Node.Kind == manifest.Absent {
 			continue
+		}
+		if c.Node.Kind == manifest.Dir && c.Base != 0 && before.node.Kind != manifest.Dir {
+			continue // that it was made is not in the log, so it is recorded
 		}
 		pending, err := o.pending(c.Path, index)
 		if err != nil {
@@ -99,15 +102,36 @@ func (o *ownEdits) show(index uint64, b *manifest.Batch) error {
 	return nil
 }
 
-// replaced lists the paths whose last edit others have replaced, in order.
+// showOthers takes a change of somebody else. One of a directory's metadata takes nothing from who made the directory.
+func (o *ownEdits) showOthers(index uint64, c *manifest.Change) {
+	e, ok := o.latest[c.Path]
+	switch {
+	case !ok:
+	case e.version == index, e.node.Kind == manifest.Dir && (c.Node.Kind != manifest.Dir || c.Base == 0):
+		delete(o.latest, c.Path)
+	case e.version == c.Base:
+		e.replaced = true
+		o.latest[c.Path] = e
+	}
+}
+
+// replaced lists the files and links whose last edit others have replaced, in order.
 func (o *ownEdits) replaced() (paths []string) {
 	for path, e := range o.latest {
-		if e.replaced {
+		if e.replaced && e.node.Kind != manifest.Dir {
 			paths = append(paths, path)
 		}
 	}
 	slices.Sort(paths)
 	return paths
+}
+
+// stands says whether what is in the manifest is what the edit has made. Of a directory others may have changed the metadata.
+func (e *ownEdit) stands(at *standing) bool {
+	if e.node.Kind == manifest.Dir {
+		return at.Kind == manifest.Dir
+	}
+	return at.own && at.Version == e.version && at.Kind == e.node.Kind
 }
 
 // finishEdits records the edits that the process before this one could not record any more and that are still on the disk
@@ -138,7 +162,42 @@ func (a *Agent) finishEdits(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := a.finishGone(e, found); err != nil {
+		return err
+	}
 	return e.commit()
+}
+
+// finishGone records what this node has made, never recorded and not on its disk any more, as it stands in the manifest.
+func (a *Agent) finishGone(e *edits, found *ownEdits) error {
+	paths := slices.Sorted(maps.Keys(found.latest))
+	stand, err := a.standings(paths)
+	if err != nil {
+		return err
+	}
+	for _, path := range paths {
+		at, edit := stand[path], found.latest[path]
+		if !edit.stands(&at) {
+			continue
+		}
+		rec, err := a.table.get(path)
+		if err != nil {
+			return err
+		}
+		if rec.Stat.Kind != manifest.Absent {
+			continue
+		}
+		in, err := a.root.Stat(path)
+		if err != nil && !vfs.NoSuchDir(err) || in.Kind != vfs.Absent || in.Other {
+			continue // what is there the scan looks at
+		}
+		n := &at.Node
+		was := place.Stat{Kind: n.Kind, Mode: n.Mode, UID: n.UID, GID: n.GID, Size: n.Size, MTime: n.MTime} // equals nothing on the disk
+		if err := a.setRecord(e, path, manifest.Absent, record{Placed: place.Placed{Version: n.Version, Stat: was}, Hash: n.Hash}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // finishEdit records an edit if what is there is what it left. What cannot be read is left to the scan.

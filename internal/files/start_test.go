@@ -1,6 +1,7 @@
 package files
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/lockstep-sync/lockstep/internal/files/place"
 	"github.com/lockstep-sync/lockstep/internal/files/watch"
+	"github.com/lockstep-sync/lockstep/internal/kv"
 	"github.com/lockstep-sync/lockstep/internal/vfs"
 )
 
@@ -210,6 +212,64 @@ func TestOwnEditAfterLostRecord(t *testing.T) {
 		f.flush()
 		alone(f, "f", "second")
 	})
+	// What was made, committed, not recorded and removed or moved while nobody looked does not come back.
+	for name, step := range map[string]struct {
+		made, then func(nd *node)
+		others     func(nd *node)
+		want       string // of what is left at "f"
+	}{
+		"file":      {func(nd *node) { nd.write("f", "first") }, func(nd *node) { must(nd.f.t, os.Remove(nd.path("f"))) }, nil, ""},
+		"link":      {func(nd *node) { must(nd.f.t, os.Symlink("x", nd.path("f"))) }, func(nd *node) { must(nd.f.t, os.Remove(nd.path("f"))) }, nil, ""},
+		"directory": {func(nd *node) { must(nd.f.t, os.Mkdir(nd.path("f"), 0o755)) }, func(nd *node) { must(nd.f.t, os.Remove(nd.path("f"))) }, nil, ""},
+		"tree": {func(nd *node) {
+			must(nd.f.t, os.MkdirAll(nd.path("f/d/e"), 0o755))
+			nd.write("f/d/e/g", "x")
+			nd.write("f/h", "x")
+		}, func(nd *node) { must(nd.f.t, os.RemoveAll(nd.path("f"))) }, nil, ""},
+		"tree in which others worked": {func(nd *node) { must(nd.f.t, os.MkdirAll(nd.path("f/d"), 0o755)) },
+			func(nd *node) { must(nd.f.t, os.RemoveAll(nd.path("f"))) },
+			func(nd *node) { nd.write("f/d/g", "x"); nd.f.flush(); must(nd.f.t, os.Remove(nd.path("f/d/g"))) }, ""},
+		"moved": {func(nd *node) { must(nd.f.t, os.Mkdir(nd.path("x"), 0o755)); nd.write("x/g", "first") },
+			func(nd *node) {
+				must(nd.f.t, os.Rename(nd.path("x/g"), nd.path("f")))
+				must(nd.f.t, os.Remove(nd.path("x")))
+			}, nil, "first"},
+		"replaced by somebody else": {func(nd *node) { nd.write("f", "first") }, func(nd *node) { must(nd.f.t, os.Remove(nd.path("f"))) },
+			func(nd *node) { nd.write("f", "second") }, "second"},
+		"removed and made by somebody else": {func(nd *node) { nd.write("f", "first") }, func(nd *node) { must(nd.f.t, os.Remove(nd.path("f"))) },
+			func(nd *node) { must(nd.f.t, os.Remove(nd.path("f"))); nd.f.flush(); nd.write("f", "second") }, "second"},
+	} {
+		t.Run("made and gone: "+name, func(t *testing.T) {
+			f := newFarm(t, 2)
+			f.up()
+			nd := f.nodes[0]
+			nd.write("before", "")
+			f.flush()
+			must(t, os.Remove(nd.path("before")))
+			f.flush()
+			nd.down()
+			old := nd.table
+			floor, err := table{old}.number(metaPlaced)
+			must(t, err)
+			nd.table = copyOf(t, old)
+			nd.up()
+			step.made(nd)
+			f.flush()
+			nd.down()
+			nd.table = old // as if it had been killed before it could write a record, or a checkpoint
+			b := nd.table.Batch()
+			must(t, table{nd.table}.setNumber(b, metaPlaced, floor))
+			must(t, b.Commit())
+			if step.others != nil {
+				step.others(f.nodes[1])
+				f.flush()
+			}
+			step.then(nd)
+			nd.up()
+			f.flush()
+			alone(f, "f", step.want)
+		})
+	}
 	// Others have replaced the edit since. They knew it, so there is no conflict, unless the path was changed again without
 	// them to what is nowhere else.
 	for name, step := range map[string]struct {
@@ -298,6 +358,16 @@ func forgetting(nd *node, do func()) {
 	putRecord(nd, "f", old)
 }
 
+// copyOf is a store with the same records.
+func copyOf(t *testing.T, s *kv.Memory) *kv.Memory {
+	t.Helper()
+	c := kv.NewMemory()
+	b := c.Batch()
+	must(t, s.Scan(nil, nil, func(k, v []byte) error { return b.Set(bytes.Clone(k), bytes.Clone(v)) }))
+	must(t, b.Commit())
+	return c
+}
+
 func putRecord(nd *node, path string, rec record) {
 	nd.f.t.Helper()
 	e := table{nd.table}.edit()
@@ -318,7 +388,8 @@ func alone(f *farm, path, want string) {
 			}
 		}
 		b, err := os.ReadFile(nd.path(path))
-		if string(b) != want || (want == "") != errors.Is(err, os.ErrNotExist) {
+		_, there := os.Lstat(nd.path(path))
+		if string(b) != want || (want == "") != errors.Is(there, os.ErrNotExist) {
 			f.t.Errorf("%s: %q, %v, want %q", nd.name, b, err, want)
 		}
 	}
