@@ -202,6 +202,12 @@ func (a *Agent) lostBelow(ctx context.Context, most int64, gone []string) (bool,
 	}
 }
 
+// isFile says whether there is a file at path again.
+func (a *Agent) isFile(path string) bool {
+	in, err := a.root.Stat(path)
+	return err == nil && place.StatOf(in).Kind == manifest.File
+}
+
 // countLost counts those that are lost, exactly if they are more than most.
 func (a *Agent) countLost(gone []string, most int64) (n int64, err error) {
 	lost := lostFiles{}
@@ -210,7 +216,7 @@ func (a *Agent) countLost(gone []string, most int64) (n int64, err error) {
 		if err != nil {
 			return 0, err
 		}
-		if rec.Stat.Kind == manifest.File {
+		if rec.Stat.Kind == manifest.File && !a.isFile(path) {
 			lost.add(&rec)
 			n++
 		}

@@ -323,6 +323,59 @@ func TestOrdinaryWorkIsNoMassDeletion(t *testing.T) {
 	})
 }
 
+// TestBackAgainIsNotGone: a tree is replaced by a copy while a scan judges whether too much is gone, and what waits for
+// that verdict is found at its path again. The binding goes on, and says nothing of it any more.
+func TestBackAgainIsNotGone(t *testing.T) {
+	f := newFarm(t, 2)
+	f.up()
+	f.flush()
+	nd := f.nodes[0]
+	must(t, os.Mkdir(nd.path("a"), 0o755))
+	for i := range 300 {
+		nd.write(fmt.Sprintf("a/f%d", i), fmt.Sprint("content of ", i))
+	}
+	f.flush()
+	var gone []string
+	for i := range 300 {
+		gone = append(gone, fmt.Sprintf("a/f%d", i))
+	}
+	nd.agent.board.stop() // nothing that happens now is found before all of it has happened
+	must(t, os.RemoveAll(nd.path("a")))
+	if n, err := nd.agent.countLost(gone, 150); err != nil || n != 300 {
+		t.Fatalf("%d of 300 are lost, %v", n, err)
+	}
+	must(t, os.Mkdir(nd.path("a"), 0o755))
+	for i := range 300 {
+		nd.write(fmt.Sprintf("a/f%d", i), fmt.Sprint("copy of ", i))
+	}
+	if n, err := nd.agent.countLost(gone, 150); err != nil || n != 0 {
+		t.Errorf("%d of 300 are lost though they are back, %v", n, err)
+	}
+	nd.agent.board.resume()
+	f.flush()
+	f.same()
+	for i := range 300 {
+		must(t, os.Rename(nd.path(gone[i]), fmt.Sprint(nd.root, ".away", i)))
+	}
+	eventually(t, func() string {
+		if st, err := nd.agent.Status(); err != nil || len(st.Problems) == 0 {
+			return fmt.Sprintf("%+v %v", st, err)
+		}
+		return ""
+	})
+	for i := range 300 {
+		must(t, os.Rename(fmt.Sprint(nd.root, ".away", i), nd.path(gone[i])))
+	}
+	f.flush()
+	f.same()
+	eventually(t, func() string {
+		if st, err := nd.agent.Status(); err != nil || len(st.Problems) > 0 {
+			return fmt.Sprintf("%+v %v", st, err)
+		}
+		return ""
+	})
+}
+
 // TestNamesOfOneFileAreDeleted: a tree in which each file has two names is removed. No name was moved to the other.
 func TestNamesOfOneFileAreDeleted(t *testing.T) {
 	f := newFarm(t, 2)
