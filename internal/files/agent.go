@@ -47,8 +47,9 @@ type Log interface {
 	// Propose has payload applied exactly once, retrying what is UNKNOWN itself until ctx ends. Lacking are members that
 	// should have held the contents that it names (Holders.All) and did not in time: a quorum is all that it can have.
 	Propose(ctx context.Context, payload []byte, lacking []uint64) (index uint64, result []byte, err error)
-	// Barrier is linearizable: when it returns, the local state includes everything committed before the call.
-	Barrier(ctx context.Context) (index uint64, err error)
+	// Fence returns when the local state includes everything that was committed before the call, and everything that a
+	// process before this one proposed and that is ever committed.
+	Fence(ctx context.Context) error
 	// Applied is the index that the local state includes.
 	Applied() uint64
 	// View is the machine's state now; the caller closes it.
@@ -426,7 +427,7 @@ func (a *Agent) prepare(ctx context.Context) error {
 	if err := a.replay(ctx); err != nil {
 		return fmt.Errorf("replay the log above what is on disk: %w", err)
 	}
-	if _, err := a.cfg.Log.Barrier(ctx); err != nil {
+	if err := a.cfg.Log.Fence(ctx); err != nil {
 		return fmt.Errorf("wait for the group's state: %w", err)
 	}
 	if err := a.begin(); err != nil {

@@ -323,8 +323,7 @@ func TestOrdinaryWorkIsNoMassDeletion(t *testing.T) {
 	})
 }
 
-// TestBackAgainIsNotGone: a tree is replaced by a copy while a scan judges whether too much is gone, and what waits for
-// that verdict is found at its path again. The binding goes on, and says nothing of it any more.
+// TestBackAgainIsNotGone: a tree is replaced by a copy while a scan judges whether too much is gone.
 func TestBackAgainIsNotGone(t *testing.T) {
 	f := newFarm(t, 2)
 	f.up()
@@ -354,26 +353,50 @@ func TestBackAgainIsNotGone(t *testing.T) {
 	nd.agent.board.resume()
 	f.flush()
 	f.same()
-	for i := range 300 {
-		must(t, os.Rename(nd.path(gone[i]), fmt.Sprint(nd.root, ".away", i)))
+}
+
+// TestNothingWaits: that deletions wait is said as long as they are looked at again, and no longer.
+func TestNothingWaits(t *testing.T) {
+	const files = 300
+	now := created
+	clock := func() time.Time { return now }
+	a := &Agent{cfg: Config{Now: clock}, board: newBoard(clock), table: table{newMemory()}, log: slog.New(slog.DiscardHandler)}
+	a.status.start(clock)
+	a.guard.now = clock
+	a.guard.files.Store(files)
+	gone := make([]finding, files)
+	for i := range gone {
+		gone[i].change.Path = fmt.Sprint(i)
+		gone[i].old.Stat.Kind = manifest.File
+		a.board.hint(gone[i].change.Path, time.Time{})
 	}
-	eventually(t, func() string {
-		if st, err := nd.agent.Status(); err != nil || len(st.Problems) == 0 {
-			return fmt.Sprintf("%+v %v", st, err)
-		}
-		return ""
-	})
-	for i := range 300 {
-		must(t, os.Rename(fmt.Sprint(nd.root, ".away", i), nd.path(gone[i])))
+	if paths := a.board.takeLooks(files); len(paths) != files {
+		t.Fatalf("%d are looked at", len(paths))
 	}
-	f.flush()
-	f.same()
-	eventually(t, func() string {
-		if st, err := nd.agent.Status(); err != nil || len(st.Problems) > 0 {
-			return fmt.Sprintf("%+v %v", st, err)
-		}
-		return ""
-	})
+	if admitted, _, err := a.admit(gone); err != nil || len(admitted) > 0 {
+		t.Fatalf("%d deletions are admitted, %v", len(admitted), err)
+	}
+	said := func() int {
+		now = now.Add(10 * retryTime)
+		a.endWithheld()
+		return len(a.status.problems)
+	}
+	if said() != 1 {
+		t.Error("it is not said that deletions wait")
+	}
+	a.board.due(now)
+	if paths := a.board.takeLooks(files); len(paths) != files || said() != 1 {
+		t.Error("it is not said any more that deletions wait, while they are looked at")
+	}
+	for i := range gone {
+		a.board.lookDone(gone[i].change.Path, time.Time{})
+	}
+	if said() != 0 {
+		t.Error("deletions wait though all is back")
+	}
+	if !a.guard.over.IsZero() {
+		t.Error("the next ones have no grace")
+	}
 }
 
 // TestNamesOfOneFileAreDeleted: a tree in which each file has two names is removed. No name was moved to the other.

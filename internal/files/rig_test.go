@@ -33,6 +33,8 @@ type farm struct {
 	clock   int64
 	entries []machine.Command // index i+1
 	cut     uint64            // entries up to this index cannot be replayed
+	stalled *node             // whose proposals the leader has and cannot commit yet
+	flight  [][]byte          // those, which are committed before the next one of anybody
 	policy  manifest.Policy
 }
 
@@ -50,7 +52,7 @@ type node struct {
 	m       *manifest.Machine
 	applied uint64
 	agent   *Agent // nil: down
-	cut     bool   // no Propose, no Barrier: waits
+	cut     bool   // no Propose, no Fence: waits
 	stop    context.CancelFunc
 	serve   context.Context // of ServeContent's streams
 	unserve context.CancelFunc
@@ -177,6 +179,51 @@ func (nd *node) Propose(ctx context.Context, payload []byte, _ []uint64) (uint64
 	f := nd.f
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.stalled == nd {
+		f.flight = append(f.flight, bytes.Clone(payload))
+		f.mu.Unlock()
+		<-ctx.Done()
+		f.mu.Lock()
+		return 0, nil, ctx.Err()
+	}
+	if err := f.land(); err != nil {
+		return 0, nil, err
+	}
+	return nd.order(payload)
+}
+
+// stall has the leader take what nd proposes because of do, and commit it only before whatever is proposed after that.
+func (f *farm) stall(nd *node, do func()) {
+	f.t.Helper()
+	f.mu.Lock()
+	f.stalled = nd
+	f.mu.Unlock()
+	do()
+	eventually(f.t, func() string {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if len(f.flight) == 0 {
+			return "nothing is proposed"
+		}
+		f.stalled = nil
+		return ""
+	})
+}
+
+// land is under f.mu.
+func (f *farm) land() error {
+	for _, payload := range f.flight {
+		if _, _, err := f.nodes[0].order(payload); err != nil {
+			return err
+		}
+	}
+	f.flight = nil
+	return nil
+}
+
+// order is under f.mu.
+func (nd *node) order(payload []byte) (uint64, []byte, error) {
+	f := nd.f
 	f.clock += int64(time.Millisecond)
 	c := machine.Command{Index: uint64(len(f.entries) + 1), Time: f.clock, Payload: bytes.Clone(payload)}
 	f.entries = append(f.entries, c)
@@ -241,21 +288,25 @@ func (nd *node) connected(ctx context.Context) error {
 	}
 }
 
-func (nd *node) Barrier(ctx context.Context) (uint64, error) {
+func (nd *node) Fence(ctx context.Context) error {
 	if err := nd.connected(ctx); err != nil {
-		return 0, err
+		return err
 	}
 	nd.f.mu.Lock()
+	err := nd.f.land()
 	end := uint64(len(nd.f.entries))
 	nd.f.mu.Unlock()
+	if err != nil {
+		return err
+	}
 	for nd.Applied() < end {
 		select {
 		case <-ctx.Done():
-			return 0, ctx.Err()
+			return ctx.Err()
 		case <-time.After(time.Millisecond):
 		}
 	}
-	return end, nil
+	return nil
 }
 
 func (nd *node) Replay(_ context.Context, after, upTo uint64, fn func(uint64, []byte) error) error {

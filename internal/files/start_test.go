@@ -35,7 +35,7 @@ type refusing struct{ *node }
 
 var errRefusing = errors.New("no leader")
 
-func (refusing) Barrier(context.Context) (uint64, error) { return 0, errRefusing }
+func (refusing) Fence(context.Context) error { return errRefusing }
 
 // TestFailedStartClosesWatcher: an owner that opens the agent again and again must not collect watchers.
 func TestFailedStartClosesWatcher(t *testing.T) {
@@ -269,6 +269,33 @@ func TestOwnEditAfterLostRecord(t *testing.T) {
 			f.flush()
 			alone(f, "f", step.want)
 		})
+	}
+	// What it had proposed waits in the leader's log, and is committed when the next process is there already.
+	for name, step := range map[string]struct {
+		then func(nd *node)
+		want string
+	}{
+		"changed":   {func(nd *node) { nd.write("f", "third") }, "third"},
+		"removed":   {func(nd *node) { must(nd.f.t, os.Remove(nd.path("f"))) }, ""},
+		"as it was": {func(*node) {}, "second"},
+	} {
+		for _, first := range []bool{true, false} {
+			t.Run(fmt.Sprintf("in flight, %s, there before: %v", name, first), func(t *testing.T) {
+				f := newFarm(t, 2)
+				f.up()
+				nd := f.nodes[0]
+				if first {
+					nd.write("f", "first")
+				}
+				f.flush()
+				f.stall(nd, func() { nd.write("f", "second") })
+				nd.down()
+				step.then(nd)
+				nd.up()
+				f.flush()
+				alone(f, "f", step.want)
+			})
+		}
 	}
 	// Others have replaced the edit since. They knew it, so there is no conflict, unless the path was changed again without
 	// them to what is nowhere else.

@@ -2,11 +2,13 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"time"
 
 	"github.com/lockstep-sync/lockstep/internal/control"
+	"github.com/lockstep-sync/lockstep/internal/engine"
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
 	"github.com/lockstep-sync/lockstep/internal/files"
 	"github.com/lockstep-sync/lockstep/internal/kv"
@@ -72,10 +74,20 @@ func (l groupLog) Replay(ctx context.Context, after, upTo uint64, fn func(index 
 	return l.h.grp.Replay(ctx, after, upTo, fn)
 }
 
-func (l groupLog) Barrier(ctx context.Context) (uint64, error) { return l.h.member.Barrier(ctx) }
-func (l groupLog) Applied() uint64                             { return l.h.member.Applied().Index }
-func (l groupLog) View() (kv.View, error)                      { return l.h.member.View(), nil }
-func (l groupLog) Backlog() int                                { return l.h.session.Backlog() }
+// Fence implements files.Log. What a process before this one proposed may wait in the leader's log for a majority, where a
+// linearizable read does not see it: an entry of our own is committed behind it, or by a leader that does not have it. If
+// all disks are full nothing more is taken, and the read has to do.
+func (l groupLog) Fence(ctx context.Context) error {
+	if _, err := l.h.session.Probe(ctx, core.AckQuorum); err != nil && !errors.Is(err, engine.ErrFull) {
+		return err
+	}
+	_, err := l.h.member.Barrier(ctx)
+	return err
+}
+
+func (l groupLog) Applied() uint64        { return l.h.member.Applied().Index }
+func (l groupLog) View() (kv.View, error) { return l.h.member.View(), nil }
+func (l groupLog) Backlog() int           { return l.h.session.Backlog() }
 
 // groupPeers are the other members of the group, for contents.
 type groupPeers struct{ h *holding }
