@@ -355,50 +355,6 @@ func TestBackAgainIsNotGone(t *testing.T) {
 	f.same()
 }
 
-// TestNothingWaits: that deletions wait is said as long as they are looked at again, and no longer.
-func TestNothingWaits(t *testing.T) {
-	const files = 300
-	now := created
-	clock := func() time.Time { return now }
-	a := &Agent{cfg: Config{Now: clock}, board: newBoard(clock), table: table{newMemory()}, log: slog.New(slog.DiscardHandler)}
-	a.status.start(clock)
-	a.guard.now = clock
-	a.guard.files.Store(files)
-	gone := make([]finding, files)
-	for i := range gone {
-		gone[i].change.Path = fmt.Sprint(i)
-		gone[i].old.Stat.Kind = manifest.File
-		a.board.hint(gone[i].change.Path, time.Time{})
-	}
-	if paths := a.board.takeLooks(files); len(paths) != files {
-		t.Fatalf("%d are looked at", len(paths))
-	}
-	if admitted, _, err := a.admit(gone); err != nil || len(admitted) > 0 {
-		t.Fatalf("%d deletions are admitted, %v", len(admitted), err)
-	}
-	said := func() int {
-		now = now.Add(10 * retryTime)
-		a.endWithheld()
-		return len(a.status.problems)
-	}
-	if said() != 1 {
-		t.Error("it is not said that deletions wait")
-	}
-	a.board.due(now)
-	if paths := a.board.takeLooks(files); len(paths) != files || said() != 1 {
-		t.Error("it is not said any more that deletions wait, while they are looked at")
-	}
-	for i := range gone {
-		a.board.lookDone(gone[i].change.Path, time.Time{})
-	}
-	if said() != 0 {
-		t.Error("deletions wait though all is back")
-	}
-	if !a.guard.over.IsZero() {
-		t.Error("the next ones have no grace")
-	}
-}
-
 // TestNamesOfOneFileAreDeleted: a tree in which each file has two names is removed. No name was moved to the other.
 func TestNamesOfOneFileAreDeleted(t *testing.T) {
 	f := newFarm(t, 2)
