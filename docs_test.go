@@ -118,6 +118,82 @@ func TestDocsInBothLanguages(t *testing.T) {
 	}
 }
 
+// slug is how a heading is named in links.
+func slug(heading string) string {
+	var b strings.Builder
+	for _, r := range strings.ToLower(strings.TrimSpace(strings.TrimLeft(heading, "#"))) {
+		switch {
+		case unicode.IsLetter(r) || unicode.IsDigit(r) || r == '-' || r == '_':
+			b.WriteRune(r)
+		case r == ' ':
+			b.WriteByte('-')
+		}
+	}
+	return b.String()
+}
+
+// sections are the names of a page's headings.
+func sections(t *testing.T, file string) map[string]bool {
+	t.Helper()
+	all := map[string]bool{}
+	for _, m := range regexp.MustCompile(`(?m)^#+ .*$`).FindAllString(fileText(t, file), -1) {
+		all[slug(m)] = true
+	}
+	return all
+}
+
+// TestDocsLeadToSections: what is behind # in a link is a heading there.
+func TestDocsLeadToSections(t *testing.T) {
+	files := []string{"README.md", "README.zh.md"}
+	for _, name := range pages(t, "docs") {
+		files = append(files, filepath.Join("docs", name))
+	}
+	seen := 0
+	for _, file := range files {
+		for _, m := range regexp.MustCompile(`\]\(([^)#:]*)#([^)]+)\)`).FindAllStringSubmatch(fileText(t, file), -1) {
+			to := file
+			if m[1] != "" {
+				to = filepath.Join(filepath.Dir(file), m[1])
+			}
+			if seen++; !sections(t, to)[m[2]] {
+				t.Errorf("%s: %s has no section %s", file, to, m[2])
+			}
+		}
+	}
+	if seen < 50 {
+		t.Errorf("only %d links were found", seen)
+	}
+}
+
+// TestReadmesInBothLanguages: the same sections, links (each to its language's pages) and text between backquotes.
+func TestReadmesInBothLanguages(t *testing.T) {
+	a, b := readPage(t, "README.md"), readPage(t, "README.zh.md")
+	for i := range b.links {
+		b.links[i] = strings.ReplaceAll(b.links[i], "docs/zh/", "docs/en/")
+	}
+	if !slices.Equal(a.headings, b.headings) || a.fences != b.fences {
+		t.Errorf("headings %v and %v, %d and %d lines around code", a.headings, b.headings, a.fences, b.fences)
+	}
+	if only, other := without(a.links, b.links), without(b.links, a.links); !slices.Equal(only, []string{"README.zh.md"}) || !slices.Equal(other, []string{"README.md"}) {
+		t.Errorf("links of one only: %v and %v", only, other)
+	}
+	if only, other := without(a.spans, b.spans), without(b.spans, a.spans); len(only)+len(other) > 0 {
+		t.Errorf("between backquotes of one only: %q and %q", only, other)
+	}
+	if x, y := strings.Count(fileText(t, "README.md"), "\n- "), strings.Count(fileText(t, "README.zh.md"), "\n- "); x != y {
+		t.Errorf("%d and %d points in lists", x, y)
+	}
+}
+
+func fileText(t *testing.T, file string) string {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
 // TestDocsLeadSomewhere: links and fixtures exist, and every format has a fixture.
 func TestDocsLeadSomewhere(t *testing.T) {
 	for _, name := range pages(t, "docs") {
@@ -150,11 +226,7 @@ func literals(t *testing.T, dir, pattern string) (list []string) {
 		if strings.HasSuffix(f, "_test.go") {
 			continue
 		}
-		b, err := os.ReadFile(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(string(b), -1) {
+		for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(fileText(t, f), -1) {
 			list = append(list, m[1])
 		}
 	}
@@ -166,12 +238,8 @@ func literals(t *testing.T, dir, pattern string) (list []string) {
 // begins with head to the next heading.
 func firstCells(t *testing.T, file, head string) (list []string) {
 	t.Helper()
-	b, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
 	in := false
-	for line := range strings.Lines(string(b)) {
+	for line := range strings.Lines(fileText(t, file)) {
 		if strings.HasPrefix(line, "#") {
 			in = false
 		}
@@ -196,6 +264,39 @@ func TestDocsExplainEveryWarning(t *testing.T) {
 		told := firstCells(t, file, head)
 		if silent, made := without(names, told), without(told, names); len(silent)+len(made) > 0 {
 			t.Errorf("%s does not explain %v, and explains %v, which there are none of", file, silent, made)
+		}
+	}
+}
+
+// TestTroubleshootingQuotesTheProgram: the texts that the page explains are the program's, but for what stands for something
+// else (… and N).
+func TestTroubleshootingQuotesTheProgram(t *testing.T) {
+	var sources strings.Builder
+	for _, dir := range []string{"internal", "client"} {
+		err := filepath.WalkDir(dir, func(file string, d fs.DirEntry, err error) error {
+			if err == nil && strings.HasSuffix(file, ".go") && !strings.HasSuffix(file, "_test.go") {
+				sources.WriteString(fileText(t, file))
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	foreign := []string{"permission denied"} // the kernel's
+	for file, heads := range map[string][]string{"docs/en/troubleshooting.md": {"| text |", "| seen | means |"}, "docs/zh/troubleshooting.md": {"| 文字 |", "| 现象 | 含义 |"}} {
+		for _, head := range heads {
+			cells := firstCells(t, file, head)
+			if len(cells) < 4 {
+				t.Errorf("%s: only %q below %s", file, cells, head)
+			}
+			for _, cell := range cells {
+				for _, part := range regexp.MustCompile(`…|\bN\b`).Split(cell, -1) {
+					if part = strings.Trim(part, " :"); !slices.Contains(foreign, part) && !strings.Contains(sources.String(), part) {
+						t.Errorf("%s: the program does not say %q", file, part)
+					}
+				}
+			}
 		}
 	}
 }
