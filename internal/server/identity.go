@@ -103,7 +103,7 @@ func resume(cfg Config, data *dataDir, id *access.Identity) (*start, error) {
 	return s, err
 }
 
-// found makes a new cluster of one. The description is on disk before the identity, so that a crash at any
+// found makes a new cluster of one. The description is on disk before the identity, so that a crash or an error at any
 // point leaves either nothing or everything that is needed to go on.
 func found(cfg Config, advertise string, data *dataDir) (*start, error) {
 	var cluster access.ClusterID
@@ -140,8 +140,20 @@ func found(cfg Config, advertise string, data *dataDir) (*start, error) {
 			History: history,
 		},
 	}
-	return s, errors.Join(
-		writeJSON(data.sub(initFile), s.init), writeJSON(data.sub(hintFile), s.hint), access.Create(data.path, id))
+	if err := writeJSON(data.sub(initFile), s.init); err != nil {
+		return nil, startError(data.path, err)
+	}
+	return s, data.settle(s)
+}
+
+// settle makes the data directory that of the node that s begins with. The identity comes last, and only once everything
+// else is there that a node with an identity starts from.
+func (d *dataDir) settle(s *start) error {
+	err := writeJSON(d.sub(hintFile), s.hint)
+	if err == nil {
+		err = access.Create(d.path, s.id)
+	}
+	return startError(d.path, err)
 }
 
 // join asks the nodes that the token names, one after the other, to let this server in.
@@ -182,7 +194,7 @@ func join(ctx context.Context, cfg Config, advertise string, data *dataDir) (*st
 	for _, p := range reply.Peers {
 		s.hint.Peers[p.Node] = p.Address
 	}
-	return s, errors.Join(writeJSON(data.sub(hintFile), s.hint), access.Create(data.path, id))
+	return s, data.settle(s)
 }
 
 // notJoined is about a cluster of which nobody could be asked; err is the last attempt's.
