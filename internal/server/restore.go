@@ -246,9 +246,10 @@ func (n *node) upload(ctx context.Context, seed uint64, id string, body io.Reade
 	return nil
 }
 
-// discard removes an upload that is of no use; what cannot be removed now goes when its node starts again.
+// discard removes an upload that is of no use, also if nobody waits for the restore any more; what cannot be removed now
+// goes with tidyUploads.
 func (n *node) discard(ctx context.Context, seed uint64, id string) {
-	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTime)
 	defer cancel()
 	if _, err := call(ctx, n, seed, methodDiscard, groupRequest{Path: id}, n.discardHere); err != nil {
 		n.log.Warn("upload not removed", "node", n.nameOf(seed), "upload", id, "err", err)
@@ -290,7 +291,11 @@ func (n *node) tidyUploads() error {
 	}
 	var errs []error
 	for _, e := range entries {
-		info, err := os.Stat(filepath.Join(n.uploadDir(e.Name()), "contents")) // dated when it had arrived
+		dir := n.uploadDir(e.Name())
+		info, err := os.Stat(filepath.Join(dir, "contents")) // dated when it had arrived
+		if errors.Is(err, fs.ErrNotExist) {
+			info, err = os.Stat(dir) // its removal, or its beginning, was interrupted
+		}
 		if err != nil || n.wantsUpload(e.Name()) || n.uploads.underWay(e.Name()) || time.Since(info.ModTime()) < uploadAge {
 			continue
 		}

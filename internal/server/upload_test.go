@@ -60,10 +60,22 @@ func TestTidyUploads(t *testing.T) {
 		}
 		dated(name, age)
 	}
+	// A removal that was interrupted has left the state, which was read later than the contents.
+	rest := n.uploadDir("half removed")
+	if err := os.MkdirAll(rest, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(rest, "state"), []byte("s"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	long := time.Now().Add(-2 * uploadAge)
+	if err := os.Chtimes(rest, long, long); err != nil {
+		t.Fatal(err)
+	}
 	if err := n.tidyUploads(); err != nil {
 		t.Fatal(err)
 	}
-	for name, stays := range map[string]bool{id: true, "young": true, "old": false} {
+	for name, stays := range map[string]bool{id: true, "young": true, "old": false, "half removed": false} {
 		if _, err := os.Stat(n.uploadDir(name)); (err == nil) != stays {
 			t.Errorf("%s: %v", name, err)
 		}
