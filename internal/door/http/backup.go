@@ -2,9 +2,11 @@ package httpdoor
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"strings"
 	"time"
@@ -90,15 +92,27 @@ func restore(ctx context.Context, w *answer, r *http.Request, n Node) (api.Resto
 	return n.Restore(ctx, req, in)
 }
 
-// upload is a request's body, with the deadline moved on by every read.
+// upload is a request's body, with the deadline moved on by every read, and lifted at its end: net/http goes on reading,
+// to see whether the client is gone, and takes a deadline that passes for that.
 type upload struct {
 	r *http.Request
 	w *answer
 }
 
 func (u *upload) Read(b []byte) (int, error) {
-	if err := u.w.rc.SetReadDeadline(time.Now().Add(bodyTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+	if err := u.deadline(time.Now().Add(bodyTimeout)); err != nil {
 		return 0, err
 	}
-	return u.r.Body.Read(b)
+	n, err := u.r.Body.Read(b)
+	if errors.Is(err, io.EOF) {
+		err = cmp.Or(u.deadline(time.Time{}), err)
+	}
+	return n, err
+}
+
+func (u *upload) deadline(at time.Time) error {
+	if err := u.w.rc.SetReadDeadline(at); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	return nil
 }
