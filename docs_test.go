@@ -300,3 +300,21 @@ func TestTroubleshootingQuotesTheProgram(t *testing.T) {
 		}
 	}
 }
+
+// TestUnitFileIsAsDocumented: what the pages say of the unit file is in it.
+func TestUnitFileIsAsDocumented(t *testing.T) {
+	unit := fileText(t, "deploy/systemd/lockstep.service")
+	for _, c := range []struct{ page, says, unit string }{
+		{"docs/en/troubleshooting.md", "except after 2, 5 and 6", "RestartPreventExitStatus=2 5 6\n"},
+		{"docs/zh/troubleshooting.md", "除 2、5、6 之外", "RestartPreventExitStatus=2 5 6\n"},
+		{"docs/en/sizing.md", "the unit file sets 1,048,576", "LimitNOFILE=1048576\n"},
+		{"docs/zh/sizing.md", "单元文件设为 1,048,576", "LimitNOFILE=1048576\n"},
+		{"docs/en/operations.md", "as root with six capabilities", "Set=CAP_SYS_ADMIN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_CHOWN CAP_FOWNER CAP_FSETID\n"},
+		{"docs/zh/operations.md", "只保留六项 capability", "Set=CAP_SYS_ADMIN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_CHOWN CAP_FOWNER CAP_FSETID\n"},
+		{"docs/en/operations.md", "/etc/lockstep/env", "EnvironmentFile=-/etc/lockstep/env\n"},
+	} {
+		if !strings.Contains(fileText(t, c.page), c.says) || !strings.Contains(unit, c.unit) {
+			t.Errorf("%s: %q, or the unit file: %q, is no more", c.page, c.says, c.unit)
+		}
+	}
+}

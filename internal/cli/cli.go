@@ -166,6 +166,8 @@ func (a *app) unknownOrHelp(root bool) func(*cobra.Command, []string) error {
 		hint := fmt.Sprintf("see `%s -h`", cmd.CommandPath())
 		if near := api.Nearest(args[0], names); near != "" {
 			hint = fmt.Sprintf("did you mean `%s %s`?", cmd.CommandPath(), near)
+		} else if meant := meantBy(cmd, args[0]); len(meant) > 0 {
+			hint = "did you mean " + orList(meant) + "?"
 		}
 		return &api.Error{Code: api.CodeUsage, Op: opName(cmd), Why: fmt.Sprintf("unknown command %q", args[0]), Hint: hint}
 	}

@@ -23,8 +23,9 @@ func (a *app) dirCreate() *cobra.Command {
 	var dir string
 	var on []string
 	c := &cobra.Command{
-		Use:   "create GROUP --on NODE,…",
-		Short: "Start keeping a directory in step on some nodes",
+		Use:        "create GROUP --on NODE,…",
+		SuggestFor: []string{"add", "sync", "share", "new"},
+		Short:      "Start keeping a directory in step on some nodes",
 		Long: `Start keeping a directory in step. What the directories hold already is merged, never wiped: names
 that exist on one node only appear on all; where contents differ, the conflict policy decides and
 the other content is kept beside it. A directory that does not exist is made, empty.`,
@@ -82,8 +83,9 @@ func bindings(dir string, on []string) (map[string]string, error) {
 
 func (a *app) dirBind() *cobra.Command {
 	return &cobra.Command{
-		Use:   "bind GROUP NODE:DIR",
-		Short: "Add a node that keeps the directory, at a path of its own",
+		Use:        "bind GROUP NODE:DIR",
+		SuggestFor: []string{"add"},
+		Short:      "Add a node that keeps the directory, at a path of its own",
 		Long: `Add a node that keeps the directory in step, at a path of its own. What is there already is merged in
 by the conflict policy, never wiped.`,
 		Example: "  lockstep dir bind web n4:/srv/web",
@@ -102,8 +104,9 @@ by the conflict policy, never wiped.`,
 
 func (a *app) dirUnbind() *cobra.Command {
 	return &cobra.Command{
-		Use:   "unbind GROUP NODE",
-		Short: "Stop keeping the directory on a node; its files stay where they are",
+		Use:        "unbind GROUP NODE",
+		SuggestFor: []string{"remove"},
+		Short:      "Stop keeping the directory on a node; its files stay where they are",
 		Long: `Stop keeping the directory on a node; its files stay where they are. The last node that holds it
 stays: end the group instead ("lockstep group delete").`,
 		Example: "  lockstep dir unbind web n4",
@@ -221,8 +224,9 @@ func nodeNotes(w io.Writer, n api.DirNode) error {
 
 func (a *app) dirLs() *cobra.Command {
 	return &cobra.Command{
-		Use:   "ls GROUP [PATH]",
-		Short: "List what a directory should hold, as all nodes agreed",
+		Use:        "ls GROUP [PATH]",
+		SuggestFor: []string{"list"},
+		Short:      "List what a directory should hold, as all nodes agreed",
 		Long: `List what a directory should hold on every node. A name that is not printable UTF-8 is shown with \xNN
 for each such byte, and \\ for a backslash; PATH is written the same way.`,
 		Example: "  lockstep dir ls web\n  lockstep dir ls web images/2024",

@@ -84,10 +84,11 @@ func memberChanges(op string, words []string, role string) (list []api.GroupMemb
 func (a *app) groupDelete() *cobra.Command {
 	var yes bool
 	c := &cobra.Command{
-		Use:     "delete GROUP --yes",
-		Short:   "End a group; the files stay where they are, on every node",
-		Example: "  lockstep group delete web --yes",
-		Args:    wants,
+		Use:        "delete GROUP --yes",
+		SuggestFor: []string{"dir delete"},
+		Short:      "End a group; the files stay where they are, on every node",
+		Example:    "  lockstep group delete web --yes",
+		Args:       wants,
 		RunE: asking(a, func(ctx context.Context, c *client.Client, args []string) (doneResult, error) {
 			if !yes {
 				return doneResult{}, &api.Error{Code: api.CodeUsage, Op: "group delete", Subject: args[0],

@@ -24,8 +24,9 @@ type ServeConfig struct {
 
 func (a *app) serveCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "serve",
-		Short: "Run this server's node",
+		Use:        "serve",
+		SuggestFor: []string{"init", "join", "start", "run", "up"},
+		Short:      "Run this server's node",
 		Long: `Run this server's node, in the foreground, until it is told to stop by SIGTERM or an interrupt.
 
 With an empty data directory it starts a new cluster of one, or, with --join, becomes part of the

@@ -20,8 +20,9 @@ type (
 func (a *app) tokenCommand() *cobra.Command {
 	var ttl string
 	create := &cobra.Command{
-		Use:   "create",
-		Short: "Make a token with which another server may join",
+		Use:        "create",
+		SuggestFor: []string{"invite", "node add"},
+		Short:      "Make a token with which another server may join",
 		Long: `Make a token with which other servers may join the cluster. Whoever has it can join: hand it over
 like a password. The token is the last word of the output and cannot be shown again.`,
 		Example: "  lockstep token create --ttl 30m\n  lockstep serve --data DIR --join \"$(lockstep token create | tail -n1 | awk '{print $NF}')\"",

@@ -3,6 +3,7 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -35,8 +36,37 @@ func flagError(cmd *cobra.Command, err error) error {
 	cmd.InheritedFlags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
 	if near := api.Nearest(unknown.GetSpecifiedName(), names); near != "" {
 		e.Hint = fmt.Sprintf("did you mean --%s?", near)
+	} else if meant := meantBy(cmd, unknown.GetSpecifiedName()); len(meant) > 0 {
+		e.Hint = "did you mean " + orList(meant) + "?"
 	}
 	return e
+}
+
+// meantBy are the commands that a word below cmd may stand for: those that have it as their name further down, and those
+// that others call so (cobra's SuggestFor). What is below cmd comes before what is elsewhere.
+func meantBy(cmd *cobra.Command, word string) (meant []string) {
+	var look func(c *cobra.Command, called string)
+	look = func(c *cobra.Command, called string) {
+		for _, sub := range c.Commands() {
+			if sub.Name() == word && called == word || slices.Contains(sub.SuggestFor, called) {
+				meant = append(meant, fmt.Sprintf("`%s`", sub.CommandPath()))
+			}
+			look(sub, called)
+		}
+	}
+	if look(cmd, word); len(meant) == 0 && cmd.HasParent() {
+		look(cmd.Root(), cmd.Name()+" "+word)
+	}
+	return meant
+}
+
+// orList is a, b or c; there is at least one.
+func orList(list []string) string {
+	last := len(list) - 1
+	if last == 0 {
+		return list[0]
+	}
+	return strings.Join(list[:last], ", ") + " or " + list[last]
 }
 
 // outputAsked is the form of output that the arguments ask for, wherever in them: parsing ends at what it does not know,
