@@ -351,6 +351,7 @@ func rotLog(t *testing.T, n *farm.Node, text string) {
 // TestDamageWhileALeaderRuns: the leader cannot read any more what a voter lacks that was down. The voter gets the state,
 // writes go on, and the leader begins again under another id.
 func TestDamageWhileALeaderRuns(t *testing.T) {
+	t.Parallel()
 	ctx, f := start(t, 3)
 	bad, err := f.Leader(ctx, group)
 	if err != nil {
@@ -392,6 +393,7 @@ func TestDamageWhileALeaderRuns(t *testing.T) {
 // TestDamageWhileASoleVoterRuns: the only voter cannot read any more what an observer lacks. The observer gets the state;
 // the voter goes on, warns, and begins again once others vote who can do without it.
 func TestDamageWhileASoleVoterRuns(t *testing.T) {
+	t.Parallel()
 	ctx, f := start(t, 3)
 	bad := f.Nodes[0]
 	run(t, f, bad, "group", "members", group, "demote", "n2")

@@ -353,6 +353,7 @@ func TestDiskReadOnly(t *testing.T) {
 // TestFullNodeRemoved: a node whose disk is full, with more written to its groups than it could take, was removed while
 // nobody heard of it: its process ends when it learns of that, and says why.
 func TestFullNodeRemoved(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	f, vs := volumes(t, ctx, 3)
@@ -397,6 +398,7 @@ func TestFullNodeRemoved(t *testing.T) {
 // removed by what the others can do. While it has an edit that nobody else knows, the removal ends in bounded time with
 // what is in the way and the next step, having shown that it goes on.
 func TestFullNodeLeaves(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
 	f, vs := volumes(t, ctx, 4)

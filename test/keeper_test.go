@@ -17,6 +17,7 @@ import (
 // not taken up by another one on the same machine; one whose node is gone is, by explicit word, and then stays with who
 // has it.
 func TestADirectoryHasOneKeeper(t *testing.T) {
+	t.Parallel()
 	ctx, f := start(t, 2)
 	n1, n2 := f.Nodes[0], f.Nodes[1]
 	write(t, n1, "f1", "in the backup")

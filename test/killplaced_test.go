@@ -119,6 +119,7 @@ func killInTheMiddle(ctx context.Context, n *farm.Node, rng *rand.Rand) error {
 // What a killed process had placed is no edit of its node when it comes back: one node writes, another is killed
 // again and again while it places, and while it is down everything that it may have placed last changes once more.
 func TestKilledWhilePlacing(t *testing.T) {
+	t.Parallel()
 	ctx, f := start(t, 3)
 	n1, n2 := f.Nodes[0], f.Nodes[1]
 	rng := rand.New(rand.NewPCG(*seed, 11))

@@ -135,6 +135,7 @@ func voters(t *testing.T, ctx context.Context, at *farm.Node, want ...*farm.Node
 // told, end, and do not start again; their files stay; the others' group does not notice them, and their certificates
 // open nothing any more.
 func TestRemovedNodesAreToldAndDoNoHarm(t *testing.T) {
+	t.Parallel()
 	ctx, f := start(t, 4)
 	n1, n2, n3, n4 := f.Nodes[0], f.Nodes[1], f.Nodes[2], f.Nodes[3]
 	write(t, n3, "one", "1")
@@ -355,6 +356,7 @@ func elsewhere(t *testing.T, n *farm.Node) {
 // them though the control group has no majority that could record the address; then it is recorded, so that a node
 // that was away meanwhile finds them, too.
 func TestNodesThatMove(t *testing.T) {
+	t.Parallel()
 	ctx, f := start(t, 2)
 	n1, n2 := f.Nodes[0], f.Nodes[1]
 	move := func(nodes ...*farm.Node) {

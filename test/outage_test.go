@@ -211,6 +211,7 @@ func TestPausedNode(t *testing.T) {
 
 // TestLongAbsence: so much is written while a node is away that its leader's log does not reach back to it.
 func TestLongAbsence(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("writes 100 MB; skipped by -short")
 	}

@@ -434,6 +434,7 @@ func TestGracefulStopOfTheLeader(t *testing.T) {
 }
 
 func TestObserversFollowFiveVoters(t *testing.T) {
+	t.Parallel()
 	ctx, f := start(t, 7)
 	settle(t, ctx, f)
 	g, err := f.Nodes[0].Client.Group(ctx, group)

@@ -33,6 +33,7 @@ func zoned(t *testing.T, zones ...string) (context.Context, *farm.Farm) {
 // voters and two spares one voter dies while others write. Once it is down for repair_after the spare of its zone takes its
 // seat, though another was there first. When it comes back it is told so, and is a spare itself.
 func TestSpareTakesTheSeatOfALostVoter(t *testing.T) {
+	t.Parallel()
 	ctx, f := zoned(t, "a", "a", "a", "b", "c", "c")
 	n1, n2, n4, n5, n6 := f.Nodes[0], f.Nodes[1], f.Nodes[3], f.Nodes[4], f.Nodes[5]
 	var wide []string

@@ -150,6 +150,7 @@ func TestTokensAreKeptAcrossAFork(t *testing.T) {
 
 // TestTheInSyncSetFollowsItsMembers: a member that dies leaves the set, is not counted, and joins when it is back.
 func TestTheInSyncSetFollowsItsMembers(t *testing.T) {
+	t.Parallel()
 	ctx, f := start(t, 3)
 	leader, err := f.Leader(ctx, group)
 	if err != nil {

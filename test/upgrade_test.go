@@ -111,6 +111,7 @@ func raise(t *testing.T, ctx context.Context, n *farm.Node, to uint64, why strin
 // TestUpgradeNodeByNode goes from one version to the next and, as long as the level is not raised, back. Afterwards an
 // older program is refused wherever it turns up, and does no harm.
 func TestUpgradeNodeByNode(t *testing.T) {
+	t.Parallel()
 	ctx, f := start(t, 3)
 	old, next := binary, nextVersion(t)
 	n1, n2, n3 := f.Nodes[0], f.Nodes[1], f.Nodes[2]
