@@ -113,10 +113,11 @@ type Store struct {
 }
 
 type largeFile struct {
-	size   int64
-	staged time.Time
-	uses   int
-	taken  bool // by the placer: it has the name with takenSuffix, or is in its place
+	size    int64
+	staged  time.Time
+	uses    int
+	taken   bool // by the placer: it has the name with takenSuffix, or is in its place
+	unnamed bool // its name is not durable yet: it does not count
 }
 
 // Traffic counts the bytes of contents since Open.

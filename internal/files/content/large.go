@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/lockstep-sync/lockstep/internal/files/content/pack"
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 )
 
@@ -60,7 +61,7 @@ func (s *Store) largePath(h manifest.Hash) (string, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f := s.large[h]
-	if f == nil {
+	if f == nil || f.unnamed {
 		return "", false
 	}
 	path := s.largeName(h)
@@ -76,7 +77,7 @@ func (s *Store) takeLarge(h manifest.Hash) (string, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f := s.large[h]
-	if f == nil || f.taken || f.uses != 1 {
+	if f == nil || f.unnamed || f.taken || f.uses != 1 {
 		return "", false
 	}
 	path := s.largeName(h) + takenSuffix
@@ -95,7 +96,7 @@ func (s *Store) touchLarge(h manifest.Hash) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f := s.large[h]
-	if f == nil || f.taken {
+	if f == nil || f.unnamed || f.taken {
 		return false
 	}
 	f.uses++
@@ -103,8 +104,8 @@ func (s *Store) touchLarge(h manifest.Hash) bool {
 	return true
 }
 
-// adopt gives a finished part file its final name. A file that was taken and not released yet counts as a use: its
-// release must not be taken for that of the new one.
+// adopt gives a finished part file its final name. It is found once nameLarge has made that durable. A file that was taken and
+// not released yet counts as a use: its release must not be taken for that of the new one.
 func (s *Store) adopt(part string, h manifest.Hash, size int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -115,12 +116,29 @@ func (s *Store) adoptLocked(part string, h manifest.Hash, size int64) error {
 	if err := os.Rename(part, s.largeName(h)); err != nil {
 		return err
 	}
-	uses := 1
+	next := &largeFile{size: size, staged: s.opts.Now(), uses: 1, unnamed: true}
 	if f := s.large[h]; f != nil {
-		uses = f.uses + 1
+		next.uses = f.uses + 1
+		next.unnamed = f.unnamed || f.taken // else the name was durable, and leads to one of the two files
 	}
-	s.large[h] = &largeFile{size: size, staged: s.opts.Now(), uses: uses}
+	s.large[h] = next
 	return nil
+}
+
+// nameLarge makes the name of an adopted content durable. If that fails, the content is not staged.
+func (s *Store) nameLarge(h manifest.Hash) error {
+	err := pack.SyncDir(s.largeDir())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch f := s.large[h]; {
+	case f == nil && err == nil:
+		return fmt.Errorf("stage %x: %w", h[:4], os.ErrNotExist) // its name was not durable for another
+	case err == nil:
+		f.unnamed = false
+	case f != nil && f.unnamed:
+		return errors.Join(err, s.removeLarge(h))
+	}
+	return err
 }
 
 func (s *Store) releaseLarge(hashes []manifest.Hash) error {

@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lockstep-sync/lockstep/internal/files/content/chunk"
-	"github.com/lockstep-sync/lockstep/internal/files/content/pack"
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 )
 
@@ -150,7 +149,7 @@ func (s *Store) take(ctx context.Context, w Want, l *lingering, f *os.File) erro
 	if err := s.adoptGone(l); err != nil {
 		return err
 	}
-	return pack.SyncDir(s.largeDir())
+	return s.nameLarge(l.hash)
 }
 
 // untilDone reads until ctx ends.

@@ -10,7 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lockstep-sync/lockstep/internal/files/content/chunk"
-	"github.com/lockstep-sync/lockstep/internal/files/content/pack"
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 )
 
@@ -290,7 +289,7 @@ func (g *staging) finish() error {
 	}
 	err := g.s.adopt(g.path, g.hash, g.size)
 	if err == nil {
-		err = pack.SyncDir(g.s.largeDir())
+		err = g.s.nameLarge(g.hash)
 	}
 	if err != nil {
 		return g.unfinished(err, true)

@@ -292,3 +292,54 @@ func TestPutRefuses(t *testing.T) {
 		t.Errorf("no space: %v", err)
 	}
 }
+
+// TestStagedOnceNamed: a large content counts as staged, and another member is told so, once its name is durable and not before.
+func TestStagedOnceNamed(t *testing.T) {
+	s := newRig(t, 1).members[1]
+	h := manifest.Hash{1}
+	part := s.claimPart(h)
+	defer s.unlockPart(part)
+	finish := func() {
+		t.Helper()
+		if err := errors.Join(os.WriteFile(part, []byte("whole"), 0o600), s.adopt(part, h, 5)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	staged := func(want bool) {
+		t.Helper()
+		if has, touched := s.Has(h), s.touchLarge(h); has != want || touched != want {
+			t.Errorf("staged: %v, %v, want %v", has, touched, want)
+		}
+	}
+	finish()
+	staged(false)
+	if _, ok := s.TakeStaged(h); ok {
+		t.Error("given away")
+	}
+	finish() // by another, at the same time
+	staged(false)
+	if err := s.nameLarge(h); err != nil {
+		t.Fatal(err)
+	}
+	staged(true)
+	finish()
+	staged(true) // it was, and is
+	if err := errors.Join(s.Release(h, h, h, h, h), s.Drop(h)); err != nil {
+		t.Fatal(err)
+	}
+	staged(false)
+	if err := s.nameLarge(h); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("named what is gone: %v", err)
+	}
+	finish()
+	away := s.largeDir() + ".away"
+	if err := os.Rename(s.largeDir(), away); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.nameLarge(h); err == nil || s.large[h] != nil {
+		t.Errorf("its name is not durable: %v", err)
+	}
+	if err := os.Rename(away, s.largeDir()); err != nil {
+		t.Fatal(err)
+	}
+}
