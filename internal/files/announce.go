@@ -152,7 +152,7 @@ func (a *Agent) finishOne(e *edits, p announced) error {
 		return nil
 	}
 	if now, ok := a.holds(p.path, now, &p.want); ok {
-		done := record{Placed: place.Placed{Version: p.want.Version, Stat: now}, Hash: p.want.Hash}
+		done := record{Placed: place.Placed{Version: p.want.Version, Stat: now}, Hash: contentOf(&p.want)}
 		return a.setRecord(e, p.path, rec.Stat.Kind, done)
 	}
 	return nil

@@ -336,7 +336,7 @@ func (a *Agent) revert(f *finding) {
 				return fmt.Errorf("keep a local change aside: %w", err)
 			}
 		}
-		return a.recordOne(path, f.old.Stat.Kind, record{Placed: place.Placed{Stat: f.recorded()}, Hash: f.change.Node.Hash})
+		return a.recordOne(path, f.old.Stat.Kind, record{Placed: place.Placed{Stat: f.recorded()}, Hash: contentOf(&f.change.Node)})
 	}
 	if err := done(); err != nil {
 		a.lookFailed(path, err)

@@ -67,7 +67,7 @@ func (a *Agent) follows(f *finding, stands standing) {
 	if a.wentBack || !ours || stands.Version <= f.old.Version || f.old.Version == 0 && !never {
 		return
 	}
-	f.change.Base, f.old.Version, f.old.Hash = stands.Version, stands.Version, stands.Hash
+	f.change.Base, f.old.Version, f.old.Hash = stands.Version, stands.Version, contentOf(&stands.Node)
 }
 
 // adoption is a path whose state is recorded without a proposal.

@@ -15,7 +15,9 @@ func TestFixture(t *testing.T) {
 		"file": {Placed: place.Placed{Version: 900, Stat: place.Stat{Kind: manifest.File, Mode: 0o644, UID: 1000, GID: 1001, Size: 1 << 33,
 			MTime: 1_700_000_000_000_000_001, CTime: 1_700_000_000_000_000_900, Ino: 6, Dev: 7, Nlink: 1}}, Hash: manifest.Hash{1, 2}, After: 300},
 		"directory": {Placed: place.Placed{Version: 1, Stat: place.Stat{Kind: manifest.Dir, Mode: 0o755, MTime: -4, CTime: 5, Ino: 8, Dev: 7, Nlink: 2}}},
-		"other":     {Placed: place.Placed{Stat: place.Stat{Other: true}}},
+		"link": {Placed: place.Placed{Version: 7, Stat: place.Stat{Kind: manifest.Symlink, Mode: 0o777, MTime: 4, CTime: 5, Ino: 9, Dev: 7, Nlink: 1}},
+			Hash: manifest.Hash{3, 4}},
+		"other": {Placed: place.Placed{Stat: place.Stat{Other: true}}},
 	}
 	encoded := map[string][]byte{"key": placedKey(nil, "a/b")}
 	for name, r := range made {

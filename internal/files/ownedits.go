@@ -193,7 +193,7 @@ func (a *Agent) finishGone(e *edits, found *ownEdits) error {
 		}
 		n := &at.Node
 		was := place.Stat{Kind: n.Kind, Mode: n.Mode, UID: n.UID, GID: n.GID, Size: n.Size, MTime: n.MTime} // equals nothing on the disk
-		if err := a.setRecord(e, path, manifest.Absent, record{Placed: place.Placed{Version: n.Version, Stat: was}, Hash: n.Hash}); err != nil {
+		if err := a.setRecord(e, path, manifest.Absent, record{Placed: place.Placed{Version: n.Version, Stat: was}, Hash: contentOf(n)}); err != nil {
 			return err
 		}
 	}
@@ -216,7 +216,7 @@ func (a *Agent) finishEdit(e *edits, path string, was ownEdit) error {
 		return nil
 	}
 	if now, ok := a.holds(path, now, &was.node); ok {
-		return a.setRecord(e, path, rec.Stat.Kind, record{Placed: place.Placed{Version: was.version, Stat: now}, Hash: was.node.Hash})
+		return a.setRecord(e, path, rec.Stat.Kind, record{Placed: place.Placed{Version: was.version, Stat: now}, Hash: contentOf(&was.node)})
 	}
 	return nil
 }

@@ -260,7 +260,7 @@ func (a *Agent) settle(index uint64, found []finding, outs []manifest.Outcome) e
 	defer e.discard()
 	for i := range found {
 		f, o := &found[i], outs[i]
-		rec := record{Placed: place.Placed{Version: o.Version, Stat: f.recorded()}, Hash: f.change.Node.Hash}
+		rec := record{Placed: place.Placed{Version: o.Version, Stat: f.recorded()}, Hash: contentOf(&f.change.Node)}
 		switch o.Code {
 		case manifest.Accepted, manifest.Same:
 			if f.change.Node.Kind == manifest.Absent {

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/zeebo/blake3"
+
 	"github.com/lockstep-sync/lockstep/internal/files/manifest"
 	"github.com/lockstep-sync/lockstep/internal/files/place"
 	"github.com/lockstep-sync/lockstep/internal/kv"
@@ -15,11 +17,27 @@ import (
 // its content's hash (files).
 type record struct {
 	place.Placed
-	Hash  manifest.Hash
-	After uint64 // files: checkpoints begun before this was recorded; one that came later made the content durable
+	Hash  manifest.Hash // contentOf what it is a record of
+	After uint64        // files: checkpoints begun before this was recorded; one that came later made the content durable
 }
 
-// node is the record as the manifest would say it.
+// contentOf tells one content of a file from another, and of a link one target from another. Zero for the rest, and for links
+// that were recorded before theirs was.
+func contentOf(n *manifest.Node) manifest.Hash {
+	if n.Kind == manifest.Symlink && n.Target != "" {
+		return blake3.Sum256([]byte(n.Target))
+	}
+	return n.Hash
+}
+
+// holds says whether n is what the record is of: kind, metadata, content.
+func (r *record) holds(n *manifest.Node) bool {
+	is, was := *n, r.node()
+	is.Target = ""
+	return is.Equal(was) && (n.Kind != manifest.Symlink || r.Hash == contentOf(n))
+}
+
+// node is the record as the manifest would say it, but for a link's target.
 func (r *record) node() manifest.Node {
 	s := &r.Stat
 	n := manifest.Node{Kind: s.Kind, Mode: s.Mode, UID: s.UID, GID: s.GID, MTime: s.MTime}
@@ -68,6 +86,8 @@ func encodeRecord(b []byte, r *record) []byte {
 	b = binary.AppendVarint(b, s.CTime-s.MTime)
 	if s.Kind == manifest.File {
 		b = append(binary.AppendUvarint(b, r.After), r.Hash[:]...)
+	} else if s.Kind == manifest.Symlink && r.Hash != (manifest.Hash{}) {
+		b = append(b, r.Hash[:]...)
 	}
 	return b
 }
@@ -104,6 +124,8 @@ func decodeRecord(b []byte) (r record, err error) {
 		if r.After = next(); err != nil || len(b) != len(r.Hash) {
 			return record{}, errRecord
 		}
+		copy(r.Hash[:], b)
+	} else if s.Kind == manifest.Symlink && len(b) == len(r.Hash) {
 		copy(r.Hash[:], b)
 	} else if len(b) > 0 {
 		return record{}, errRecord

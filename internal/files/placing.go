@@ -257,7 +257,7 @@ func (a *Agent) recordPlaced(tasks []place.Task, results []place.Result) error {
 		if r.Code != place.Done && r.Code != place.Adopted {
 			continue
 		}
-		rec := record{Placed: r.Placed, Hash: t.Want.Hash}
+		rec := record{Placed: r.Placed, Hash: contentOf(&t.Want)}
 		rec.Version = t.Want.Version
 		if a.raced(&rec.Stat, &t.Want) {
 			a.lookSoon(t.Path)

@@ -194,8 +194,8 @@ func (r *reader) absent(f *finding) (*finding, verdict, error) {
 
 // compare decides about what is there and not as recorded, as far as that can be done without the manifest.
 func (r *reader) compare(f *finding) (*finding, verdict, error) {
-	if f.old.Stat.Kind == f.stat.Kind && f.stat.Kind == manifest.File && f.change.Node.Equal(f.old.node()) {
-		// Touched, linked, rewritten with the same bytes and times, or young when it was recorded.
+	if f.stat.Kind != manifest.Dir && f.old.holds(&f.change.Node) {
+		// Touched, linked, moved away and back, rewritten with the same bytes and times, or young when it was recorded.
 		return nil, verdict{adopt: true, had: f.old.Stat.Kind, record: f.asFound(), entry: true, young: f.young}, nil
 	}
 	f.change.SameContent = f.change.Path == "" && sameAccess(&f.stat, &f.old.Stat)
@@ -205,7 +205,7 @@ func (r *reader) compare(f *finding) (*finding, verdict, error) {
 
 // asFound records what is on the disk, with the version that stood there.
 func (f *finding) asFound() record {
-	return record{Placed: place.Placed{Version: f.old.Version, Stat: f.recorded()}, Hash: f.change.Node.Hash}
+	return record{Placed: place.Placed{Version: f.old.Version, Stat: f.recorded()}, Hash: contentOf(&f.change.Node)}
 }
 
 // describe fills in the node of f, from a stable state, and its content if it is small.

@@ -375,6 +375,48 @@ func TestOwnEditAfterLostRecord(t *testing.T) {
 	})
 }
 
+// TestTouchedIsNotEdited: what only got another ctime while a node was down, as what the placer puts back does that was
+// killed at the wrong moment, is no edit: if others have removed it meanwhile, it goes.
+func TestTouchedIsNotEdited(t *testing.T) {
+	for name, kind := range map[string]struct {
+		made func(nd *node)
+		edit func(nd *node) // really, which beats the deletion; the time is that of before
+	}{
+		"file": {func(nd *node) { nd.write("f", "first") }, func(nd *node) { nd.write("f", "other") }},
+		"link": {func(nd *node) { must(nd.f.t, os.Symlink("first", nd.path("f"))) }, func(nd *node) {
+			var st unix.Stat_t
+			must(nd.f.t, unix.Lstat(nd.path("f"), &st))
+			must(nd.f.t, os.Remove(nd.path("f")))
+			must(nd.f.t, os.Symlink("other", nd.path("f")))
+			must(nd.f.t, unix.UtimesNanoAt(unix.AT_FDCWD, nd.path("f"), []unix.Timespec{st.Mtim, st.Mtim}, unix.AT_SYMLINK_NOFOLLOW))
+		}},
+	} {
+		for _, edited := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, edited: %v", name, edited), func(t *testing.T) {
+				f := newFarm(t, 2)
+				f.up()
+				kind.made(f.nodes[0])
+				f.flush()
+				nd := f.nodes[1]
+				nd.down()
+				must(t, os.Rename(nd.path("f"), nd.path("aside")))
+				must(t, os.Rename(nd.path("aside"), nd.path("f")))
+				if edited {
+					kind.edit(nd)
+				}
+				must(t, os.Remove(f.nodes[0].path("f")))
+				f.flush()
+				nd.up()
+				f.flush()
+				f.same()
+				if _, err := os.Lstat(nd.path("f")); errors.Is(err, os.ErrNotExist) == edited {
+					t.Errorf("%v", err)
+				}
+			})
+		}
+	}
+}
+
 // forgetting stops the node after do, and has it lose the records of f that do has led to.
 func forgetting(nd *node, do func()) {
 	nd.f.t.Helper()
