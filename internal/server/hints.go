@@ -53,7 +53,17 @@ func (h *hints) opened() bool {
 	return h.h.Opened
 }
 
-func (h *hints) setOpened() error { return h.update(func(h *hint) { h.Opened = true }) }
+// starts is how many starts of the node were counted before this one.
+func (h *hints) starts() uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.h.Starts
+}
+
+// setOpened notes, durably, that log and state exist, and the start that found or made them.
+func (h *hints) setOpened(starts uint64) error {
+	return h.update(func(h *hint) { h.Opened, h.Starts = true, starts })
+}
 
 // setPeers replaces the addresses.
 func (h *hints) setPeers(peers map[uint64]string) error {

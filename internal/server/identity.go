@@ -39,6 +39,8 @@ type hint struct {
 	Peers   map[uint64]string `json:"peers"`            // addresses
 	// Opened is set once log and state exist: if one is missing later, it was lost.
 	Opened bool `json:"opened"`
+	// Starts counts how often the node has started with what is in state/, which counts as well (moment.go).
+	Starts uint64 `json:"starts,omitempty"`
 }
 
 const (

@@ -135,6 +135,13 @@ func recoverControl(ctx context.Context, data *dataDir, id *access.Identity, log
 	if err != nil {
 		return out, err
 	}
+	seen, err := startsSeen(state)
+	if err == nil && seen < h.Starts { // people have decided to go on with it
+		err = setStarts(state, h.Starts)
+	}
+	if err != nil {
+		return out, err
+	}
 	h.Role = control.RoleVoter
 	if err := writeJSON(data.sub(hintFile), h); err != nil {
 		return out, err

@@ -120,6 +120,7 @@ type groupNames struct {
 	err    error                       // why nothing is known
 	data   string
 	self   string // the node's name; NODE: not known
+	older  string // why the state store is of an earlier moment; "": it is not
 }
 
 // readNames reads them from the state store, without changing it.
@@ -138,6 +139,9 @@ func readNames(data string) (n groupNames) {
 	if err == nil {
 		err = readJSON(filepath.Join(data, hintFile), &h)
 	}
+	if err == nil {
+		n.older, err = olderState(view, h)
+	}
 	if err == nil && h.Role == control.RoleVoter && !h.Recast {
 		n.owned[control.ControlGroup], err = engine.StandingIn(view, control.ControlGroup)
 	}
@@ -152,6 +156,13 @@ func readNames(data string) (n groupNames) {
 		n.groups[st.Groups[i].ID] = &st.Groups[i]
 	}
 	return n
+}
+
+// olderState says why the next start refuses the state store as too old.
+func olderState(view kv.Reader, h hint) (string, error) {
+	seen, err := startsSeen(view)
+	delete(h.Peers, h.Node)
+	return wentBack(seen, h.Starts, len(h.Peers)), err
 }
 
 // ownedStates are the groups that a start takes up with a log, and where their states stand.
@@ -178,6 +189,10 @@ func ownedStates(view kv.Reader) (map[uint64]replica.Standing, error) {
 
 // againstStates compares what the log has with the states, as the start of each group does.
 func (o *openedLog) againstStates(out *api.LogVerified) {
+	if o.names.older != "" {
+		out.Problems = append(out.Problems, api.LogProblem{Kind: "note", Groups: []string{}, What: "state/: " + o.names.older,
+			Next: "it is refused: " + putBack})
+	}
 	for _, id := range slices.Sorted(maps.Keys(o.names.owned)) {
 		st := o.names.owned[id]
 		at := st.At.Index

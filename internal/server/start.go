@@ -274,7 +274,7 @@ func (n *node) openStores(s *stages) (err error) {
 	if err := n.loadSeals(); err != nil {
 		return damaged(n.data.sub("state"), err)
 	}
-	return startError(n.data.path, n.hints.setOpened())
+	return sameMoment(n.data.sub("state"), n.state, n.hints, n.self)
 }
 
 func (n *node) openTransport(l net.Listener) (err error) {
