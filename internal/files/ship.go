@@ -157,7 +157,7 @@ func keep(found []finding, drop []bool) []finding {
 	return kept
 }
 
-// pushAll stages items, which are all large or all small, on the members that are up and waits until those that must have
+// pushAll stages items, by the line of the first, on the members that are up and waits until those that must have
 // them durably do (staging.run). Slower ones go on.
 func (a *Agent) pushAll(ctx context.Context, items []content.Item) (outcome, error) {
 	said, large, size := false, items[0].Size > content.SmallMax, int64(0)
