@@ -158,7 +158,7 @@ func (a *Agent) holdBack(held []laying) {
 		at := a.backoff(l.tries)
 		if l.kept != nil {
 			err := fmt.Errorf("stays as it was: its content is needed for another path: %w", l.kept)
-			a.status.problemHint(l.Path, err, "make room; it goes on by itself")
+			a.status.unplaced(l.Path, err, "make room; it goes on by itself")
 		} else {
 			at = a.cfg.Now().Add(unsure)
 		}

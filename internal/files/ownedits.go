@@ -135,18 +135,18 @@ func (e *ownEdit) stands(at *standing) bool {
 }
 
 // finishEdits records the edits that the process before this one could not record any more and that are still on the disk
-// as they were proposed. Nothing is concluded after the system went down, when the disk may be of an earlier moment, and
-// before the first checkpoint: what a node of this name knew before is not what this binding knows.
+// as they were proposed. Nothing is concluded after the system went down, when the disk may be of an earlier moment, and of
+// what was committed before this binding began: what a node of this name knew then is not what this one knows.
 func (a *Agent) finishEdits(ctx context.Context) error {
 	r, ok := a.cfg.Log.(Replayer)
-	if !ok || a.wentBack || a.Floor() == 0 {
+	if !ok || a.wentBack {
 		return nil
 	}
 	found := newOwnEdits(a.cfg.Node, func(path string, version uint64) (bool, error) {
 		rec, err := a.table.get(path)
 		return rec.Version < version, err
 	})
-	if err := r.Replay(ctx, a.Floor(), a.cfg.Log.Applied(), func(index uint64, payload []byte) error {
+	if err := r.Replay(ctx, max(a.Floor(), a.began), a.cfg.Log.Applied(), func(index uint64, payload []byte) error {
 		b, err := manifest.DecodeBatch(payload)
 		if err != nil {
 			return nil // another command

@@ -142,6 +142,7 @@ func (a *Agent) toPlace(wants []*want) ([]laying, error) {
 		}
 		// A record newer than what is wanted is of a change of this node: its event comes, or has come.
 		if rec.Version > w.index || a.asWanted(&rec, &w.Node) || a.board.outlived(w.Path, &w.Node) {
+			a.status.placed(w.Path)
 			a.board.placeDone(w)
 			continue
 		}
@@ -338,6 +339,7 @@ func (a *Agent) placedOne(ctx context.Context, w *want, r *place.Result) {
 	switch r.Code {
 	case place.Done, place.Adopted:
 		a.status.solved(w.Path)
+		a.status.placed(w.Path)
 		if r.Code == place.Done && w.Node.Size > 0 {
 			a.status.solved(aboutSpace)
 		}
@@ -345,7 +347,7 @@ func (a *Agent) placedOne(ctx context.Context, w *want, r *place.Result) {
 		return
 	case place.Busy:
 		if w.tries > 4 && r.Err != nil {
-			a.status.problem(w.Path, fmt.Errorf("cannot be replaced: %w", r.Err))
+			a.status.unplaced(w.Path, fmt.Errorf("cannot be replaced: %w", r.Err), "")
 		}
 		a.board.placeAgain(w, true, a.backoff(w.tries))
 		return
@@ -359,7 +361,7 @@ func (a *Agent) placedOne(ctx context.Context, w *want, r *place.Result) {
 			r.Err = a.store.GiveUp(r.Err)
 			a.status.problemHint(aboutSpace, r.Err, hint)
 		}
-		a.status.problemHint(w.Path, r.Err, hint)
+		a.status.unplaced(w.Path, r.Err, hint)
 	}
 	a.board.placeAgain(w, false, a.backoff(w.tries))
 }

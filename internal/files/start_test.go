@@ -239,36 +239,41 @@ func TestOwnEditAfterLostRecord(t *testing.T) {
 		"removed and made by somebody else": {func(nd *node) { nd.write("f", "first") }, func(nd *node) { must(nd.f.t, os.Remove(nd.path("f"))) },
 			func(nd *node) { must(nd.f.t, os.Remove(nd.path("f"))); nd.f.flush(); nd.write("f", "second") }, "second"},
 	} {
-		t.Run("made and gone: "+name, func(t *testing.T) {
-			f := newFarm(t, 2)
-			f.up()
-			nd := f.nodes[0]
-			nd.write("before", "")
-			f.flush()
-			must(t, os.Remove(nd.path("before")))
-			f.flush()
-			nd.down()
-			old := nd.table
-			floor, err := table{old}.number(metaPlaced)
-			must(t, err)
-			nd.table = copyOf(t, old)
-			nd.up()
-			step.made(nd)
-			f.flush()
-			nd.down()
-			nd.table = old // as if it had been killed before it could write a record, or a checkpoint
-			b := nd.table.Batch()
-			must(t, table{nd.table}.setNumber(b, metaPlaced, floor))
-			must(t, b.Commit())
-			if step.others != nil {
-				step.others(f.nodes[1])
+		for _, first := range []bool{false, true} { // whether no checkpoint was made before
+			t.Run(fmt.Sprintf("made and gone: %s, first: %v", name, first), func(t *testing.T) {
+				f := newFarm(t, 2)
+				f.up()
+				nd := f.nodes[0]
+				nd.write("before", "")
 				f.flush()
-			}
-			step.then(nd)
-			nd.up()
-			f.flush()
-			alone(f, "f", step.want)
-		})
+				must(t, os.Remove(nd.path("before")))
+				f.flush()
+				nd.down()
+				old := nd.table
+				floor, err := table{old}.number(metaPlaced)
+				must(t, err)
+				nd.table = copyOf(t, old)
+				nd.up()
+				step.made(nd)
+				f.flush()
+				nd.down()
+				nd.table = old // as if it had been killed before it could write a record, or a checkpoint
+				b := nd.table.Batch()
+				if first {
+					floor = 0
+				}
+				must(t, table{nd.table}.setNumber(b, metaPlaced, floor))
+				must(t, b.Commit())
+				if step.others != nil {
+					step.others(f.nodes[1])
+					f.flush()
+				}
+				step.then(nd)
+				nd.up()
+				f.flush()
+				alone(f, "f", step.want)
+			})
+		}
 	}
 	// What it had proposed waits in the leader's log, and is committed when the next process is there already.
 	for name, step := range map[string]struct {

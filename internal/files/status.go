@@ -43,6 +43,7 @@ const (
 	aboutDeletions = "\x00deletions"
 	aboutStaging   = "\x00staging " // and the path, as after what follows
 	aboutReading   = "\x00reading "
+	aboutPlacing   = "\x00placing "
 )
 
 func (s *status) problem(path string, err error) { s.problemHint(path, err, "") }
@@ -55,6 +56,9 @@ func (s *status) unstaged(path string, err error, hint string) { s.say(aboutStag
 
 // unread says that what is at a path and beneath it cannot be compared, until read.
 func (s *status) unread(path string, err error) { s.say(aboutReading, path, err, "") }
+
+// unplaced says why a path cannot be brought to what is wanted, until placed.
+func (s *status) unplaced(path string, err error, hint string) { s.say(aboutPlacing, path, err, hint) }
 
 func (s *status) say(about, path string, err error, hint string) {
 	s.mu.Lock()
@@ -79,6 +83,13 @@ func (s *status) say(about, path string, err error, hint string) {
 func (s *status) staged(path string) {
 	if s.listed.Load() > 0 {
 		s.solved(aboutStaging + path)
+	}
+}
+
+// placed ends what unplaced said.
+func (s *status) placed(path string) {
+	if s.listed.Load() > 0 {
+		s.solved(aboutPlacing + path)
 	}
 }
 
