@@ -87,12 +87,9 @@ func (n *node) Status(ctx context.Context) (api.Status, error) {
 			out.Warnings = append(out.Warnings, fullWarning(node))
 		}
 	}
-	for i := range st.Groups {
-		g := &st.Groups[i]
-		if g.Deleted {
-			continue
-		}
-		reports := n.survey(ctx, g)
+	groups := living(st)
+	for i, reports := range n.surveys(ctx, groups) {
+		g := groups[i]
 		shown := n.describeGroup(g, reports)
 		out.Groups = append(out.Groups, shown)
 		out.Warnings = append(append(out.Warnings, feedWarnings(shown)...), trustWarnings(n.ctl.state(), g, shown, reports)...)
@@ -258,13 +255,21 @@ func (n *node) TokenRevoke(ctx context.Context, id string) error {
 // Groups of the cluster.
 func (n *node) Groups(ctx context.Context) ([]api.Group, error) {
 	var out []api.Group
-	st := n.ctl.state()
-	for i := range st.Groups {
-		if g := &st.Groups[i]; !g.Deleted {
-			out = append(out, n.describeGroup(g, n.survey(ctx, g)))
-		}
+	groups := living(n.ctl.state())
+	for i, reports := range n.surveys(ctx, groups) {
+		out = append(out, n.describeGroup(groups[i], reports))
 	}
 	return out, nil
+}
+
+// living are the groups that were not deleted.
+func living(st *control.State) (groups []*control.Group) {
+	for i := range st.Groups {
+		if g := &st.Groups[i]; !g.Deleted {
+			groups = append(groups, g)
+		}
+	}
+	return groups
 }
 
 // Group by name.

@@ -153,16 +153,54 @@ func contains(list []uint64, x uint64) bool {
 
 // survey asks every member of a group for its report, at once.
 func (n *node) survey(ctx context.Context, g *control.Group) []report {
-	return each(g.Members, func(m control.Member) report {
-		r, err := n.reportOf(ctx, g, m.Node)
-		if err != nil {
-			r = absent(err)
-			if hello, herr := n.hello(ctx, m.Node); r.Mode == "starting" && herr == nil && hello.Full != nil {
-				r.Why += "; its disk is full: " + describeFull(hello.Full)
+	return each(g.Members, func(m control.Member) report { return n.reportOrAbsent(ctx, g, m.Node) })
+}
+
+// surveys is survey of several groups. However many there are, a node that does not answer costs the time of one question.
+func (n *node) surveys(ctx context.Context, groups []*control.Group) [][]report {
+	silent := n.silent(ctx, groups)
+	return eachAtMost(askedAtOnce, groups, func(g *control.Group) []report {
+		return each(g.Members, func(m control.Member) report {
+			if why := silent[m.Node]; why != nil {
+				return absent(why)
 			}
-		}
-		return r
+			return n.reportOrAbsent(ctx, g, m.Node)
+		})
 	})
+}
+
+// silent are the nodes among the groups' members that do not answer, and why.
+func (n *node) silent(ctx context.Context, groups []*control.Group) map[uint64]error {
+	var nodes []uint64
+	for _, g := range groups {
+		for _, m := range g.Members {
+			nodes = append(nodes, m.Node)
+		}
+	}
+	slices.Sort(nodes)
+	nodes = slices.Compact(nodes)
+	silent := map[uint64]error{}
+	for i, err := range each(nodes, func(id uint64) error { _, err := n.hello(ctx, id); return err }) {
+		if err != nil {
+			silent[nodes[i]] = err
+		}
+	}
+	return silent
+}
+
+// reportOrAbsent stands in for a report that a node does not give.
+func (n *node) reportOrAbsent(ctx context.Context, g *control.Group, node uint64) report {
+	r, err := n.reportOf(ctx, g, node)
+	if err == nil {
+		return r
+	}
+	if r = absent(err); r.Mode != "starting" {
+		return r
+	}
+	if hello, err := n.hello(ctx, node); err == nil && hello.Full != nil {
+		r.Why += "; its disk is full: " + describeFull(hello.Full)
+	}
+	return r
 }
 
 func (n *node) reportOf(ctx context.Context, g *control.Group, node uint64) (report, error) {
