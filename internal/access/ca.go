@@ -113,18 +113,33 @@ func (ca *CA) NotAfter() time.Time { return ca.cert.NotAfter }
 // that the asker holds that key; everything else in the request is ignored. node is > 0 and was never given
 // to another server. The certificate is valid for two years from now, but not longer than the authority.
 func (ca *CA) Sign(csr []byte, node uint64, name string, now time.Time) (certPEM []byte, err error) {
+	pub, err := requestedKey(csr)
+	if err != nil {
+		return nil, fmt.Errorf("sign certificate of node %s: %w", name, err)
+	}
+	return ca.sign(pub, node, name, now)
+}
+
+// CheckCSR tells whether Sign would take a certificate signing request.
+func CheckCSR(csr []byte) error {
+	_, err := requestedKey(csr)
+	return err
+}
+
+// requestedKey is the key of a certificate signing request, which the asker has proved to hold.
+func requestedKey(csr []byte) (ed25519.PublicKey, error) {
 	req, err := x509.ParseCertificateRequest(csr)
 	if err != nil {
-		return nil, fmt.Errorf("sign certificate of node %s: request: %w", name, err)
+		return nil, fmt.Errorf("request: %w", err)
 	}
 	if err := req.CheckSignature(); err != nil {
-		return nil, fmt.Errorf("sign certificate of node %s: the asker does not hold the key: %w", name, err)
+		return nil, fmt.Errorf("the asker does not hold the key: %w", err)
 	}
 	pub, ok := req.PublicKey.(ed25519.PublicKey)
 	if !ok {
-		return nil, fmt.Errorf("sign certificate of node %s: want an Ed25519 key, not %T", name, req.PublicKey)
+		return nil, fmt.Errorf("want an Ed25519 key, not %T", req.PublicKey)
 	}
-	return ca.sign(pub, node, name, now)
+	return pub, nil
 }
 
 func (ca *CA) sign(pub ed25519.PublicKey, node uint64, name string, now time.Time) ([]byte, error) {

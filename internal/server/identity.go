@@ -274,6 +274,15 @@ func (n *node) letIn(ctx context.Context, req *access.JoinRequest) (*access.Join
 	if err := checkToken(st, req); err != nil {
 		return nil, err
 	}
+	// Whatever could fail once the node is recorded is tried before: it would be a member that can never take part.
+	if err := access.CheckCSR(req.CSR); err != nil {
+		return nil, &api.Error{Code: api.CodeUsage, Op: "join", Subject: req.Name, Why: "its certificate request cannot be signed: " + err.Error(),
+			Hint: "are both servers of the same version?"}
+	}
+	ca, err := access.LoadCA(st.Cluster.CACert, st.Cluster.CAKey, rand.Reader)
+	if err != nil {
+		return nil, err
+	}
 	if old, ok := st.NodeNamed(req.Name); ok && req.Replace && n.isUp(ctx, old.ID) {
 		return nil, &api.Error{Code: api.CodeConflict, Op: "join", Subject: req.Name,
 			Why: "the node of this name is up and has its data", Hint: "choose another --name, or stop that node first"}
@@ -285,10 +294,6 @@ func (n *node) letIn(ctx context.Context, req *access.JoinRequest) (*access.Join
 		Token: req.Token.String(), Name: req.Name, Address: req.Address, Version: req.Version, Zone: req.Zone, Replace: req.Replace,
 		Levels: control.Levels{Min: uint64(req.Min), Max: uint64(req.Level)},
 	}})
-	if err != nil {
-		return nil, err
-	}
-	ca, err := access.LoadCA(st.Cluster.CACert, st.Cluster.CAKey, rand.Reader)
 	if err != nil {
 		return nil, err
 	}

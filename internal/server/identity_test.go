@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"errors"
 	"log/slog"
 	"os"
@@ -8,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/access"
 )
 
@@ -53,5 +55,39 @@ func TestNoIdentityWithoutWhatItBeginsWith(t *testing.T) {
 				t.Errorf("it begins with the description %v", s.init)
 			}
 		})
+	}
+}
+
+// A server that cannot be given a certificate is not recorded as a node: it would count among the voters, and never answer.
+func TestNoNodeWithoutACertificate(t *testing.T) {
+	n, err := upNode(t, filepath.Join(t.TempDir(), "n1"), "n1", "", slog.DiscardHandler)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stopNode(t, n)
+	token, err := access.ParseToken(tokenOf(t, n))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, csr, err := newKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := &access.JoinRequest{Token: token.ID, Secret: token.Secret, Name: "n2", Address: n.advertise, CSR: csr, Level: api.Level, Min: api.MinLevel}
+	for what, spoil := range map[string]func([]byte) []byte{
+		"no request at all": func([]byte) []byte { return []byte{1} },
+		"a forged one":      func(b []byte) []byte { b = bytes.Clone(b); b[len(b)-1] ^= 1; return b },
+	} {
+		req.CSR = spoil(csr)
+		if _, err := n.letIn(t.Context(), req); err == nil {
+			t.Errorf("%s was signed", what)
+		}
+		if _, is := n.ctl.state().NodeNamed("n2"); is {
+			t.Fatalf("%s: the node is recorded", what)
+		}
+	}
+	req.CSR = csr
+	if _, err := n.letIn(t.Context(), req); err != nil {
+		t.Error(err)
 	}
 }
