@@ -3,6 +3,7 @@ package server
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
@@ -114,5 +115,45 @@ func TestDisownOutlivesTheProcess(t *testing.T) {
 	}
 	if err := state.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A change of this node's part in the control group that was interrupted is taken up again, whatever step it had come to: a
+// node without a copy of the control group hears of nothing any more.
+func TestControlRoleIsTakenUpAgain(t *testing.T) {
+	for what, after := range map[string]func(n *node) error{
+		"the old replica was stopped": func(*node) error { return nil },
+		"the new one was noted":       func(n *node) error { return n.hints.setSeat(control.RoleObserver, 2, true) },
+		"its log and state are fit": func(n *node) error {
+			return errors.Join(n.hints.setSeat(control.RoleObserver, 2, true), n.recastControl(control.RoleObserver, 2))
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			n, err := upNode(t, filepath.Join(t.TempDir(), "n1"), "n1", "", slog.DiscardHandler)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer stopNode(t, n)
+			tokenOf(t, n)
+			g, ok := n.ctl.state().Group(control.ControlGroup)
+			if !ok {
+				t.Fatal("no control group")
+			}
+			now := *g
+			now.Members = []control.Member{{Node: n.self, Replica: 2, Role: control.RoleObserver, Binding: 1}}
+			n.ctl.mu.Lock()
+			err = errors.Join(n.eng.StopGroup(control.ControlGroup, false), after(n))
+			n.ctl.mu.Unlock()
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Its group has let go of the old replica as far as that knows.
+			if err := n.holdControl(t.Context(), &now, now.Members[0]); err != nil {
+				t.Fatal(err)
+			}
+			if role, replica, recast := n.hints.seat(); n.ctl.observer() == nil || role != control.RoleObserver || replica != 2 || recast {
+				t.Errorf("it is %s %d (%v), and observes: %v", role, replica, recast, n.ctl.observer() != nil)
+			}
+		})
 	}
 }

@@ -68,41 +68,52 @@ func (n *node) recastControl(role string, replica uint64) error {
 	return n.hints.setSeat(role, replica, false)
 }
 
-// holdControl brings this node's part of the control group up to date, as hold and turn do for others.
+// holdControl brings this node's part of the control group up to date, as hold and turn do for others. What an earlier call
+// could not finish it takes up again, from whatever step that had come to.
 func (n *node) holdControl(ctx context.Context, g *control.Group, m control.Member) error {
-	grp := n.ctl.group()
+	grp, obs := n.ctl.group(), n.ctl.observer()
 	if grp != nil {
 		grp.SetNodes(g.Nodes())
-	} else if obs := n.ctl.observer(); obs != nil {
+	} else if obs != nil {
 		obs.Reconsider()
 	}
-	role, replica, _ := n.hints.seat()
+	role, replica, recast := n.hints.seat()
 	if m.Replica < replica { // ids only grow: this copy of the state is older than what a peer has said
 		return nil
 	}
-	if grp != nil && grp.Damage() != nil {
+	runs, settled := obs != nil || n.groupHere(g.ID) != nil, m.Replica == replica && m.Role == role && !recast
+	switch {
+	case grp != nil && grp.Damage() != nil:
 		renewed, ok, err := n.renewControl(ctx, g, grp)
 		if err != nil || !ok {
 			return err
 		}
-		m = renewed
-	} else if m.Replica == replica && m.Role == role || n.disk.Full() || grp != nil && !n.letGo(ctx, g, grp) {
+		m, settled = renewed, false
+	case runs && (settled || n.disk.Full() || grp != nil && !n.letGo(ctx, g, grp)):
 		return nil
 	}
 	n.log.Info("role", "group", g.Name, "from", role, "to", m.Role, "replica", m.Replica)
+	return n.turnControl(m, settled)
+}
+
+// turnControl has this node go on as another replica of the control group; settled: what it has on disk is that one's.
+func (n *node) turnControl(m control.Member, settled bool) error {
 	n.ctl.mu.Lock() // who asks for the control group meanwhile waits
 	defer n.ctl.mu.Unlock()
 	if n.ctl.obs != nil {
 		n.ctl.obs.Close()
+		n.ctl.obs = nil
 	}
 	if err := n.eng.StopGroup(control.ControlGroup, false); err != nil {
 		return err
 	}
-	if err := n.hints.setSeat(m.Role, m.Replica, true); err != nil {
-		return err
-	}
-	if err := n.recastControl(m.Role, m.Replica); err != nil {
-		return err
+	if !settled {
+		if err := n.hints.setSeat(m.Role, m.Replica, true); err != nil {
+			return err
+		}
+		if err := n.recastControl(m.Role, m.Replica); err != nil {
+			return err
+		}
 	}
 	return n.startControl(m.Role, m.Replica, nil)
 }
