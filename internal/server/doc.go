@@ -6,6 +6,6 @@
 // agents, hand-over of leadership, goodbye to the peers, engine, stores. A killed process skips all of it and
 // loses nothing.
 //
-// Goroutines: one that follows the control group, one that drives memberships, those of the doors; Run waits
-// for all.
+// Goroutines: ARCHITECTURE.md lists them. Run waits for all, except where the disk is full or the start was told to stop:
+// then the process ends with what still waits.
 package server

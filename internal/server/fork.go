@@ -203,20 +203,19 @@ func (n *node) GroupRecover(ctx context.Context, group string, req api.GroupReco
 		out.DryRun = req.DryRun
 		return out, err
 	}
-	node, _ := n.ctl.state().NodeNamed(out.Node)
-	done, err := call(ctx, n, node.ID, methodRecover, groupRequest{Group: g.ID, Path: n.id.Name(), Trust: req.From != ""}, n.recoverHere)
+	done, err := call(ctx, n, seed.Node, methodRecover, groupRequest{Group: g.ID, Path: n.id.Name(), Trust: req.From != ""}, n.recoverHere)
 	if err != nil {
 		return out, err
 	}
 	done.Lost, done.Survivors = out.Lost, out.Survivors
-	n.log.Warn("group recovered with loss", "group", g.Name, "seed", out.Node, "replica", seed, "history", done.History, "doubtful", done.Doubtful)
+	n.log.Warn("group recovered with loss", "group", g.Name, "seed", out.Node, "replica", seed.Replica, "history", done.History, "doubtful", done.Doubtful)
 	return done, nil
 }
 
 // planRecovery asks who is there, refuses if they are enough to go on, and chooses who begins: of the members on the
 // group's history the one whose log goes farthest, as an election would. One that has gone astray begins whatever the
 // others have, if it was named (from). If all voters that answer are in quarantine nobody begins who was not named.
-func (n *node) planRecovery(ctx context.Context, op string, g *control.Group, from string) (out api.GroupRecovered, seed uint64, err error) {
+func (n *node) planRecovery(ctx context.Context, op string, g *control.Group, from string) (out api.GroupRecovered, seed control.Member, err error) {
 	type found struct {
 		logEndAnswer
 		err error
@@ -240,26 +239,26 @@ func (n *node) planRecovery(ctx context.Context, op string, g *control.Group, fr
 	if from != "" {
 		best, err := n.from(g, from, ends)
 		if err != nil {
-			return out, 0, err
+			return out, seed, err
 		}
 		beginWith(&out, from, ends[best])
-		return out, ends[best].Replica, nil
+		return out, g.Members[best], nil
 	}
 	if allDoubtful(ends) {
-		return out, 0, n.doubtfulError(op, g, ends)
+		return out, seed, n.doubtfulError(op, g, ends)
 	}
 	if up, all, enough := majorityOf(ends); enough {
-		return out, 0, &api.Error{Code: api.CodeConflict, Op: op, Subject: g.Name,
+		return out, seed, &api.Error{Code: api.CodeConflict, Op: op, Subject: g.Name,
 			Why:  fmt.Sprintf("%d of its %d voters answer: it has its majority and needs no recovery", up, all),
 			Hint: "lockstep group show " + g.Name + " says what each does"}
 	}
 	best := farthest(ends, g.History)
 	if best < 0 {
-		return out, 0, &api.Error{Code: api.CodeUnavailable, Op: op, Subject: g.Name, Why: "no member that is up has anything of it",
+		return out, seed, &api.Error{Code: api.CodeUnavailable, Op: op, Subject: g.Name, Why: "no member that is up has anything of it",
 			Hint: "start one that has, or restore the group: lockstep restore FILE --group " + g.Name}
 	}
 	beginWith(&out, n.nameOf(g.Members[best].Node), ends[best])
-	return out, ends[best].Replica, nil
+	return out, g.Members[best], nil
 }
 
 func beginWith(out *api.GroupRecovered, node string, e logEndAnswer) {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"sync"
@@ -321,7 +322,7 @@ func planSeats(st *control.State, answers heard) (changes []*control.Seats) {
 
 // spreadLeaders moves one leadership, if that makes the load more even.
 func (n *node) spreadLeaders(ctx context.Context, st *control.State, leds []control.Led) {
-	slices.SortFunc(leds, func(a, b control.Led) int { return int(a.Group) - int(b.Group) })
+	slices.SortFunc(leds, func(a, b control.Led) int { return cmp.Compare(a.Group, b.Group) })
 	m := control.PlanLeader(st, leds, time.Now())
 	if m == nil {
 		return
