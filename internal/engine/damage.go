@@ -42,15 +42,21 @@ func (g *Group) Damage() error {
 // unreadable notes that a read of entries up to index to found the log damaged: what is damaged counts as cut, as far as
 // the state covers it.
 func (g *Group) unreadable(to uint64, err error) {
+	g.damage.Store(&err)
+	if g.pins.spoil(CutBehind(to, g.rep.Applied().Index, err)) {
+		g.lg.Error("the log is damaged: who lacks what cannot be read gets the whole state", "through", to, "err", err)
+		g.troubled()
+	}
+}
+
+// CutBehind is the last index that counts as cut after a read of entries up to index to met damage (err) in the log of a
+// replica whose state is at applied: what the state does not cover cannot be cut.
+func CutBehind(to, applied uint64, err error) uint64 {
 	var bad *logstore.Unreadable
 	if errors.As(err, &bad) {
 		to = bad.Last
 	}
-	g.damage.Store(&err)
-	if g.pins.spoil(min(to, g.rep.Applied().Index)) {
-		g.lg.Error("the log is damaged: who lacks what cannot be read gets the whole state", "through", to, "err", err)
-		g.troubled()
-	}
+	return min(to, applied)
 }
 
 // fail ends what runs of the replica; the process goes on, and so do its other groups. The loop calls it last.
@@ -93,26 +99,27 @@ func (g *Group) condemn() {
 	}
 }
 
-// storage is the log as raft reads it, with the snapshot that this node could stream right now.
-type storage struct {
+// Storage is the log as raft reads it, with the snapshot that this node could stream right now.
+type Storage struct {
 	logstore.Log
-	rep   *replica.Replica
-	found func(to uint64, err error) // a read up to index to found damage; nil until the replica runs
+	Rep   *replica.Replica
+	Found func(to uint64, err error) // a read up to index to found damage; nil until the replica runs
 }
 
-func (s *storage) Snapshot() (*raftpb.Snapshot, error) {
-	return &raftpb.Snapshot{Metadata: s.rep.SnapshotMeta()}, nil
+// Snapshot implements raft.Storage.
+func (s *Storage) Snapshot() (*raftpb.Snapshot, error) {
+	return &raftpb.Snapshot{Metadata: s.Rep.SnapshotMeta()}, nil
 }
 
 // Entries has damage of what the state covers look like a log that was cut: raft reads that for others only, and sends
 // them a snapshot instead.
-func (s *storage) Entries(lo, hi, maxSize uint64) ([]*raftpb.Entry, error) {
+func (s *Storage) Entries(lo, hi, maxSize uint64) ([]*raftpb.Entry, error) {
 	entries, err := s.Log.Entries(lo, hi, maxSize)
-	if s.found == nil || !errors.Is(err, logstore.ErrDamaged) {
+	if s.Found == nil || !errors.Is(err, logstore.ErrDamaged) {
 		return entries, err
 	}
-	s.found(hi-1, err)
-	if lo > s.rep.Applied().Index {
+	s.Found(hi-1, err)
+	if lo > s.Rep.Applied().Index {
 		return nil, err
 	}
 	return nil, raft.ErrCompacted

@@ -140,7 +140,7 @@ func (e *Engine) openGroup(cfg GroupConfig) (*Group, error) {
 	if err := e.repairLog(cfg.ID, log, rep); err != nil {
 		return nil, err
 	}
-	room, store := &groupRoom{eng: e}, &storage{Log: log, rep: rep}
+	room, store := &groupRoom{eng: e}, &Storage{Log: log, Rep: rep}
 	c, err := core.New(core.Config{
 		Group: cfg.ID, Replica: cfg.Replica, Nonce: e.ids.Add(1), Storage: store,
 		Applied: rep.Applied().Index, AppliedTerm: rep.Applied().Term, ConfState: rep.ConfState(),
@@ -163,7 +163,7 @@ func (e *Engine) openGroup(cfg GroupConfig) (*Group, error) {
 		moved:   newSignal(),
 		book:    newDigestBook(rep),
 	}
-	room.g, store.found = g, g.unreadable
+	room.g, store.Found = g, g.unreadable
 	g.newsDue = time.AfterFunc(newsPatience, func() { g.box.call(g.sendOverdue) })
 	rep.Watch(replica.Hooks{
 		Marked: func(m replica.Mark) { g.book.marked(m, g.tasks.Go, func() { g.jobs.call(g.compare) }) },

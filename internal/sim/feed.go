@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -8,6 +9,7 @@ import (
 
 	"github.com/lockstep-sync/lockstep/internal/engine/catchup"
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
+	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
 	"github.com/lockstep-sync/lockstep/internal/engine/replica"
 )
 
@@ -291,6 +293,9 @@ func (m *member) offered() uint64 {
 
 func (m *member) entries(from, to uint64) ([]*raftpb.Entry, error) {
 	es, err := m.log.Entries(from, to+1, m.h.w.shape.feedFrame)
+	if errors.Is(err, logstore.ErrDamaged) {
+		m.unreadable(to, err)
+	}
 	if err == nil && len(es) == 0 {
 		err = errBroken
 	}
@@ -310,6 +315,7 @@ func (m *member) stock() catchup.Source {
 	must(err, "look at log")
 	s := lineOf(m.rep)
 	s.Group, s.Node, s.Path = m.gr.id, m.h.id, []uint64{m.h.id} // what it has is good, even while nobody leads
+	first = max(first, m.spoilt+1)
 	s.First, s.Commit, s.Cached, s.Snapshot = first, m.offered(), ^uint64(0), m.h.w.shape.snapshotBytes
 	s.Term = func(i uint64) (uint64, bool) {
 		t, err := m.log.Term(i)

@@ -3,7 +3,6 @@ package sim
 import (
 	"errors"
 	"slices"
-	"strings"
 
 	"github.com/lockstep-sync/lockstep/internal/engine/core"
 	"github.com/lockstep-sync/lockstep/internal/engine/logstore"
@@ -140,27 +139,6 @@ func (h *host) do(f func()) {
 	}
 }
 
-// shield runs f. A fault of a core that has read what was altered ends its replica, as the engine ends it; somebody
-// starts the process again.
-func (h *host) shield(f func()) {
-	defer func() {
-		v := recover()
-		if v == nil {
-			return
-		}
-		fault, ok := v.(*core.Fault)
-		if !ok || !strings.Contains(fault.Error(), logstore.ErrDamaged.Error()) {
-			panic(v)
-		}
-		h.members[fault.Group-1].stop()
-		h.later(second, func() {
-			h.crash()
-			h.start()
-		})
-	}()
-	f()
-}
-
 // clock is the time of day as the host has it.
 func (h *host) clock() int64 {
 	if h.w.shape.still {
@@ -206,13 +184,17 @@ func (h *host) tick() {
 	h.later(max(milli, h.w.shape.tick+h.drift), h.tick)
 }
 
-func writesOf(qs []queued) []logstore.Write {
-	ws := make([]logstore.Write, len(qs))
-	for i, q := range qs {
-		ws[i] = logstore.Write{Group: q.m.gr.id, Entries: q.a.Entries, HardState: q.a.HardState}
-		if q.a.Snapshot != nil {
-			ws[i].Snapshot = q.a.Snapshot.GetMetadata()
+// writesOf leaves out what replicas were to write whose logs are damaged: there may be new ones already.
+func writesOf(qs []queued) (ws []logstore.Write) {
+	for _, q := range qs {
+		if q.m.damaged {
+			continue
 		}
+		w := logstore.Write{Group: q.m.gr.id, Entries: q.a.Entries, HardState: q.a.HardState}
+		if q.a.Snapshot != nil {
+			w.Snapshot = q.a.Snapshot.GetMetadata()
+		}
+		ws = append(ws, w)
 	}
 	return ws
 }

@@ -50,6 +50,9 @@ type member struct {
 	gone     bool   // it never starts again: removed from the group, or given up for the one that has its seat
 	damaged  bool   // its log was found damaged: it does not start
 	foundAt  int64  // when that was
+	rotten   error  // met in its log while it runs, see damage.go; nil: nothing was
+	losing   bool   // what it writes from here on cannot be read again
+	spoilt   uint64 // up to there its log counts as cut for that
 	before   uint64 // whose seat it has taken since that one's log was damaged; 0: nobody's
 	begun    int64  // when its log was, on a disk of which nothing was in doubt; 0: it is not known to have been sound then
 	recasts  bool   // log and state are still those of the one before, which the host remembers
@@ -91,16 +94,6 @@ func (m *member) startMeta() *raftpb.SnapshotMetadata {
 	return meta
 }
 
-// logWithState is the log with raft's snapshots named by the state that can be streamed.
-type logWithState struct {
-	logstore.Log
-	rep *replica.Replica
-}
-
-func (l logWithState) Snapshot() (*raftpb.Snapshot, error) {
-	return &raftpb.Snapshot{Metadata: l.rep.SnapshotMeta()}, nil
-}
-
 // start opens log and state as they are on the disk and runs.
 func (m *member) start() {
 	if m.gone || m.recasts && !m.recast() {
@@ -135,14 +128,14 @@ func (m *member) start() {
 	m.run++
 	m.g, err = core.New(core.Config{
 		Group: m.gr.id, Replica: m.id, Nonce: h.w.seed<<20 + m.id<<12 + uint64(m.run),
-		Storage: logWithState{log, m.rep},
+		Storage: &engine.Storage{Log: rottenLog{log, m}, Rep: m.rep, Found: m.unreadable},
 		Applied: m.rep.Applied().Index, AppliedTerm: m.rep.Applied().Term, ConfState: m.rep.ConfState(),
 		MaxEntryBytes: s.entryBytes, MaxUncommitted: s.uncommitted,
 		MaxInflight: s.inflight, ElectionTicks: s.election, HeartbeatTicks: s.heartbeat, Terms: m.rep.Terms, Executes: m.rep.Executes, InSync: s.inSync, Room: hostRoom{m}, Level: h.act,
 	})
 	must(err, "open core")
 	m.waiting, m.offers = map[uint64]func(core.Answer){}, map[uint64]int{}
-	m.applied = 0
+	m.applied, m.spoilt, m.rotten, m.losing = 0, 0, nil, false
 	m.gr.ledger.opened(m)
 	if s.inSync {
 		m.keeper = keeper{}
@@ -153,6 +146,9 @@ func (m *member) start() {
 
 // openLog opens the log, as the engine does: one that is missing was never there if there is no state either.
 func (m *member) openLog(rep *replica.Replica) (logstore.Log, error) {
+	if m.rotten != nil && m.damaged { // a start finds what a read has found
+		m.h.logs.Condemn(m.gr.id, m.rotten)
+	}
 	log, found, err := m.h.logs.Log(m.gr.id)
 	switch {
 	case err != nil || found:

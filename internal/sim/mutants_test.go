@@ -355,6 +355,18 @@ var mutants = []mutant{
 		why: "a damaged replica drops what no quorum of the others has yet",
 	},
 	{
+		name: "a log found damaged is handed out again", file: "engine/logstore/segments.go",
+		old: "		s.bad[group] = why\n",
+		new: "		_ = why\n",
+		why: "a replica goes on with a log that was found damaged while it ran",
+	},
+	{
+		name: "damage of what is not applied counts as cut", file: "engine/damage.go",
+		old: "	if lo > s.Rep.Applied().Index {\n		return nil, err\n	}\n	return nil, raft.ErrCompacted\n",
+		new: "	return nil, raft.ErrCompacted\n",
+		why: "a replica takes what it has to apply for cut off, and goes down with what is wrong",
+	},
+	{
 		name: "a damaged replica keeps its id", file: "control/renew.go",
 		old: "	m.Replica = g.NextReplica\n",
 		new: "",

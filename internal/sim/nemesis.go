@@ -247,12 +247,22 @@ func (n *nemesis) alter(w *world, h *host) {
 	if !h.logs.flip() {
 		return
 	}
-	for range r.IntN(4) {
+	for range r.IntN(4) << (4 * r.IntN(2)) { // now and then all over
 		h.logs.flip()
 	}
 	h.doubtful, h.alteredAt = true, w.now
 	w.report.Faults[bitFlip]++
-	if r.IntN(4) > 0 { // found soon
+	switch r.IntN(8) {
+	case 0: // nobody looks, but those who lack something
+	case 1, 2: // found while it runs, in what is applied
+		h.later(spread(r, 100*milli), h.lookThrough)
+	case 3: // or in what is not
+		for _, m := range h.members {
+			if m.alive() {
+				m.losing = true
+			}
+		}
+	default: // found by a start
 		n.crash(w, h, milli)
 	}
 }

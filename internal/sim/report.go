@@ -37,6 +37,7 @@ type Report struct {
 	Duplicated                                              int // messages that arrived twice
 	InSync, Shrunk                                          int // in-sync sets recorded, and those that were smaller
 	Damaged, Waits                                          int // logs that were found damaged; steps not taken since nobody agreed
+	Ended, Rotted, Aside                                    int // replicas ended by damage beside others; logs that rotted while theirs went on; those that then stepped aside
 	Ruins, Recovered                                        int // most logs of a group altered; groups recovered from the rest
 	Renewed, Returned                                       int // replicas that began again under another id; those of them that voted
 	Mixed, Installed, Raised, RaisesRefused                 int // seeds with two programs; programs exchanged, cluster levels raised, and not
@@ -120,6 +121,8 @@ func (r *Report) counters() []counter {
 		{"and not started for it", &r.StartsRefused}, {"writes of the newer level", &r.Newer}, {"and refused below it", &r.NewerRefused},
 		{"damaged logs found", &r.Damaged}, {"of them begun again under another id", &r.Renewed},
 		{"of these, voting again", &r.Returned}, {"steps of damaged replicas put off", &r.Waits},
+		{"replicas ended by damage, their hosts going on", &r.Ended}, {"logs that rotted while their replicas went on", &r.Rotted},
+		{"of these, stepped aside", &r.Aside},
 		{"most logs of a group altered", &r.Ruins}, {"of these groups, recovered from the rest", &r.Recovered},
 		{"messages twice", &r.Duplicated}, {"conflicts", &r.Conflicts}, {"digests compared", &r.Digests},
 	}

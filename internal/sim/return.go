@@ -25,7 +25,7 @@ const taken = 2 * second
 // askFor is for how long a host waits for its peers' word.
 const askFor = 2 * second
 
-// found is called when the log of the replica turns out to be damaged, at every start anew.
+// found is called when the log of the replica turns out to be damaged, at every start anew, or while it runs (damage.go).
 func (m *member) found() {
 	if !m.damaged {
 		m.damaged, m.foundAt = true, m.h.w.now
@@ -51,6 +51,11 @@ func (m *member) nextStep() {
 	seats := m.seatsKnown()
 	seat, seated := seats.Member(m.h.id)
 	switch {
+	case !m.damaged && m.rotten == nil:
+		return // it was started again, and nothing was found
+	case m.alive():
+		m.handOver()
+		m.ask(seats, func(s *core.Status) bool { return s.Spares(m.id) }, func(int64) { m.stepAside() })
 	case !seated:
 		m.ask(seats, func(s *core.Status) bool { return !configured(s, m.id) }, func(int64) { m.giveUp() })
 	case seat.Replica == m.id:
