@@ -13,7 +13,9 @@ import (
 //
 //   - A state that was installed is ahead of the log, or the log has other entries there: the process ended before the log
 //     was reset. Nothing but the installation itself puts a state ahead, so it is then exactly where it was installed
-//     (replica.Standing.Installed), and the log is reset to it.
+//     (replica.Standing.Installed), and the log is reset to it. Once the log leads to the state that is forgotten (settle):
+//     from then on votes and acknowledgements may be in it, and an older log in its place does not pass for one that was
+//     not reset yet.
 //   - Else one of them is an older copy that was put back, or the disk has lost the end of the log. The replica may have voted
 //     and acknowledged what the log does not know: logstore.ErrDamaged.
 
@@ -33,6 +35,31 @@ func LogFits(log logstore.Log, st replica.Standing) (bool, error) {
 		return false, err
 	}
 	return fits, OutOfStep(st, first-1, last, fits)
+}
+
+// Settles says whether a log leads to the state that was installed last, so that replica.Settled is due. raft has applied
+// from the log up to applied; what it has applied is durable there.
+func Settles(log logstore.Log, st replica.Standing, applied uint64) (bool, error) {
+	if st.Installed.Index == 0 || applied < st.At.Index {
+		return false, nil
+	}
+	return core.LogFits(log, st.At)
+}
+
+// settle has it recorded that the log leads to a state that was installed.
+func (g *Group) settle() {
+	due := func() (bool, error) { return Settles(g.log, g.rep.Standing(), g.Core().Applied) }
+	if is, err := due(); !is || err != nil {
+		return // an error of the log is found by who needs it
+	}
+	g.jobs.call(func() {
+		if is, err := due(); !is || err != nil { // another state was installed meanwhile
+			return
+		}
+		if err := g.rep.Settled(); err != nil {
+			g.eng.failed(err)
+		}
+	})
 }
 
 // OutOfStep says why a log that begins after start and ends at last is not of one moment with a state, or nothing; fits is

@@ -59,3 +59,40 @@ func TestLogFits(t *testing.T) {
 		}
 	}
 }
+
+// TestOlderLogAfterInstall: a follower gets the whole state, and nothing is written after that. Then its log, which may hold
+// a vote, is exchanged for the one from before: that does not pass for a log that was not reset yet.
+func TestOlderLogAfterInstall(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f, r, _ := rotting(t, 3, 1, true)
+		defer f.close()
+		f.write(5, 100)
+		f.leads(1)
+		f.reaches(3)
+		f.kill(3)
+		older, err := f.logs[3].(*logstore.Memory).Crash(nil, func(n int) int { return n })
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := f.index
+		f.write(20, 100)
+		r.rot(at+5, at+7)
+		f.startVoter(3)
+		f.reaches(3)
+		g := f.groups[3]
+		if c := g.Catchup(); c.By != ModeSnap {
+			t.Fatalf("it caught up by %s: %s", c.By, c.Why)
+		}
+		f.until("it knows that its log leads to the state", func() bool { return g.rep.Standing().Installed == core.Position{} })
+		f.kill(3)
+		f.startVoter(3) // a log that was reset is as good as any
+		f.reaches(3)
+		f.kill(3)
+		f.logs[3] = older
+		cfg := f.config
+		cfg.Replica, cfg.Machine, cfg.Initial = 3, f.machine(3), f.voters
+		if _, err := f.open(3).StartGroup(cfg); !errors.Is(err, logstore.ErrDamaged) {
+			t.Errorf("it starts with an older log: %v", err)
+		}
+	})
+}

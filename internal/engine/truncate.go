@@ -16,6 +16,7 @@ func (g *Group) tick() {
 		return
 	}
 	g.refresh()
+	g.settle()
 	g.truncate()
 	g.scheduleCheck()
 }

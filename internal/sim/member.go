@@ -334,6 +334,11 @@ func eachRun(es []*raftpb.Entry, run func([]*raftpb.Entry)) {
 
 // truncate cuts the log below what a sync of the state has just made durable, as far as no feed needs it.
 func (m *member) truncate() {
+	settles, err := engine.Settles(m.log, m.rep.Standing(), m.g.Status().Applied)
+	must(err, "look at log")
+	if settles && !m.jobs.running {
+		must(m.rep.Settled(), "settle")
+	}
 	durable := m.rep.Applied().Index
 	last, err := m.log.LastIndex()
 	must(err, "look at log")

@@ -12,8 +12,8 @@ import (
 // Standing is where a replica stands.
 type Standing struct {
 	At core.Position
-	// Installed is where the state was when it was last installed as a whole; zero: it never was. As long as nothing was
-	// applied since, the state may be ahead of the log.
+	// Installed is where the state was when it was last installed as a whole; zero: it never was, or the log has led to it
+	// since (Settled). As long as nothing was applied since, the state may be ahead of the log.
 	Installed core.Position
 
 	Line Line
@@ -35,6 +35,29 @@ func ReadStanding(store kv.Reader) (Standing, error) {
 
 func (st *state) standing() Standing {
 	return Standing{At: st.at, Installed: st.installed, Line: st.line, Conf: st.conf, Level: st.level, Quarantine: st.quarantine}
+}
+
+// Settled records, durably, that the log leads to the state that was installed: if it does not at a later start, an older log
+// has taken its place. For the applier, once the log has been reset, or has come as far, on its disk.
+func (r *Replica) Settled() error {
+	if r.state.installed == (core.Position{}) {
+		return nil
+	}
+	b := r.store.Batch()
+	defer b.Discard()
+	err := b.Delete(installedKey)
+	if err == nil {
+		err = b.Commit()
+	}
+	if err == nil {
+		err = r.store.Sync()
+	}
+	if err != nil {
+		return fmt.Errorf("record that the log leads to the state installed at %d: %w", r.state.installed.Index, err)
+	}
+	r.state.installed = core.Position{}
+	r.publish()
+	return nil
 }
 
 // ReadMachine is the machine's state of a replica that does not run, and the index that it covers.

@@ -11,7 +11,7 @@
 //
 //	e/position            slot, position, time, configuration
 //	e/terms               in which term what is covered was committed (core.Terms)
-//	e/installed           where the state was that was last installed as a whole; local
+//	e/installed           where the state was that was last installed as a whole, until the log leads to it; local
 //	e/level               the cluster level that the state is at, if it is not the first
 //	e/doubtful            this replica's state is not what the others have (Quarantine); local
 //	e/spare               what an interrupted transfer has left in the other slot (stage)

@@ -284,4 +284,11 @@ func TestInstalledIsRemembered(t *testing.T) {
 	if err != nil || st.Installed != want || st.At.Index != 4 || r.Standing().Installed != want {
 		t.Errorf("%+v, %v", st, err)
 	}
+	if err := r.Settled(); err != nil {
+		t.Fatal(err)
+	}
+	store = store.Crash(func(int) int { return 0 })
+	if st, err := ReadStanding(store); err != nil || st.Installed != (core.Position{}) || r.Standing().Installed != (core.Position{}) || st.At.Index != 4 {
+		t.Errorf("the log leads to it: %+v, %v", st, err)
+	}
 }
