@@ -65,6 +65,27 @@ func TestMovedIsNotSentAgain(t *testing.T) {
 	}
 }
 
+// TestMovedWhileAway: a member that was down finds what was moved meanwhile in what it has, whether the log tells it or a walk.
+func TestMovedWhileAway(t *testing.T) {
+	f := newFarm(t, 3)
+	one, away := f.nodes[0], f.nodes[2]
+	f.up()
+	must(t, os.Mkdir(one.path("dir"), 0o755))
+	for i := range 4 {
+		one.write(fmt.Sprintf("dir/%d", i), noise(byte(i+1), 1<<20))
+	}
+	f.flush()
+	away.down()
+	must(t, os.Rename(one.path("dir"), one.path("moved")))
+	must(t, one.agent.Flush(t.Context()))
+	away.up()
+	f.flush()
+	f.same()
+	if got := away.received(); got > 0 {
+		t.Errorf("%d bytes received", got)
+	}
+}
+
 // TestMovedIsNotBelieved: what a program writes to a file that was removed under its hands never gets to the file's new path.
 func TestMovedIsNotBelieved(t *testing.T) {
 	f := newFarm(t, 2)

@@ -66,6 +66,8 @@ type Options struct {
 	Free func(dir string) (uint64, error)
 	// Sync makes the data of a large content durable; nil: fdatasync.
 	Sync func(*os.File) error
+	// Clone makes dst share the blocks of all that src has; nil: FICLONE, which few file systems can.
+	Clone func(dst, src *os.File) error
 	// Reserve is what staging leaves free, in bytes.
 	Reserve uint64
 	// Roomy is how many bytes have to be free for files to linger, see Retire; 0: 1 GiB, or a twentieth of the file system.
@@ -143,6 +145,9 @@ func Open(opts Options) (*Store, error) {
 	}
 	if opts.Sync == nil {
 		opts.Sync = pack.Fdatasync
+	}
+	if opts.Clone == nil {
+		opts.Clone = func(dst, src *os.File) error { return unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())) }
 	}
 	if opts.Stall <= 0 {
 		opts.Stall = 5 * time.Second

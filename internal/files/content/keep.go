@@ -8,7 +8,6 @@ import (
 	"os"
 
 	"github.com/zeebo/blake3"
-	"golang.org/x/sys/unix"
 
 	"github.com/lockstep-sync/lockstep/internal/files/content/chunk"
 )
@@ -69,7 +68,7 @@ func (s *Store) copyLarge(ctx context.Context, w Want, src Source) error {
 // clone makes the part file share all that src has, if it is a file and the file system can.
 func (g *staging) clone(src Source) bool {
 	f, ok := src.(*os.File)
-	if !ok || unix.IoctlFileClone(int(g.f.Fd()), int(f.Fd())) != nil {
+	if !ok || g.s.opts.Clone(g.f, f) != nil {
 		return false
 	}
 	g.earlier = 0

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -147,6 +148,41 @@ func TestOfferedLingeringFile(t *testing.T) {
 			}
 			if (c.itself || c.sent) && len(m.lingering()) > 0 {
 				t.Errorf("of no more use, and there: %q", m.lingering())
+			}
+		})
+	}
+}
+
+// Where files can share blocks a copy needs no room, and is verified as well.
+func TestClonedNeedsNoRoom(t *testing.T) {
+	for name, c := range map[string]struct {
+		spoil func(clone *os.File) error
+		ok    bool
+	}{
+		"as it is": {func(*os.File) error { return nil }, true},
+		"longer":   {func(f *os.File) error { return f.Truncate(5 << 20) }, true},
+		"altered":  {func(f *os.File) error { _, err := f.WriteAt([]byte("x"), 1<<20); return err }, false},
+		"shorter":  {func(f *os.File) error { return f.Truncate(1 << 20) }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newRig(t, 1).members[1]
+			data := randomBytes(4 << 20)
+			m.place("here", data)
+			m.free.Store(1 << 20)
+			m.opts.Clone = func(dst, src *os.File) error {
+				if _, err := io.Copy(dst, io.NewSectionReader(src, 0, 4<<20)); err != nil {
+					return err
+				}
+				return c.spoil(dst)
+			}
+			if ok := m.reuse(t.Context(), wantOf(data, "other"), true); ok != c.ok {
+				t.Fatalf("reused: %v", ok)
+			}
+			if m.Has(blake3.Sum256(data)) != c.ok || m.promised != 0 {
+				t.Errorf("staged %v, %d bytes promised", !c.ok, m.promised)
+			}
+			if c.ok {
+				m.holds(data)
 			}
 		})
 	}
