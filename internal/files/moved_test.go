@@ -1,9 +1,12 @@
 package files
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -209,4 +212,61 @@ func TestReplacedLingers(t *testing.T) {
 	if got := two.agent.store.Stats().Lingering; got != 0 {
 		t.Errorf("%d bytes linger", got)
 	}
+}
+
+// TestNothingIsStagedForNothing: a member that is behind gets what others have by now when it places it. Offered afterwards
+// it would lie there twice, for an hour.
+func TestNothingIsStagedForNothing(t *testing.T) {
+	f := newFarm(t, 3)
+	one, slow := f.nodes[0], f.nodes[2]
+	open := make(chan struct{})
+	release := sync.OnceFunc(func() { close(open) })
+	t.Cleanup(release)
+	one.change = func(c *Config) { c.Peers = &narrowTo{c.Peers, slow.id, open} }
+	f.up()
+	const files = 12
+	for i := range files {
+		one.write(fmt.Sprint(i), noise(byte(i+1), 40<<20/files))
+	}
+	for _, nd := range f.nodes {
+		for i := range files {
+			nd.has(fmt.Sprint(i), noise(byte(i+1), 40<<20/files))
+		}
+	}
+	release()
+	f.flush()
+	eventually(t, func() string {
+		if busy := one.agent.shipping.queued(); busy > 0 {
+			return fmt.Sprintf("%d shipments wait", busy)
+		}
+		return ""
+	})
+	// What was under way when the others had it is staged, and of no use: two connections' worth.
+	if st := slow.agent.store.Stats(); st.Large > 2 {
+		t.Errorf("%d contents (%d MB) are staged for nothing", st.Large, st.LargeBytes>>20)
+	}
+}
+
+// narrowTo is narrow for one member.
+type narrowTo struct {
+	Peers
+	member uint64
+	open   chan struct{}
+}
+
+func (p *narrowTo) Dial(ctx context.Context, id uint64) (net.Conn, error) {
+	if id != p.member {
+		return p.Peers.Dial(ctx, id)
+	}
+	return (&narrow{p.Peers, p.open}).Dial(ctx, id)
+}
+
+// queued is how many shipments wait for a member.
+func (s *shipping) queued() (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.lines {
+		n += len(l.queue)
+	}
+	return n
 }

@@ -158,7 +158,8 @@ func keep(found []finding, drop []bool) []finding {
 }
 
 // pushAll stages items, by the line of the first, on the members that are up and waits until those that must have
-// them durably do (staging.run). Slower ones go on.
+// them durably do (staging.run). Slower ones go on with what is under way. What is large and not offered to them yet they get
+// when they place it: offered after that it would be staged for nothing, until it expires.
 func (a *Agent) pushAll(ctx context.Context, items []content.Item) (outcome, error) {
 	said, large, size := false, items[0].Size > content.SmallMax, int64(0)
 	for i := range items {
@@ -170,6 +171,7 @@ func (a *Agent) pushAll(ctx context.Context, items []content.Item) (outcome, err
 		says: func(err error) { said = true; a.waits(err) },
 	}
 	out, err := st.run(ctx)
+	st.sh.over.Store(true)
 	if err == nil && said {
 		a.status.solved(aboutProposed)
 	}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/lockstep-sync/lockstep/api"
@@ -38,6 +39,7 @@ const (
 type shipment struct {
 	items []content.Item
 	news  chan struct{} // capacity 1: a member has answered
+	over  atomic.Bool   // nobody waits for it any more
 
 	mu      sync.Mutex
 	answers map[uint64]int           // how often a member has answered
@@ -48,8 +50,12 @@ type shipment struct {
 }
 
 func newShipment(items []content.Item) *shipment {
-	return &shipment{items: items, news: make(chan struct{}, 1), answers: map[uint64]int{}, have: map[uint64]bool{},
+	sh := &shipment{items: items, news: make(chan struct{}, 1), answers: map[uint64]int{}, have: map[uint64]bool{},
 		errs: map[uint64]error{}, refused: map[uint64]map[int]error{}, failed: map[int]error{}}
+	for i := range items {
+		items[i].Void = sh.over.Load
+	}
+	return sh
 }
 
 // answer takes a member's result.

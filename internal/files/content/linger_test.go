@@ -532,3 +532,22 @@ func TestChunksFollowTheFile(t *testing.T) {
 		t.Errorf("afterwards it is known at %q, %v", at.path, ok)
 	}
 }
+
+// TestVoidIsNotOffered: what nobody waits for any more is not offered.
+func TestVoidIsNotOffered(t *testing.T) {
+	r := newRig(t, 2)
+	data := randomBytes(1 << 20)
+	r.members[2].place("here already", data)
+	item := fileItem(writeFile(t, data), data)
+	void := true
+	item.Void = func() bool { return void }
+	for range 2 {
+		if err := r.members[1].Pusher(2).Push(t.Context(), []Item{item}); err != nil {
+			t.Fatal(err)
+		}
+		if got := r.members[2].Has(item.Hash); got == void {
+			t.Errorf("void: %v, staged: %v", void, got)
+		}
+		void = false
+	}
+}

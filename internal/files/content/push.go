@@ -18,6 +18,8 @@ type Item struct {
 	PathHint string // where an older version may be on the member, or ""
 	Bytes    []byte // small contents only; not modified, not kept
 	Open     func() (Source, error)
+	// Void says that nobody waits for a large content any more: if it is not offered yet it never is. nil: somebody does.
+	Void func() bool
 }
 
 func (it *Item) size() int64 {
@@ -53,7 +55,7 @@ func (s *Store) Pusher(node uint64) *Pusher {
 // Close ends the connection; calls that are running fail with ErrClosed, a later one dials again.
 func (p *Pusher) Close() { p.peer.hangUp() }
 
-// Push returns when all items are durable on the member: nil. It returns a *PushError if some of them could not
+// Push returns when all items are durable on the member, or void: nil. It returns a *PushError if some of them could not
 // be pushed and the others were, with ErrChanged for a file that was modified meanwhile, ErrNoSpace, a *RoomError
 // if it said how much, for what the member has no room for and ErrMember for what it could not store; and any other error if the connection failed, which leaves all in doubt.
 func (p *Pusher) Push(ctx context.Context, items []Item) error {
@@ -338,6 +340,9 @@ func (j *pushJob) lose(reason error) {
 func (c *session) pushOne(ctx context.Context, it *Item) error {
 	if len(it.PathHint) > hintMax {
 		return fmt.Errorf("path hint of %d bytes", len(it.PathHint))
+	}
+	if it.Void != nil && it.Void() {
+		return nil
 	}
 	w := Want{Hash: it.Hash, Size: it.Size, PathHint: it.PathHint}
 	t, ok := c.begin(c.number())
