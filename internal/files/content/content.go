@@ -111,7 +111,7 @@ type Store struct {
 	moved    Traffic
 	promised int64 // bytes that large contents under way still need
 	gone     lingerers
-	reusing  map[manifest.Hash]chan struct{} // closed when that is over
+	arriving map[manifest.Hash]chan struct{} // contents that come; closed when that is over
 }
 
 type largeFile struct {
@@ -161,8 +161,8 @@ func Open(opts Options) (*Store, error) {
 	s := &Store{
 		opts: opts, table: chunkTable{opts.Chunks}, recipes: recipeCache{known: map[manifest.Hash]chunk.Recipe{}},
 		large: map[manifest.Hash]*largeFile{}, parts: map[string]bool{}, fetchers: map[uint64]*peer{},
-		gone:    lingerers{byName: map[string]*lingering{}, byPath: map[string]*lingering{}},
-		reusing: map[manifest.Hash]chan struct{}{},
+		gone:     lingerers{byName: map[string]*lingering{}, byPath: map[string]*lingering{}},
+		arriving: map[manifest.Hash]chan struct{}{},
 	}
 	s.buffers.New = func() any { b := make([]byte, frameSpace); return &b }
 	if err := errors.Join(s.findLarge(), s.openGone()); err != nil {

@@ -23,11 +23,7 @@ type Want struct {
 // ones durable only after Sync.
 func (s *Store) Fetch(ctx context.Context, nodes []uint64, wants []Want) (missing []Want, err error) {
 	missing = s.lacking(unique(wants))
-	for _, w := range missing { // what is placed the caller has found
-		if w.Size > SmallMax && ctx.Err() == nil {
-			s.reuse(ctx, w, false)
-		}
-	}
+	s.reuseAll(ctx, missing)
 	missing = s.lacking(missing)
 	var errs []error
 	full := noRoom{}
@@ -48,6 +44,21 @@ func (s *Store) Fetch(ctx context.Context, nodes []uint64, wants []Want) (missin
 		return s.lacking(wants), &FetchError{full, err}
 	}
 	return s.lacking(wants), nil
+}
+
+// reuseAll stages what lingers of the wants, and waits for what is being received. What is placed the caller has found.
+func (s *Store) reuseAll(ctx context.Context, wants []Want) {
+	for _, w := range wants {
+		if w.Size <= SmallMax {
+			continue
+		}
+		end, err := s.coming(ctx, w.Hash)
+		if err != nil {
+			return // so does the fetch
+		}
+		s.reuse(ctx, w, false)
+		end()
+	}
 }
 
 // noRoom is FetchError.NoRoom while it grows.
@@ -251,6 +262,14 @@ func (j *fetchJob) large(wants []Want) {
 }
 
 func (c *session) fetchOne(ctx context.Context, w Want) error {
+	end, err := c.s.coming(ctx, w.Hash)
+	if err != nil {
+		return err
+	}
+	defer end()
+	if c.s.Has(w.Hash) {
+		return nil
+	}
 	t, ok := c.begin(c.number())
 	if !ok {
 		return c.reason()
@@ -259,7 +278,7 @@ func (c *session) fetchOne(ctx context.Context, w Want) error {
 	if err := c.write(finishFrame(appendWant(beginFrame(nil, kindGetLarge, t.id), w))); err != nil {
 		return err
 	}
-	err := c.receiveLarge(ctx, t, w, true)
+	err = c.receiveLarge(ctx, t, w, true)
 	if err != nil && c.reason() == nil && !errors.As(err, new(peerResult)) {
 		// The sender may be waiting for credit.
 		err = errors.Join(err, c.writeShort(kindResult, t.id, appendResult(nil, err)...))

@@ -43,6 +43,17 @@ func (m *member) lingering() (names []string) {
 	return names
 }
 
+// reuses is what becomes of an offered content, or one that has to be fetched.
+func (m *member) reuses(t *testing.T, w Want, offered bool) bool {
+	t.Helper()
+	end, err := m.coming(t.Context(), w.Hash)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer end()
+	return m.reuse(t.Context(), w, offered)
+}
+
 func inode(t *testing.T, path string) uint64 {
 	t.Helper()
 	var st unix.Stat_t
@@ -175,7 +186,7 @@ func TestClonedNeedsNoRoom(t *testing.T) {
 				}
 				return c.spoil(dst)
 			}
-			if ok := m.reuse(t.Context(), wantOf(data, "other"), true); ok != c.ok {
+			if ok := m.reuses(t, wantOf(data, "other"), true); ok != c.ok {
 				t.Fatalf("reused: %v", ok)
 			}
 			if m.Has(blake3.Sum256(data)) != c.ok || m.promised != 0 {
@@ -203,7 +214,7 @@ func TestTakenUnderOurHands(t *testing.T) {
 		}
 		return nil
 	}
-	if m.reuse(t.Context(), Want{Hash: l.hash, Size: l.size}, false) {
+	if m.reuses(t, Want{Hash: l.hash, Size: l.size}, false) {
 		t.Error("used")
 	}
 	if m.Has(l.hash) {
@@ -225,7 +236,7 @@ func TestLingeringIsNotSynced(t *testing.T) {
 		return nil
 	}
 	for range 2 {
-		if m.reuse(t.Context(), Want{Hash: blake3.Sum256(data), Size: int64(len(data))}, true) {
+		if m.reuses(t, Want{Hash: blake3.Sum256(data), Size: int64(len(data))}, true) {
 			t.Error("what could not be synced was taken for durable")
 		}
 	}
@@ -297,7 +308,7 @@ func TestLingeringEnds(t *testing.T) {
 	at(lingerTime - time.Second)
 	stays("before its time", 2)
 	m.age.Store(int64(lingerTime - time.Second)) // one is of use
-	if !m.reuse(t.Context(), Want{Hash: blake3.Sum256(other), Size: int64(len(other))}, true) {
+	if !m.reuses(t, Want{Hash: blake3.Sum256(other), Size: int64(len(other))}, true) {
 		t.Fatal("of no use")
 	}
 	at(lingerTime + time.Second)
@@ -514,7 +525,7 @@ func TestChunksFollowTheFile(t *testing.T) {
 	if err := m.ForgetPlaced("old"); err != nil {
 		t.Fatal(err)
 	}
-	if !m.reuse(t.Context(), Want{Hash: blake3.Sum256(data), Size: int64(len(data))}, true) {
+	if !m.reuses(t, Want{Hash: blake3.Sum256(data), Size: int64(len(data))}, true) {
 		t.Fatal("of no use")
 	}
 	if err := m.RecordPlaced("new", blake3.Sum256(data), nil); err != nil {
@@ -549,5 +560,61 @@ func TestVoidIsNotOffered(t *testing.T) {
 			t.Errorf("void: %v, staged: %v", void, got)
 		}
 		void = false
+	}
+}
+
+// gated is a content that is sent only once gate is closed; begun is closed when it is to be.
+type gated struct {
+	Source
+	begun, gate chan struct{}
+	once        *sync.Once
+}
+
+func (g gated) ReadAt(p []byte, off int64) (int, error) {
+	g.once.Do(func() { close(g.begun) })
+	<-g.gate
+	return g.Source.ReadAt(p, off)
+}
+
+// asked is a context that tells when somebody waits for its end.
+type asked struct {
+	context.Context
+	once *sync.Once
+	tell func()
+}
+
+func (a asked) Done() <-chan struct{} {
+	a.once.Do(a.tell)
+	return a.Context.Done()
+}
+
+// A content that is being received is not fetched as well, from whomever: it travels, and is staged, once.
+func TestReceivedIsNotFetchedToo(t *testing.T) {
+	r := newRig(t, 3)
+	data := randomBytes(3 << 20)
+	r.members[3].place("there", data)
+	m := r.members[2]
+	begun, gate := make(chan struct{}), make(chan struct{})
+	file := writeFile(t, data)
+	item := Item{Hash: blake3.Sum256(data), Size: int64(len(data)), Open: func() (Source, error) {
+		f, err := os.Open(file)
+		return gated{f, begun, gate, &sync.Once{}}, err
+	}}
+	pushed := make(chan error, 1)
+	go func() { pushed <- r.members[1].Pusher(2).Push(context.WithoutCancel(t.Context()), []Item{item}) }()
+	<-begun
+	ctx := asked{t.Context(), &sync.Once{}, func() { close(gate) }}
+	missing, err := m.Fetch(ctx, []uint64{3}, []Want{{Hash: item.Hash, Size: item.Size}})
+	if err := errors.Join(err, <-pushed); err != nil || len(missing) > 0 {
+		t.Fatal(missing, err)
+	}
+	if got := m.Stats().Traffic.Received; got != int64(len(data)) {
+		t.Errorf("%d bytes received for a content of %d", got, len(data))
+	}
+	if err := errors.Join(m.Release(item.Hash), m.Drop(item.Hash)); err != nil {
+		t.Fatal(err)
+	}
+	if m.Has(item.Hash) {
+		t.Error("staged once more than needed")
 	}
 }

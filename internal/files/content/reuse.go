@@ -16,13 +16,9 @@ import (
 )
 
 // reuse stages a large content that this node has in a file that lingers or, if it is offered, in a placed one, wherever. It
-// is durable then. It is also true of what is staged already; an offered one has one more use to be released.
+// is durable then. It is also true of what is staged already; an offered one has one more use to be released. The caller is
+// the only one that has the content come.
 func (s *Store) reuse(ctx context.Context, w Want, offered bool) bool {
-	end, err := s.aloneReusing(ctx, w.Hash)
-	if err != nil {
-		return false // so is the transfer
-	}
-	defer end()
 	if offered && s.touchLarge(w.Hash) || !offered && s.Has(w.Hash) {
 		return true
 	}
@@ -51,16 +47,17 @@ func (s *Store) reused(h manifest.Hash, err error) bool {
 	return err == nil
 }
 
-// aloneReusing waits until nobody else reuses the content, and keeps others from it until end is called.
-func (s *Store) aloneReusing(ctx context.Context, h manifest.Hash) (end func(), err error) {
+// coming waits until nobody else has the content come, by reusing or receiving it, and keeps others from it until end is
+// called: what they would do has mostly been done then, and a content does not travel twice.
+func (s *Store) coming(ctx context.Context, h manifest.Hash) (end func(), err error) {
 	for {
 		s.mu.Lock()
-		other := s.reusing[h]
+		other := s.arriving[h]
 		if other == nil {
 			done := make(chan struct{})
-			s.reusing[h] = done
+			s.arriving[h] = done
 			s.mu.Unlock()
-			return func() { s.endReuse(h); close(done) }, nil
+			return func() { s.came(h); close(done) }, nil
 		}
 		s.mu.Unlock()
 		select {
@@ -71,10 +68,10 @@ func (s *Store) aloneReusing(ctx context.Context, h manifest.Hash) (end func(), 
 	}
 }
 
-func (s *Store) endReuse(h manifest.Hash) {
+func (s *Store) came(h manifest.Hash) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.reusing, h)
+	delete(s.arriving, h)
 }
 
 // revive stages a content from a lingering file: the file itself if nobody else can have it open, else a copy. One that holds

@@ -168,12 +168,17 @@ func (v *server) large(id uint64, body []byte, run func(t *transfer, w Want)) er
 
 // receive takes an offered content and tells the peer when it is durable, or why not.
 func (v *server) receive(t *transfer, w Want) {
+	end, err := v.c.s.coming(v.ctx, w.Hash)
+	if err != nil {
+		return // the session ends
+	}
+	defer end()
 	if v.c.s.reuse(v.ctx, w, true) {
 		v.result(t, codeOK)
 		return
 	}
 	v.result(t, codeGo)
-	err := v.c.receiveLarge(v.ctx, t, w, false)
+	err = v.c.receiveLarge(v.ctx, t, w, false)
 	if errors.Is(err, errProtocol) {
 		v.c.end(fmt.Errorf("content stream: %w", err))
 	} else if err != nil && v.c.reason() == nil {
