@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -45,15 +46,18 @@ A spare observes until a voter is down for longer than the group's repair-after
 		return groupShown(g), err
 	})
 	change := asking(a, func(ctx context.Context, c *client.Client, args []string) (doneResult, error) {
-		var last api.Done
-		for _, req := range memberChanges(args[1], args[2:], role) {
+		var all api.Done
+		for i, req := range memberChanges(args[1], args[2:], role) {
 			d, err := c.GroupMember(ctx, args[0], req)
 			if err != nil {
-				return doneResult(d), err
+				return doneResult{}, behind(args[2:2+i], err)
 			}
-			last = d
+			if i > 0 {
+				d.Text = all.Text + "; " + d.Text
+			}
+			all = d
 		}
-		return doneResult(last), nil
+		return doneResult(all), nil
 	})
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) == 1 {
@@ -63,6 +67,16 @@ A spare observes until a voter is down for longer than the group's repair-after
 	}
 	c.Flags().StringVar(&role, "role", "", "with add: voter, observer or spare")
 	return c
+}
+
+// behind says in err which of the nodes were changed before it.
+func behind(changed []string, err error) error {
+	if e := (*api.Error)(nil); len(changed) > 0 && errors.As(err, &e) {
+		told := *e
+		told.Why += "; " + strings.Join(changed, ", ") + " was changed before"
+		return &told
+	}
+	return err
 }
 
 func memberChanges(op string, words []string, role string) (list []api.GroupMember) {
