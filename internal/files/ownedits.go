@@ -19,7 +19,8 @@ import (
 // is written now as it would have been then, and what the others made of it takes its place without a conflict.
 //
 // What was made by such an edit and is gone since would come back, since nothing says that it was ever here. Its record is
-// written as well, so that the scan finds that it is gone.
+// written as well, so that the scan finds that it is gone. And what was removed and made again would pass for a change of what
+// was there before: the record of that goes.
 
 // begin finds out, and at the first start of a binding records durably, what the group had committed before the binding
 // proposed anything. The state includes that.
@@ -85,7 +86,7 @@ func (o *ownEdits) show(index uint64, b *manifest.Batch) error {
 		}
 		before := o.latest[c.Path]
 		delete(o.latest, c.Path)
-		if o.others[c.Path] || c.Node.Kind == manifest.Absent {
+		if o.others[c.Path] {
 			continue
 		}
 		if c.Node.Kind == manifest.Dir && c.Base != 0 && before.node.Kind != manifest.Dir {
@@ -128,8 +129,8 @@ func (o *ownEdits) replaced() (paths []string) {
 
 // stands says whether what is in the manifest is what the edit has made. Of a directory others may have changed the metadata.
 func (e *ownEdit) stands(at *standing) bool {
-	if e.node.Kind == manifest.Dir {
-		return at.Kind == manifest.Dir
+	if e.node.Kind == manifest.Dir || e.node.Kind == manifest.Absent {
+		return at.Kind == e.node.Kind
 	}
 	return at.own && at.Version == e.version && at.Kind == e.node.Kind
 }
@@ -168,7 +169,8 @@ func (a *Agent) finishEdits(ctx context.Context) error {
 	return e.commit()
 }
 
-// finishGone records what this node has made, never recorded and not on its disk any more, as it stands in the manifest.
+// finishGone records what this node has made, never recorded and not on its disk any more, as it stands in the manifest; and
+// forgets what it has removed and what stands there no more, for it was not on its disk then.
 func (a *Agent) finishGone(e *edits, found *ownEdits) error {
 	paths := slices.Sorted(maps.Keys(found.latest))
 	stand, err := a.standings(paths)
@@ -183,6 +185,12 @@ func (a *Agent) finishGone(e *edits, found *ownEdits) error {
 		rec, err := a.table.get(path)
 		if err != nil {
 			return err
+		}
+		if edit.node.Kind == manifest.Absent && rec.Version < edit.version {
+			if err := a.setRecord(e, path, rec.Stat.Kind, record{}); err != nil {
+				return err
+			}
+			continue
 		}
 		if rec.Stat.Kind != manifest.Absent {
 			continue

@@ -380,6 +380,44 @@ func TestOwnEditAfterLostRecord(t *testing.T) {
 	})
 }
 
+// TestMadeAgainAfterLostRecord: a directory was removed, which is committed and not recorded when the process dies, and is
+// made again before the next one starts.
+func TestMadeAgainAfterLostRecord(t *testing.T) {
+	for name, make := range map[string]func(nd *node){
+		"directory": func(nd *node) { must(nd.f.t, os.Mkdir(nd.path("f"), 0o700)) },
+		"file":      func(nd *node) { nd.write("f", "again") },
+		"nothing":   func(*node) {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFarm(t, 2)
+			f.up()
+			nd := f.nodes[0]
+			must(t, os.Mkdir(nd.path("f"), 0o755))
+			f.flush()
+			nd.down()
+			old := nd.table
+			floor, err := table{old}.number(metaPlaced)
+			must(t, err)
+			nd.table = copyOf(t, old)
+			nd.up()
+			must(t, os.Remove(nd.path("f")))
+			f.flush()
+			nd.down()
+			nd.table = old
+			b := nd.table.Batch()
+			must(t, table{nd.table}.setNumber(b, metaPlaced, floor))
+			must(t, b.Commit())
+			make(nd)
+			nd.up()
+			f.flush()
+			f.same()
+			if _, err := os.Lstat(nd.path("f")); errors.Is(err, os.ErrNotExist) != (name == "nothing") {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+}
+
 // TestTouchedIsNotEdited: what only got another ctime while a node was down, as what the placer puts back does that was
 // killed at the wrong moment, is no edit: if others have removed it meanwhile, it goes.
 func TestTouchedIsNotEdited(t *testing.T) {
