@@ -135,7 +135,7 @@ func (m *member) start() {
 	})
 	must(err, "open core")
 	m.waiting, m.offers = map[uint64]func(core.Answer){}, map[uint64]int{}
-	m.applied, m.spoilt, m.rotten, m.losing = 0, 0, nil, false
+	m.applied, m.spoilt, m.rotten = 0, 0, nil
 	m.gr.ledger.opened(m)
 	if s.inSync {
 		m.keeper = keeper{}
@@ -164,6 +164,7 @@ func (m *member) stop() {
 	m.run++
 	m.g, m.rep, m.log = nil, nil, nil
 	m.queue, m.waiting, m.offers = nil, nil, nil
+	m.losing = false
 	m.jobs = jobs{}
 	m.cutAll()
 }
