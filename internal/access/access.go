@@ -27,7 +27,7 @@ var (
 	ErrOtherCluster  = errors.New("belongs to another cluster")
 	ErrOtherNode     = errors.New("belongs to another node")
 	ErrNotOfCA       = errors.New("not signed by this cluster's CA")
-	ErrExpired       = errors.New("certificate expired or not yet valid")
+	ErrNotYetValid   = errors.New("certificate not yet valid")
 	ErrNoCertificate = errors.New("no node certificate")
 	ErrNewerLevel    = errors.New("written by a newer version")
 	ErrNoIdentity    = errors.New("no node identity")

@@ -14,12 +14,13 @@ import (
 	"time"
 )
 
-const (
-	caYears   = 10
-	nodeYears = 2
-	// backdate lets a certificate be used at once on servers whose clocks are behind the issuer's.
-	backdate = 24 * time.Hour
-)
+// backdate lets a certificate be used at once on servers whose clocks are behind the issuer's.
+const backdate = 24 * time.Hour
+
+// never is how a certificate says that it does not expire (RFC 5280, 4.1.2.5). Who belongs to a cluster is what its
+// control group says, at any moment: a node that was removed is refused whatever its certificate says. A date would only
+// end clusters that nobody has thought of for long enough.
+func never() time.Time { return time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC) }
 
 const (
 	pemCert = "CERTIFICATE"
@@ -37,8 +38,8 @@ type CA struct {
 	rand    io.Reader
 }
 
-// NewCA makes the authority of a new cluster, valid for ten years from now. All its secrets, and the serial
-// numbers of what it signs, come from rand.
+// NewCA makes the authority of a new cluster, which does not expire. All its secrets, and the serial numbers of what
+// it signs, come from rand.
 func NewCA(cluster ClusterID, now time.Time, rand io.Reader) (*CA, error) {
 	key, err := NewKey(rand)
 	if err != nil {
@@ -53,7 +54,7 @@ func NewCA(cluster ClusterID, now time.Time, rand io.Reader) (*CA, error) {
 		Subject:               pkix.Name{CommonName: "Lockstep CA " + cluster.String()},
 		URIs:                  []*url.URL{clusterURI(cluster)},
 		NotBefore:             now.Add(-backdate),
-		NotAfter:              now.AddDate(caYears, 0, 0),
+		NotAfter:              never(),
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		IsCA:                  true,
 		BasicConstraintsValid: true,
@@ -106,12 +107,9 @@ func (ca *CA) KeyPEM() ([]byte, error) { return keyPEM(ca.key) }
 // Fingerprint identifies the certificate.
 func (ca *CA) Fingerprint() Fingerprint { return sha256.Sum256(ca.cert.Raw) }
 
-// NotAfter is when the authority itself expires.
-func (ca *CA) NotAfter() time.Time { return ca.cert.NotAfter }
-
 // Sign makes a node's certificate for the key of a certificate signing request (DER, see NewCSR), which proves
 // that the asker holds that key; everything else in the request is ignored. node is > 0 and was never given
-// to another server. The certificate is valid for two years from now, but not longer than the authority.
+// to another server. The certificate does not expire.
 func (ca *CA) Sign(csr []byte, node uint64, name string, now time.Time) (certPEM []byte, err error) {
 	pub, err := requestedKey(csr)
 	if err != nil {
@@ -149,24 +147,16 @@ func (ca *CA) sign(pub ed25519.PublicKey, node uint64, name string, now time.Tim
 	if node == 0 {
 		return nil, fmt.Errorf("sign certificate of node %s: node id 0", name)
 	}
-	if !now.Before(ca.cert.NotAfter) {
-		return nil, fmt.Errorf("sign certificate of node %s: the CA itself expired on %s: %w",
-			name, ca.cert.NotAfter.Format(time.DateOnly), ErrExpired)
-	}
 	serial, err := newSerial(ca.rand)
 	if err != nil {
 		return nil, fmt.Errorf("sign certificate of node %s: %w", name, err)
-	}
-	notAfter := now.AddDate(nodeYears, 0, 0)
-	if notAfter.After(ca.cert.NotAfter) {
-		notAfter = ca.cert.NotAfter
 	}
 	template := &x509.Certificate{
 		SerialNumber:          serial,
 		Subject:               pkix.Name{CommonName: name},
 		URIs:                  []*url.URL{NodeURI(ca.cluster, node)},
 		NotBefore:             now.Add(-backdate),
-		NotAfter:              notAfter,
+		NotAfter:              never(),
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		BasicConstraintsValid: true,

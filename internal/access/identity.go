@@ -93,9 +93,6 @@ func (id *Identity) Name() string { return id.name }
 // there may be of that level, so no program that does not know it may touch it.
 func (id *Identity) Level() int { return id.level }
 
-// NotAfter is when the node's certificate expires. Load does not refuse an expired one, peers do.
-func (id *Identity) NotAfter() time.Time { return id.cert.NotAfter }
-
 // CAFingerprint identifies the cluster's CA, as tokens carry it.
 func (id *Identity) CAFingerprint() Fingerprint { return sha256.Sum256(id.ca.Raw) }
 

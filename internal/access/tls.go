@@ -130,9 +130,8 @@ func verifyChain(leaf, ca *x509.Certificate, usage x509.ExtKeyUsage, now time.Ti
 	_, err := leaf.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{usage}})
 	var invalid x509.CertificateInvalidError
 	if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
-		return fmt.Errorf("certificate %q is valid from %s to %s, and the clock says %s: %w", invalid.Cert.Subject.CommonName,
-			invalid.Cert.NotBefore.Format(time.DateTime), invalid.Cert.NotAfter.Format(time.DateTime),
-			now.UTC().Format(time.DateTime), ErrExpired)
+		return fmt.Errorf("certificate %q is valid from %s on, and the clock says %s: %w", invalid.Cert.Subject.CommonName,
+			invalid.Cert.NotBefore.Format(time.DateTime), now.UTC().Format(time.DateTime), ErrNotYetValid)
 	}
 	if err != nil {
 		return fmt.Errorf("certificate %q: %w: %w", leaf.Subject.CommonName, ErrNotOfCA, err)

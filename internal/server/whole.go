@@ -32,7 +32,7 @@ func identityError(path string, err error) error {
 		e.Hint = "the files in identity/ do not belong together: put this node's own back, or " + rejoin
 	case errors.Is(err, access.ErrDamaged):
 		e.Code, e.Hint = api.CodeDamage, "put identity/ of this very node back, or "+rejoin
-	case errors.Is(err, access.ErrExpired):
+	case errors.Is(err, access.ErrNotYetValid):
 		e.Hint = "set this machine's clock; if it is right, " + rejoin
 	case errors.Is(err, access.ErrPermissions):
 		e.Hint = "give the file back to the user that the node runs as, with mode 0600"
