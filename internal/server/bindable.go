@@ -144,6 +144,6 @@ func (n *node) awaitBound(ctx context.Context, group string, which func(control.
 	ctx, cancel := context.WithTimeout(ctx, boundTime)
 	defer cancel()
 	each(g.Members, func(m control.Member) bool {
-		return which(m) && n.waitPlaced(ctx, g, m, 0, func() bool { return n.memberStill(g.ID, m) && n.isUp(ctx, m.Node) })
+		return which(m) && n.waitPlaced(ctx, g, m, 0, func() bool { return n.memberStill(g, m) && n.isUp(ctx, m.Node) })
 	})
 }

@@ -37,3 +37,33 @@ func TestWhoIsWaitedForChanges(t *testing.T) {
 		}
 	}
 }
+
+// TestAnotherHistoryAnswersNoWait: what a replica has placed of one history says nothing about another one, whose indexes
+// may be the lower ones. A node that has not heard of a fork yet must not pass for one that has everything.
+func TestAnotherHistoryAnswersNoWait(t *testing.T) {
+	s := startSealed(t)
+	defer func() { stopNode(t, s.node) }()
+	before := s.web()
+	answers := func(history [16]byte) bool {
+		t.Helper()
+		req := groupRequest{Group: before.ID, History: history}
+		_, flushed := s.flushHere(t.Context(), req)
+		_, placed := s.placedHere(t.Context(), req)
+		if (flushed == nil) != (placed == nil) {
+			t.Errorf("flush: %v; placed: %v", flushed, placed)
+		}
+		return flushed == nil
+	}
+	await(t, "the binding is open", func() bool { return answers(before.History) })
+	if answers([16]byte{1}) {
+		t.Error("another history's question is answered")
+	}
+	if _, err := s.recoverHere(t.Context(), groupRequest{Group: before.ID, Path: "n1"}); err != nil {
+		t.Fatal(err)
+	}
+	s.awaitRuns()
+	await(t, "the new history's question is answered", func() bool { return answers(s.web().History) })
+	if answers(before.History) {
+		t.Error("who goes by the history before the fork is answered")
+	}
+}
