@@ -234,9 +234,13 @@ func (s *Store) served() {
 	s.gone.used = s.opts.Now()
 }
 
-// openAt opens the file that the table of chunks knows by path.
+// openAt opens the file that the table of chunks knows by path. It knows a file by the path that it has left until the file
+// that came there is recorded.
 func (s *Store) openAt(path string) (Source, bool) {
 	name, gone := strings.CutPrefix(path, goneMark)
+	if !gone {
+		name, gone = s.justLeft(path)
+	}
 	if !gone {
 		if s.opts.OpenPath == nil {
 			return nil, false
@@ -249,6 +253,16 @@ func (s *Store) openAt(path string) (Source, bool) {
 	}
 	s.served()
 	return f, true
+}
+
+// justLeft is the file in WORK/gone of which the table of chunks does not know yet that it has left path.
+func (s *Store) justLeft(path string) (name string, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l := s.gone.byPath[path]; l != nil && !l.noted && !l.taken {
+		return l.name, true
+	}
+	return "", false
 }
 
 // movedChunks says from which path to which other one the table of chunks has to change what it has of a path that lost

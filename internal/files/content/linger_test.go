@@ -462,9 +462,12 @@ func (m *member) knowsNothing(t *testing.T) {
 }
 
 // A log is appended to, renamed and begun anew: only its new end moves. What was altered in the file that lingers is not
-// believed. Once the renamed file is placed the table knows its chunks, and after all is gone nothing.
+// believed. Once the renamed file is placed the table knows its chunks, and after all is gone nothing. It is the same if what
+// came in its place is not recorded yet.
 func TestChunksOfLingeringFile(t *testing.T) {
-	for name, altered := range map[string]bool{"as it was": false, "altered": true} {
+	for name, c := range map[string]struct{ altered, late bool }{
+		"as it was": {}, "altered": {altered: true}, "before the new one is recorded": {late: true},
+	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, 2)
 			m := r.members[2]
@@ -479,10 +482,18 @@ func TestChunksOfLingeringFile(t *testing.T) {
 			if !m.Retire(blake3.Sum256(data), int64(len(data)), "app.log", f.Name()) {
 				t.Fatal("not retired")
 			}
-			if err := m.RecordPlaced("app.log", manifest.Hash{}, chunk.Recipe{}); err != nil {
+			record := func() {
+				if err := m.RecordPlaced("app.log", manifest.Hash{}, chunk.Recipe{}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := os.WriteFile(filepath.Join(m.tree, "app.log"), []byte("a new day\n"), 0o644); err != nil {
 				t.Fatal(err)
 			}
-			if altered {
+			if !c.late {
+				record()
+			}
+			if c.altered {
 				if _, err := f.WriteAt(make([]byte, 8), 4<<20); err != nil {
 					t.Fatal(err)
 				}
@@ -494,8 +505,11 @@ func TestChunksOfLingeringFile(t *testing.T) {
 				t.Fatal(err)
 			}
 			m.holds(longer)
+			if c.late {
+				record()
+			}
 			most := int64(100_000 + chunk.Max)
-			if altered {
+			if c.altered {
 				most += chunk.Max
 			}
 			if got := m.Stats().Traffic.Received; got < 100_000 || got > most {
