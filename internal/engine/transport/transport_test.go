@@ -137,10 +137,7 @@ func TestRefusals(t *testing.T) {
 	}
 	anonymous := trusting(member)
 	anonymous.Certificates = nil
-	expired := func() *tls.Config { // to a server whose clock is three years on
-		return trusting(member)
-	}
-	old := f.nodeLate(4)
+	early := f.nodeEarly(4)
 	say := func(h hello) []byte { return h.append(nil) }
 	good := hello{version: helloVersion, cluster: cluster, from: 3, to: 1, boot: 99, age: 7, service: "echo", address: "h:1"}
 	for _, tt := range []struct {
@@ -166,7 +163,7 @@ func TestRefusals(t *testing.T) {
 		{what: "client of another cluster", addr: one.addr, cfg: trusting(g.identity(3, now)), send: say(good), says: "bad certificate", logs: g.ca.Cluster().String()},
 		{what: "server of another cluster", addr: one.addr, cfg: g.identity(3, now).Client(1), send: say(good), says: cluster.String()},
 		{what: "another server", addr: one.addr, cfg: member.Client(2), send: say(good), says: "0000000000000002"},
-		{what: "expired", addr: old.addr, cfg: expired(), send: say(good), says: "bad certificate", logs: "expired"},
+		{what: "not yet valid", addr: early.addr, cfg: trusting(member), send: say(good), says: "bad certificate", logs: "not yet valid"},
 		{what: "plaintext", addr: one.addr, send: []byte("GET / HTTP/1.1\r\n\r\n"), logs: "does not look like a TLS handshake"},
 		{what: "plaintext hello", addr: one.addr, send: say(good), logs: "does not look like a TLS handshake"},
 		{what: "oversized hello", addr: one.addr, cfg: member.Client(1), send: []byte{0xff, 0xff, 0xff, 0xff}, logs: "at most 1024"},
@@ -186,7 +183,7 @@ func TestRefusals(t *testing.T) {
 			if !strings.Contains(text, tt.says) {
 				t.Errorf("told %q, want %q", text, tt.says)
 			}
-			logs := []*testNode{one, two, old}
+			logs := []*testNode{one, two, early}
 			until(t, "logged: "+tt.logs, func() bool {
 				for _, n := range logs {
 					if strings.Contains(n.log.String(), tt.logs) {
@@ -214,10 +211,10 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// nodeLate has a clock on which all certificates of the farm expired.
-func (f *farm) nodeLate(id uint64) *testNode {
+// nodeEarly has a clock on which no certificate of the farm is valid yet.
+func (f *farm) nodeEarly(id uint64) *testNode {
 	return f.node(id, func(c *Config) {
-		c.Identity = f.identity(id, func() time.Time { return day0.AddDate(3, 0, 0) })
+		c.Identity = f.identity(id, func() time.Time { return day0.AddDate(0, 0, -3) })
 	}, nil)
 }
 
