@@ -342,14 +342,11 @@ func TestUnbindKeepsTheMajority(t *testing.T) {
 // elsewhere gives a node another address of this machine.
 func elsewhere(t *testing.T, n *farm.Node) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	address, err := farm.FreeAddress()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	n.Listen = l.Addr().String()
+	n.Listen = address
 }
 
 // TestNodesThatMove: nodes come back under other addresses, one of two and then two of three at once. The others find

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -84,11 +85,11 @@ func (f *Farm) AddAt(ctx context.Context, at Place, args ...string) (*Node, erro
 	}
 	var err error
 	if n.Listen == "" {
-		if n.Listen, err = freeAddress(); err != nil {
+		if n.Listen, err = FreeAddress(); err != nil {
 			return nil, err
 		}
 	}
-	if n.API, err = freeAddress(); err != nil {
+	if n.API, err = FreeAddress(); err != nil {
 		return nil, err
 	}
 	var join string
@@ -108,10 +109,10 @@ func (f *Farm) AddAt(ctx context.Context, at Place, args ...string) (*Node, erro
 func (f *Farm) Adopt(name, data, tree string) (*Node, error) {
 	n := &Node{Name: name, Data: data, Tree: tree, logFile: data + ".log"}
 	var err error
-	if n.Listen, err = freeAddress(); err != nil {
+	if n.Listen, err = FreeAddress(); err != nil {
 		return nil, err
 	}
-	if n.API, err = freeAddress(); err != nil {
+	if n.API, err = FreeAddress(); err != nil {
 		return nil, err
 	}
 	f.Nodes = append(f.Nodes, n)
@@ -348,11 +349,22 @@ func Poll(ctx context.Context, every time.Duration, try func() error) error {
 	}
 }
 
-func freeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+// Ports of nodes are below those that Linux gives to outgoing connections (ip_local_port_range, 32768 and above): one of
+// these would take a node's port between two starts of it, or before the first.
+const (
+	portsFrom = 20_000
+	portsTo   = 32_000
+)
+
+// FreeAddress is one on loopback on which nobody listens.
+func FreeAddress() (string, error) {
+	var err error
+	for range 100 {
+		address := fmt.Sprint("127.0.0.1:", portsFrom+rand.IntN(portsTo-portsFrom))
+		var l net.Listener
+		if l, err = net.Listen("tcp", address); err == nil {
+			return address, l.Close()
+		}
 	}
-	defer l.Close()
-	return l.Addr().String(), nil
+	return "", fmt.Errorf("farm: no free port: %w", err)
 }
