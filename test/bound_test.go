@@ -1,13 +1,11 @@
 package test
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/farm"
@@ -29,18 +27,8 @@ func TestBindingALiveDirectory(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("owners are set by root only")
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	f := &farm.Farm{Binary: binary, Dir: t.TempDir()}
-	t.Cleanup(func() {
-		if err := f.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	n1, err := f.Add(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ctx, f := cluster(t, 1)
+	n1 := f.Nodes[0]
 	n2, err := f.AddAt(ctx, farm.Place{Under: []string{"sh", "-c", `umask 077; exec "$@"`, "sh"}})
 	if err != nil {
 		t.Fatal(err)

@@ -1,11 +1,9 @@
 package test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -15,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/lockstep-sync/lockstep/api"
 	"github.com/lockstep-sync/lockstep/internal/farm"
 )
 
@@ -64,41 +61,13 @@ func becomes(ctx context.Context, node *farm.Node, name string, want float64) er
 
 // TestContentIsCounted: an operator sees what a directory's contents cost on the network, and what was spared.
 func TestContentIsCounted(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	f := &farm.Farm{Binary: binary, Dir: t.TempDir()}
-	t.Cleanup(func() {
-		if err := f.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	n1, err := f.Add(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	n2, err := f.Add(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := f.WaitVoting(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := n1.Client.DirCreate(ctx, api.DirCreate{Name: "web", Paths: map[string]string{n1.Name: n1.Tree, n2.Name: n2.Tree}}); err != nil {
-		t.Fatal(err)
-	}
+	ctx, f := start(t, 2)
+	n1, n2 := f.Nodes[0], f.Nodes[1]
 	const size = 1 << 20
-	data := make([]byte, size)
-	random := rand.NewChaCha8([32]byte{1})
-	if _, err := random.Read(data); err != nil {
-		t.Fatal(err)
-	}
-	for _, content := range [][]byte{data, bytes.Join([][]byte{data, []byte("a little more")}, nil)} {
-		if err := os.WriteFile(filepath.Join(n1.Tree, "large"), content, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if w, err := n1.Client.DirWait(ctx, "web", api.DirWaitFor{Mode: api.WaitAll, Timeout: "30s"}, nil); err != nil || !w.Done {
-			t.Fatal(w, err)
-		}
+	data := noise(t, 1, size)
+	for _, content := range []string{data, data + "a little more"} {
+		write(t, n1, "large", content)
+		settle(t, ctx, f)
 	}
 	for _, c := range []struct {
 		node      *farm.Node

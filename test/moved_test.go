@@ -1,16 +1,11 @@
 package test
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
-
-	"github.com/lockstep-sync/lockstep/api"
-	"github.com/lockstep-sync/lockstep/internal/farm"
 )
 
 // noise is a content that nothing else shares a chunk with.
@@ -27,36 +22,8 @@ func noise(t *testing.T, seed byte, size int) string {
 // TestMovedContentStays: what is moved is not sent again, though the other nodes carry out the deletion first: neither a
 // renamed directory, nor a log that is rotated, but for what was written to it meanwhile.
 func TestMovedContentStays(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 80*time.Second)
-	defer cancel()
-	f := &farm.Farm{Binary: binary, Dir: t.TempDir()}
-	t.Cleanup(func() {
-		if err := f.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	paths := map[string]string{}
-	var nodes []*farm.Node
-	for range 3 {
-		n, err := f.Add(ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
-		nodes, paths[n.Name] = append(nodes, n), n.Tree
-	}
-	if err := f.WaitVoting(ctx); err != nil {
-		t.Fatal(err)
-	}
-	n1 := nodes[0]
-	if _, err := n1.Client.DirCreate(ctx, api.DirCreate{Name: "web", Paths: paths}); err != nil {
-		t.Fatal(err)
-	}
-	settle := func() {
-		t.Helper()
-		if w, err := n1.Client.DirWait(ctx, "web", api.DirWaitFor{Mode: api.WaitAll, Timeout: "40s"}, nil); err != nil || !w.Done {
-			t.Fatal(w, err)
-		}
-	}
+	ctx, f := start(t, 3)
+	nodes, n1 := f.Nodes, f.Nodes[0]
 	received := func() (sum float64) {
 		t.Helper()
 		for _, n := range nodes {
@@ -81,7 +48,7 @@ func TestMovedContentStays(t *testing.T) {
 	}
 	log := noise(t, 100, size)
 	write(t, n1, "app.log", log)
-	settle()
+	settle(t, ctx, f)
 	before := received()
 	if before < 2*(files+1)*size {
 		t.Fatalf("%.0f bytes of contents received; the counter does not count", before)
@@ -93,7 +60,7 @@ func TestMovedContentStays(t *testing.T) {
 	if err := os.Rename(year, filepath.Join(n1.Tree, "archive/2025")); err != nil {
 		t.Fatal(err)
 	}
-	settle()
+	settle(t, ctx, f)
 	for path, want := range contents {
 		for _, n := range nodes {
 			appears(t, ctx, n, path, want)
@@ -112,7 +79,7 @@ func TestMovedContentStays(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, n1, "app.log", "a new day\n")
-	settle()
+	settle(t, ctx, f)
 	for _, n := range nodes {
 		appears(t, ctx, n, "app.log.1", log)
 		appears(t, ctx, n, "app.log", "a new day\n")
